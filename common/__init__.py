@@ -1,1 +1,1 @@
-"""Values and rules that coordinator and hospital share: no network, no disk beyond what is handed in."""
+"""Values and rules that coordinator and hospital share; no network, only the files handed in."""

@@ -14,7 +14,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -22,6 +22,18 @@ from common.errors import ProtocolError
 
 StudyId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+PROTOCOL: Final = "study-protocol"
+"""Kind of the signed statement that holds a protocol."""
+
+APPROVAL: Final = "study-approval"
+"""Kind of the signed statement by which a hospital approves a protocol."""
+
+RELEASE: Final = "model-release"
+"""Kind of the signed statement that names the files of a released model."""
+
+PREPROCESSING_ALGORITHM: Final = "brain-zscore/1"
+"""Version of ``client.imaging.preprocessing``: changes whenever its output does."""
+
 Reportable = Literal["dice", "case_count", "privacy_spent"]
 Trainable = Literal["all", "norms", "head", "last_decoder"]
 
@@ -160,9 +172,7 @@ class StudyProtocol(_Frozen):
 
 def preprocessing_digest(options: PreprocessingOptions, algorithm: str) -> str:
     """Return the digest that ties a model to its preprocessing: options and algorithm version."""
-    text = json.dumps(
-        {"algorithm": algorithm, **options.model_dump(mode="json")}, sort_keys=True
-    )
+    text = json.dumps({"algorithm": algorithm, **options.model_dump(mode="json")}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -187,7 +197,9 @@ def read_protocol(path: Path) -> StudyProtocol:
         with path.open("rb") as file:
             data = tomllib.load(file)
     except OSError as error:
-        raise ProtocolError(f"Cannot read {path}: {error.strerror}.", do="Check the path.") from None
+        raise ProtocolError(
+            f"Cannot read {path}: {error.strerror}.", do="Check the path."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"{path} is not TOML: {error}.", do="Correct that line.") from None
     return parse_protocol(data, source=str(path))

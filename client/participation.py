@@ -1,0 +1,135 @@
+"""What a site does with an order: check, consent, train or evaluate, check again, record, answer.
+
+Order of things, each before the next: the protocol's signature, the hospital's own decision and
+policy, the privacy ledger (before each step), the journal's "sent", and only then the reply. An
+update that was trained for a round is kept until the next one, so that an order that is given
+again, after a crash anywhere, is answered with the same update and costs no patient anything more.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import traceback
+from pathlib import Path
+
+from client import studies
+from client.consent import check_order
+from client.imaging import preprocessing
+from client.site import Site
+from common.errors import ConsentError, GliofedError, UpdateError
+from common.identity import Statement
+from common.protocol import StudyProtocol
+from common.weights import Arrays, digest, load, norm, save
+from common.wire import Content, Order, Report, case_count_bucket, pack, refusal, unpack_order
+
+
+class Participation:
+    """Answers the orders of one site."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    @classmethod
+    def open(cls, folder: Path) -> Participation:
+        return cls(Site.open(folder))
+
+    def answer(self, content: Content) -> Content:
+        """Return the reply to an order. Never raises for what an order or the data can cause."""
+        order, weights = unpack_order(content)
+        del content
+        try:
+            report, update = self._carry_out(order, weights)
+        except GliofedError as error:
+            report, update = refusal(order, error), None
+            if error.code not in {"not-approved", "policy-hours"}:
+                self._record("order refused", order, code=error.code, reason=str(error))
+        except Exception:  # noqa: BLE001  the site's edge: the text stays here, a code leaves
+            report, update = refusal(order, GliofedError("unforeseen")), None
+            self._record("order failed", order, reason=traceback.format_exc()[-4000:])
+        return pack(report, update)
+
+    def _carry_out(self, order: Order, weights: Arrays) -> tuple[Report, Arrays | None]:
+        site = Site.open(self._site.folder)  # settings and decisions may have changed
+        protocol = site.keep_protocol(Statement.loads(order.protocol))
+        if protocol.study != order.study:
+            raise ConsentError("The order is for another study than its protocol.", code="mismatch")
+        decided = site.decision(order.study)
+        if order.kind == "offer":
+            if decided is None or decided[0].protocol != protocol.digest:
+                return self._report(order, status="pending", code="not-approved"), None
+            if decided[0].decision == "approve":
+                return self._report(order, approval=decided[1].dumps()), None
+        check_order(
+            protocol,
+            decided[0] if decided else None,
+            site.settings.policy,
+            now=dt.datetime.now(),  # noqa: DTZ005  the policy's hours are local time
+            preprocessing_sha256=preprocessing.digest(protocol.preprocessing),
+        )
+        if order.kind == "initial":
+            return self._report(order), studies.starting_weights(protocol)
+        if order.weights_sha256 != digest(weights):
+            raise UpdateError("The weights are not those that the order names.", code="weights")
+        if order.kind == "evaluate":
+            scores = studies.validate(site, protocol, weights)
+            dice = scores if self._may(site, protocol, "dice") and scores else None
+            if dice is not None:
+                self._record("sent", order, what="validation Dice", dice=dice)
+            return self._report(order, dice=dice), None
+        return self._train(site, order, protocol, weights)
+
+    def _train(
+        self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays
+    ) -> tuple[Report, Arrays]:
+        kept = site.folder / "outbox" / order.study / f"{order.round:04d}-{order.weights_sha256}"
+        update_path = kept.with_suffix(".safetensors")
+        if update_path.exists():
+            update = load(update_path)
+            self._record("order given again", order, update=digest(update))
+        else:
+            self._record("training", order, base=order.weights_sha256)
+            update = studies.train(site, protocol, weights, round_number=order.round)
+            save(update_path, update, {"study": order.study, "round": str(order.round)})
+            for old in kept.parent.glob("*.safetensors"):
+                if old != update_path:
+                    old.unlink()
+        report = self._report(
+            order,
+            case_count=(
+                case_count_bucket(studies.training_cases(site, protocol))
+                if self._may(site, protocol, "case_count")
+                else None
+            ),
+            privacy_spent=(
+                studies.privacy_spent(site, protocol)
+                if protocol.private and self._may(site, protocol, "privacy_spent")
+                else None
+            ),
+        )
+        self._record(
+            "sent",
+            order,
+            what="weight update",
+            update=digest(update),
+            arrays=len(update),
+            bytes=sum(array.nbytes for array in update.values()),
+            norm=round(norm(update), 6),
+            private=protocol.private,
+            **report.model_dump(include={"case_count", "privacy_spent"}, exclude_none=True),
+        )
+        return report, update
+
+    @staticmethod
+    def _may(site: Site, protocol: StudyProtocol, what: str) -> bool:
+        """Return whether both the protocol and the hospital's policy let ``what`` be reported."""
+        return what in protocol.reports and what in site.settings.policy.reports
+
+    @staticmethod
+    def _report(order: Order, *, status: str = "done", **fields: object) -> Report:
+        base = {"kind": order.kind, "study": order.study, "round": order.round, "status": status}
+        return Report.model_validate({**base, **fields})
+
+    def _record(self, event: str, order: Order, **facts: object) -> None:
+        self._site.journal.append(
+            event, study=order.study, round=order.round, order=order.kind, **facts
+        )

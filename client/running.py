@@ -1,0 +1,32 @@
+"""What `gliofed-site run` keeps alive: the SuperNode and the worker."""
+
+from __future__ import annotations
+
+import sys
+
+from client.site import Site
+from common.processes import Child, free_port, script
+
+
+def children(site: Site) -> list[Child]:
+    """Return the site's processes in the order in which they start."""
+    folder = site.folder
+    flower = folder / "flower"
+    (flower / "home").mkdir(parents=True, exist_ok=True)
+    port = str(free_port())
+    node = [
+        script("flower-supernode"),
+        *("--superlink", site.kit.address),
+        *("--root-certificates", str(folder / "ca.crt")),
+        *("--auth-supernode-private-key", str(folder / "keys" / "node.key")),
+        *("--host", "127.0.0.1", "--port", port),
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(site.superexec_secret)),
+    ]
+    worker = [sys.executable, "-m", "client.worker", str(folder), f"127.0.0.1:{port}"]
+    log = flower / "log"
+    environment = {"FLWR_HOME": str(flower / "home")}
+    return [
+        Child("supernode", node, log / "supernode.log", environment),
+        Child("worker", worker, log / "worker.log", environment),
+    ]

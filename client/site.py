@@ -1,0 +1,314 @@
+"""The hospital's folder: its settings, keys, kit and the decisions that its people signed.
+
+The folder::
+
+    site.toml           settings and policy; people edit it, gliofed only reads it
+    keys/               identity.key (Ed25519), node.key (P-384), superexec.secret: 0600
+    request.json        what is sent to the coordinator to enrol
+    kit.json, ca.crt    what came back
+    studies/ID/         protocol.json (signed by the coordinator), decision.json (signed here)
+    ledger.sqlite       the privacy budget
+    journal.jsonl       what happened, what left
+    cache/ models/ outbox/ flower/
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+import tomllib
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from common.errors import ConsentError, IdentityError, StateError
+from common.files import write_bytes, write_json, write_secret
+from common.identity import Identity, Statement
+from common.journal import Journal
+from common.kit import Kit, Request, open_kit, sign_request
+from common.protocol import APPROVAL, PROTOCOL, Reportable, SiteName, StudyProtocol, parse_protocol
+
+_SETTINGS = """\
+# Settings of this hospital's gliofed site. gliofed reads this file and never changes it.
+
+name = "{name}"
+
+# Folder with the patients' scans: BraTS, Decathlon or BIDS layout, or a CSV manifest.
+data = "{data}"
+
+[policy]
+# The most that all studies together may ever cost one patient (epsilon at the study's delta).
+max_epsilon = 10.0
+# Training without differential privacy: only if this says so and the study's protocol does too.
+allow_without_privacy = false
+networks = ["segresnet"]
+# What may leave beside weight updates: "dice", "case_count" (in buckets), "privacy_spent".
+# Exact Dice scores are about the validation patients and are not covered by epsilon.
+reports = ["dice", "case_count", "privacy_spent"]
+# When orders may be carried out, in local time, such as "20:00-06:00".
+hours = "00:00-24:00"
+
+[machine]
+# "auto" takes CUDA, then Apple's GPU, then the CPU.
+device = "auto"
+# CPU threads for training; 0 leaves the choice to torch.
+threads = 0
+"""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Policy(_Frozen):
+    """What the hospital allows, whatever a protocol asks."""
+
+    max_epsilon: float = Field(default=10.0, gt=0)
+    allow_without_privacy: bool = False
+    networks: tuple[str, ...] = ("segresnet",)
+    reports: tuple[Reportable, ...] = ("dice", "case_count", "privacy_spent")
+    hours: str = Field(default="00:00-24:00", pattern=r"^\d\d:\d\d-\d\d:\d\d$")
+
+    @field_validator("hours")
+    @classmethod
+    def _times(cls, value: str) -> str:
+        for part in value.split("-"):
+            hour, minute = map(int, part.split(":"))
+            if hour * 60 + minute > 24 * 60 or minute > 59:
+                raise ValueError(f"{part} is not a time of day")
+        return value
+
+    def open_at(self, now: dt.time) -> bool:
+        """Return whether orders may be carried out at ``now``; the window may pass midnight."""
+        begin, end = (int(p[:2]) * 60 + int(p[3:]) for p in self.hours.split("-"))
+        minute = now.hour * 60 + now.minute
+        return begin <= minute < end if begin <= end else minute >= begin or minute < end
+
+
+class Machine(_Frozen):
+    """What the site's computer offers. Nothing here can change what a study costs."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int = Field(default=0, ge=0, le=1024)
+
+
+class SiteSettings(_Frozen):
+    """``site.toml``."""
+
+    name: SiteName
+    data: str = Field(min_length=1)
+    policy: Policy = Policy()
+    machine: Machine = Machine()
+
+
+class Decision(_Frozen):
+    """What a person at the hospital decided about one protocol."""
+
+    study: str
+    protocol: str
+    site: str
+    decision: Literal["approve", "refuse"]
+    by: str = Field(min_length=1, max_length=200)
+    why: str = Field(default="", max_length=500)
+    time: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """The hospital's folder, opened."""
+
+    folder: Path
+    settings: SiteSettings
+
+    @classmethod
+    def open(cls, folder: Path) -> Site:
+        """Raise StateError if ``folder`` is not a site's folder or its settings are wrong."""
+        path = folder / "site.toml"
+        if not path.exists():
+            raise StateError(
+                f"{folder} is not a site's folder.",
+                do="Make one with `gliofed-site request`, or check the path.",
+            )
+        try:
+            settings = SiteSettings.model_validate(tomllib.loads(path.read_text()))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StateError(f"{path} is not TOML: {error}.", do="Correct that line.") from None
+        except ValidationError as error:
+            lines = [
+                f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+            ]
+            raise StateError(
+                f"{path} has wrong settings:\n" + "\n".join(lines) + "\n",
+                do="Correct each line named above.",
+            ) from None
+        return cls(folder.resolve(), settings)
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def data(self) -> Path:
+        """The cohort's folder; a relative path is relative to the site's folder."""
+        return (self.folder / self.settings.data).resolve()
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.folder / "journal.jsonl")
+
+    @property
+    def identity(self) -> Identity:
+        return Identity.load(self.folder / "keys" / "identity.key")
+
+    @property
+    def superexec_secret(self) -> Path:
+        return self.folder / "keys" / "superexec.secret"
+
+    @property
+    def kit(self) -> Kit:
+        """Raise StateError if the site has not joined a consortium yet."""
+        path = self.folder / "kit.json"
+        if not path.exists():
+            raise StateError(
+                f"The site {self.name} has not joined a consortium.",
+                do="Send request.json to the coordinator and `gliofed-site join` with the answer.",
+            )
+        statement = Statement.load(path, what="site kit")
+        return open_kit(statement, identity_key=self.identity.public)
+
+    def study_names(self) -> list[str]:
+        return sorted(path.parent.name for path in self.folder.glob("studies/*/protocol.json"))
+
+    def protocol(self, study: str) -> StudyProtocol:
+        """Return a protocol that was offered to this site; raise StateError."""
+        path = self.folder / "studies" / study / "protocol.json"
+        if not path.exists():
+            raise StateError(
+                f"No study named {study} was offered to {self.name}.",
+                do="`gliofed-site studies` lists those that were; is `gliofed-site run` running?",
+            )
+        return self.open_protocol(Statement.load(path, what="study protocol"))
+
+    def open_protocol(self, statement: Statement) -> StudyProtocol:
+        """Return the protocol if the site's own coordinator signed it; raise IdentityError."""
+        body = statement.opened(kind=PROTOCOL, signer=self.kit.coordinator_key)
+        return parse_protocol(body, source="The offered protocol")
+
+    def keep_protocol(self, statement: Statement) -> StudyProtocol:
+        """Keep an offered protocol; one that differs from the one kept before is refused."""
+        protocol = self.open_protocol(statement)
+        path = self.folder / "studies" / protocol.study / "protocol.json"
+        if path.exists():
+            if self.protocol(protocol.study).digest != protocol.digest:
+                raise ConsentError(
+                    f"Study {protocol.study} was offered before with another protocol.",
+                    do="Ask the coordinator; a changed protocol needs a new study id.",
+                    code="protocol-changed",
+                )
+            return protocol
+        self.journal.append("study offered", study=protocol.study, protocol=protocol.digest)
+        statement.save(path)
+        return protocol
+
+    def decision(self, study: str) -> tuple[Decision, Statement] | None:
+        """Return what was decided about ``study`` with its signature, or None."""
+        path = self.folder / "studies" / study / "decision.json"
+        if not path.exists():
+            return None
+        statement = Statement.load(path, what="decision")
+        body = statement.opened(kind=APPROVAL, signer=self.identity.public)
+        return Decision.model_validate(body), statement
+
+    def decide(
+        self, study: str, decision: Literal["approve", "refuse"], *, by: str, why: str = ""
+    ) -> Decision:
+        """Sign and keep a decision about a study that was offered."""
+        value = Decision(
+            study=study,
+            protocol=self.protocol(study).digest,
+            site=self.name,
+            decision=decision,
+            by=by,
+            why=why,
+            time=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        )
+        statement = self.identity.sign(APPROVAL, value.model_dump())
+        self.journal.append(f"study {decision}d", **value.model_dump())
+        statement.save(self.folder / "studies" / study / "decision.json")
+        return value
+
+
+def request(folder: Path, *, name: str, data: Path | None) -> Site:
+    """Make a site's folder with its keys and its enrolment request; raise StateError."""
+    if (folder / "site.toml").exists():
+        raise StateError(
+            f"{folder} is a site's folder already.",
+            do="Its request is in request.json; choose another folder for another site.",
+        )
+    text = _SETTINGS.format(name=name, data=data.resolve() if data else "data")
+    try:
+        SiteSettings.model_validate(tomllib.loads(text))
+    except ValidationError:
+        raise StateError(
+            f"{name!r} cannot be a site's name.",
+            do="Use letters, digits, - and _ only, at most 63, beginning with a letter or digit.",
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    identity = Identity.create(folder / "keys" / "identity.key")
+    node_key = ec.generate_private_key(ec.SECP384R1())
+    write_secret(
+        folder / "keys" / "node.key",
+        node_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        ),
+    )
+    write_secret(folder / "keys" / "superexec.secret", secrets.token_hex(32).encode())
+    public = node_key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    wanted = Request(
+        site=name,
+        identity_key=identity.public,
+        node_key=public.decode(),
+        version=version("gliofed"),
+    )
+    sign_request(wanted, identity).save(folder / "request.json")
+    write_bytes(folder / "site.toml", text.encode())
+    site = Site.open(folder)
+    site.journal.append("site made", site=name, key=identity.public)
+    return site
+
+
+def join(site: Site, path: Path, *, coordinator: str | None = None) -> Kit:
+    """Take the kit at ``path``; ``coordinator`` is the fingerprint that it must have, if known."""
+    from common.identity import fingerprint
+
+    statement = Statement.load(path, what="site kit")
+    kit = open_kit(statement, identity_key=site.identity.public)
+    if kit.site != site.name:
+        raise IdentityError(f"The kit is for {kit.site}, this site is {site.name}.")
+    if coordinator is not None and fingerprint(kit.coordinator_key) != coordinator:
+        raise IdentityError(
+            f"The kit is signed by {fingerprint(kit.coordinator_key)}, not by {coordinator}.",
+            do="Do not use it: ask the coordinator by telephone who sent it.",
+        )
+    path = site.folder / "kit.json"
+    if path.exists() and site.kit.coordinator_key != kit.coordinator_key:
+        raise IdentityError(
+            f"{site.name} belongs to the consortium {site.kit.consortium} already.",
+            do="Make another folder with `gliofed-site request` for another consortium.",
+        )
+    site.journal.append(
+        "consortium joined", consortium=kit.consortium, key=kit.coordinator_key, address=kit.address
+    )
+    write_bytes(site.folder / "ca.crt", kit.ca_certificate.encode())
+    write_json(path, statement.to_dict())
+    return kit

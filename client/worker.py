@@ -1,0 +1,155 @@
+"""The long-lived worker: takes orders from the site's SuperNode and runs the installed code.
+
+It stands where Flower would unpack a bundle and start a new process for each message. The bundle
+is looked at, never installed and never run: one that is not the code-free bundle of this product is
+refused. Torch and the cache stay warm between rounds. Texts of failures stay at the site.
+
+If the worker is killed while it holds an order, the next worker finds the order's token, tells the
+coordinator at once that it was lost, and takes the next order.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+from flwr.app import Message
+from flwr.app.error import Error
+from flwr.app.message import remove_content_from_message
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.auth import load_superexec_auth_secret
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from client.app import app
+from client.site import Site
+from common.errors import GliofedError
+from common.files import read_json, write_secret
+from common.processes import repeating
+from common.wire import check_bundle
+
+_ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+_CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
+_POLL_S: Final = 0.2
+_HEARTBEAT_S: Final = 10.0
+
+
+class _Node(NamedTuple):
+    """What Flower needs to know of a context to push a message."""
+
+    node_id: int
+    run_id: int
+
+
+class Worker:
+    """Works for the SuperNode whose runtime listens at ``address``."""
+
+    def __init__(self, site: Site, address: str) -> None:
+        self._site = site
+        self._address = address
+        self._held = site.folder / "flower" / "order.json"
+
+    def run(self) -> None:
+        """Take orders until the process ends."""
+        self._give_back_lost_order()
+        secret = load_superexec_auth_secret(secret_file=str(self._site.superexec_secret))
+        acquire = self._client(
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE),
+            name="SuperExec",
+        )
+        wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        while True:
+            try:
+                answer = acquire.AcquireTask(wanted)
+                if answer.HasField("task") and answer.token:
+                    self._work(str(answer.token))
+                    continue
+            except _CALL_ERRORS:
+                time.sleep(1.0)  # the SuperNode is starting or was restarted
+            time.sleep(_POLL_S)
+
+    def _work(self, token: str) -> None:
+        """Carry out one order. Whatever goes wrong, the SuperNode gets an answer."""
+        client = self._client(RuntimeTokenHttpInterceptor(token), name="flwr-clientapp")
+        status = SubStatus.FAILED
+        with contextlib.closing(client), repeating(lambda: _beat(client), every_s=_HEARTBEAT_S):
+            message, context, run, fab = pull_task_input(client)
+            self._hold(token, message, context.node_id)
+            try:
+                context.node_config = {"site": str(self._site.folder)}
+                check_bundle(fab.content)
+                reply = app(message=message, context=context)
+                status = SubStatus.COMPLETED
+            except GliofedError as error:
+                self._site.journal.append(
+                    "order refused", run=run.run_id, code=error.code, reason=str(error)
+                )
+                reply = _failure(message, error.code)
+            except Exception:  # noqa: BLE001  the process's edge: the text must not leave
+                self._site.journal.append("order failed", reason=traceback.format_exc()[-4000:])
+                reply = _failure(message, "internal")
+            push_message(client, reply, context)
+            push_task_output(client, context, status, "")
+        self._held.unlink(missing_ok=True)
+
+    def _hold(self, token: str, message: Message, node_id: int) -> None:
+        proto = message_to_proto(remove_content_from_message(message))
+        held = {
+            "token": token,
+            "node_id": str(node_id),
+            "message": base64.b64encode(proto.SerializeToString()).decode(),
+        }
+        write_secret(self._held, json.dumps(held).encode())
+
+    def _give_back_lost_order(self) -> None:
+        """Answer the order that an earlier worker held when it was killed, if there is one."""
+        if not self._held.exists():
+            return
+        held = read_json(self._held, what="held order")
+        self._site.journal.append("order lost", reason="the worker was killed")
+        message = message_from_proto(
+            MessageProto.FromString(base64.b64decode(str(held["message"])))
+        )
+        client = self._client(RuntimeTokenHttpInterceptor(held["token"]), name="flwr-clientapp")
+        with contextlib.closing(client), contextlib.suppress(*_CALL_ERRORS):
+            context = _Node(int(held["node_id"]), message.metadata.run_id)
+            push_message(client, _failure(message, "worker-restarted"), context)
+            push_task_output(client, None, SubStatus.FAILED, "")
+        self._held.unlink(missing_ok=True)
+
+    def _client(self, interceptor: Any, *, name: str) -> RuntimeHttpClient:
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name=name), interceptor],
+        )
+
+
+def _beat(client: RuntimeHttpClient) -> None:
+    with contextlib.suppress(*_CALL_ERRORS):
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+
+
+def _failure(message: Message, code: str) -> Message:
+    return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=code), reply_to=message)
+
+
+if __name__ == "__main__":
+    Worker(Site.open(Path(sys.argv[1])), sys.argv[2]).run()

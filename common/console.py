@@ -1,0 +1,83 @@
+"""How every command speaks: tables for people, JSON for programs, one way to fail.
+
+A command raises a ``GliofedError``; ``run`` prints what happened and what to do next, and ends with
+the error's exit code. With ``--json`` the error is a JSON object too, so that scripts can read it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from common.errors import GliofedError
+
+out = Console()
+err = Console(stderr=True)
+
+
+def show_json(value: Any) -> None:
+    """Print ``value`` as JSON on standard output, without colour or wrapping."""
+    sys.stdout.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; the first column is to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = index > 0 and all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    out.print(table)
+
+
+def say(text: str) -> None:
+    """Print one plain sentence."""
+    out.print(escape(text), highlight=False)
+
+
+def warn(text: str) -> None:
+    """Print what a person must not overlook, in red, on standard error."""
+    err.print(f"[bold red]{escape(text)}[/]", highlight=False)
+
+
+@contextmanager
+def progress(title: str, total: int | None) -> Iterator[Progress]:
+    """Show a progress bar on standard error while the block runs."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        bar.add_task(title, total=total)
+        yield bar
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command-line application: errors of ours become a sentence and an exit code."""
+    try:
+        app()
+    except GliofedError as error:
+        if "--json" in sys.argv:
+            value = {"error": error.code, "message": error.message, "do": error.do}
+            show_json(value)
+        else:
+            err.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False)
+            if error.do:
+                err.print(f"[bold]What to do:[/] {escape(error.do.strip())}", highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("Stopped.")
+        sys.exit(130)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return escape(str(value))

@@ -1,0 +1,156 @@
+"""Keys and signed statements.
+
+A consortium's coordinator and each hospital own one Ed25519 key. What they promise each other
+(a protocol, an approval, a kit, a release) is a *statement*: a kind, a JSON body, the signer's
+public key and a signature over both. The kind is signed with the body, so that a statement can
+never be passed off as one of another kind. Private keys never leave the folder they are made in.
+
+Standard: RFC 8032 (Ed25519). Out of scope: TLS certificates (``server.provisioning``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from common.errors import IdentityError, StateError
+from common.files import read_json, write_json, write_secret
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A signed statement. Only ``opened`` gives its body, after the signature was checked."""
+
+    kind: str
+    body: dict[str, Any]
+    signer: str
+    signature: str
+
+    def opened(self, *, kind: str, signer: str) -> dict[str, Any]:
+        """Return the body if this is a ``kind`` signed by the public key ``signer`` (hex).
+
+        Raises IdentityError otherwise.
+        """
+        if self.kind != kind:
+            raise IdentityError(
+                f"Expected a signed {kind}, got a {self.kind}.", do="Check which file was given."
+            )
+        if self.signer != signer:
+            raise IdentityError(
+                f"This {kind} is signed by key {fingerprint(self.signer)}, "
+                f"not by {fingerprint(signer)}.",
+                do="Compare the fingerprints with the sender by telephone.",
+            )
+        try:
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer))
+            key.verify(bytes.fromhex(self.signature), _payload(kind, self.body))
+        except (InvalidSignature, ValueError):
+            raise IdentityError(
+                f"The signature of this {kind} does not fit its content: it was changed.",
+                do="Ask the sender for it again.",
+            ) from None
+        return self.body
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "body": self.body,
+            "signer": self.signer,
+            "signature": self.signature,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Statement:
+        """Raise IdentityError unless ``data`` has the form of a statement."""
+        if not isinstance(data, dict):
+            raise IdentityError("A signed statement is a JSON object.", do="Ask for it again.")
+        try:
+            fields = {name: data[name] for name in ("kind", "body", "signer", "signature")}
+        except KeyError as error:
+            raise IdentityError(
+                f"A signed statement lacks {error}.", do="Ask for it again."
+            ) from None
+        texts = [fields["kind"], fields["signer"], fields["signature"]]
+        if not isinstance(fields["body"], dict) or not all(isinstance(t, str) for t in texts):
+            raise IdentityError("A signed statement has the wrong types.", do="Ask for it again.")
+        return cls(**fields)
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path, *, what: str) -> Statement:
+        return cls.from_dict(read_json(path, what=what))
+
+    def dumps(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def loads(cls, text: str) -> Statement:
+        try:
+            data = json.loads(text)
+        except ValueError:
+            raise IdentityError("A signed statement is not JSON.", do="Ask for it again.") from None
+        return cls.from_dict(data)
+
+
+class Identity:
+    """A private Ed25519 key and what can be done with it."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = key.public_key().public_bytes_raw().hex()
+
+    @classmethod
+    def create(cls, path: Path) -> Identity:
+        """Make a key and keep it at ``path``, readable by its owner only.
+
+        Raises StateError if a key is there.
+        """
+        if path.exists():
+            raise StateError(f"{path} already holds a key.", do="Choose an empty folder.")
+        key = Ed25519PrivateKey.generate()
+        pem = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        write_secret(path, pem)
+        return cls(key)
+
+    @classmethod
+    def load(cls, path: Path) -> Identity:
+        """Read the key at ``path``; raise StateError if it is missing or damaged."""
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except FileNotFoundError:
+            raise StateError(
+                f"There is no key at {path}.", do="Is this the right folder? Keys are made once."
+            ) from None
+        except (OSError, ValueError, TypeError) as error:
+            raise StateError(f"Cannot read the key {path}: {error}.") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise StateError(f"{path} does not hold an Ed25519 key.")
+        return cls(key)
+
+    def sign(self, kind: str, body: dict[str, Any]) -> Statement:
+        """Return ``body`` as a signed statement of ``kind``."""
+        return Statement(kind, body, self.public, self._key.sign(_payload(kind, body)).hex())
+
+
+def fingerprint(public_key: str) -> str:
+    """Return a short form of a public key (hex) that two people can compare by telephone."""
+    digest = hashlib.sha256(public_key.encode()).hexdigest()[:20]
+    return "-".join(digest[i : i + 4] for i in range(0, 20, 4))
+
+
+def _payload(kind: str, body: dict[str, Any]) -> bytes:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"gliofed/{kind}/1\n{text}".encode()

@@ -1,0 +1,172 @@
+"""Keep a small set of child processes alive.
+
+A *supervisor* starts each child, restarts it when it ends (waiting longer after each quick death)
+and stops all of them, by pid, when it is told to stop. On Linux children also die with their
+parent, even when the parent is killed with SIGKILL, so that nothing is left holding a port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from common.errors import StateError
+
+FLOWER_ENVIRONMENT: Final = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+"""Nothing is fetched and nothing is told to anyone at run time."""
+
+_QUICK_S = 10.0
+_LONGEST_PAUSE_S = 15.0
+_STOP_GRACE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Child:
+    """A command to keep running; its output goes to ``log``."""
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Runs children until ``stop``; calls ``told(name, event, detail)`` at each start and end."""
+
+    def __init__(self, children: Sequence[Child], *, told: Callable[[str, str, str], None]) -> None:
+        self._children = children
+        self._told = told
+        self._stopping = threading.Event()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the children that run now."""
+        return {name: child.pid for name, child in self._running.items() if child.poll() is None}
+
+    def stop(self) -> None:
+        """Ask ``run`` to end; safe to call from a signal handler."""
+        self._stopping.set()
+
+    def run(self, *, on_tick: Callable[[], None] | None = None) -> None:
+        """Start the children and keep them alive until ``stop`` is called."""
+        due = {child.name: 0.0 for child in self._children}
+        pause = dict.fromkeys(due, 1.0)
+        began: dict[str, float] = {}
+        try:
+            while not self._stopping.wait(0.2):
+                now = time.monotonic()
+                for child in self._children:
+                    process = self._running.get(child.name)
+                    if process is None and now >= due[child.name]:
+                        self._running[child.name] = _start(child)
+                        began[child.name] = now
+                        self._told(child.name, "started", str(self._running[child.name].pid))
+                    elif process is not None and process.poll() is not None:
+                        quick = now - began[child.name] < _QUICK_S
+                        pause[child.name] = (
+                            min(_LONGEST_PAUSE_S, pause[child.name] * 2) if quick else 1.0
+                        )
+                        due[child.name] = now + pause[child.name]
+                        del self._running[child.name]
+                        self._told(child.name, "ended", _reason(process.returncode))
+                if on_tick is not None:
+                    on_tick()
+        finally:
+            self._stop_all()
+
+    def _stop_all(self) -> None:
+        for process in reversed(self._running.values()):
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + _STOP_GRACE_S
+        for process in self._running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def stop_on_signals(supervisor: Supervisor) -> None:
+    """Let SIGTERM and SIGINT end ``supervisor.run``."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+
+
+@contextlib.contextmanager
+def repeating(action: Callable[[], None], *, every_s: float) -> Iterator[None]:
+    """Call ``action`` every ``every_s`` seconds from a thread of its own until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(every_s):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=30.0)
+
+
+def script(name: str) -> str:
+    """Return the path of a console script of this installation; raise StateError."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise StateError(
+            f"The program {name} is not installed beside {sys.executable}.",
+            do="Install gliofed with the extra for this role, such as gliofed[site].",
+        )
+    return str(path)
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _start(child: Child) -> subprocess.Popen[bytes]:
+    child.log.parent.mkdir(parents=True, exist_ok=True)
+    with child.log.open("ab") as log:
+        return subprocess.Popen(
+            list(child.command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **FLOWER_ENVIRONMENT, **child.environment},
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            start_new_session=True,
+        )
+
+
+def _die_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _reason(returncode: int) -> str:
+    if returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit code {returncode}"

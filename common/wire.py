@@ -1,0 +1,265 @@
+"""What travels between coordinator and hospital, and the checks on both ends.
+
+An *order* goes to a site, a *report* comes back. Both are Flower records: one ``ConfigRecord``
+with validated JSON, and at most one ``ArrayRecord`` with float32 arrays. The report model is the
+outbound allow-list: a value that it has no field for cannot leave a hospital. Arrays are checked
+after decoding (names, shapes, dtypes, finite, norm), since Flower's own metadata is the sender's
+claim. Texts about failures are codes; a reason in words is sent only for failures whose words are
+about the protocol and the site's policy, never about a case.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Final, Literal
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import (
+    ConsentError,
+    GliofedError,
+    IdentityError,
+    PrivacyError,
+    ProtocolError,
+    UpdateError,
+)
+from common.protocol import StudyId
+from common.weights import Arrays, check_like
+
+Content = RecordDict
+OrderKind = Literal["offer", "initial", "train", "evaluate"]
+Status = Literal["done", "pending", "refused", "failed"]
+
+MESSAGE_TYPES: Final[dict[str, str]] = {
+    "offer": f"{MessageType.QUERY}.offer",
+    "initial": f"{MessageType.QUERY}.initial",
+    "train": MessageType.TRAIN,
+    "evaluate": MessageType.EVALUATE,
+}
+
+_SAYABLE = (ConsentError, ProtocolError, PrivacyError, IdentityError)
+_CASE_COUNT_EDGES = (1, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Order(_Frozen):
+    """What the coordinator asks of a site. ``protocol`` is the signed protocol, as JSON text."""
+
+    kind: OrderKind
+    study: StudyId
+    round: int = Field(ge=0)
+    protocol: str = Field(max_length=200_000)
+    weights_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+
+
+class PrivacySpent(_Frozen):
+    """What the study has cost each patient of the site so far: facts, and epsilon at ``delta``."""
+
+    noise_multiplier: float = Field(gt=0)
+    sampling_rate: float = Field(gt=0, le=1)
+    steps: int = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    epsilon: float = Field(ge=0)
+
+
+class Report(_Frozen):
+    """What a site answers. Every field is on the allow-list; nothing else can leave."""
+
+    kind: OrderKind
+    study: StudyId
+    round: int = Field(ge=0)
+    status: Status
+    code: str = Field(default="", max_length=60, pattern=r"^[a-z0-9-]*$")
+    reason: str = Field(default="", max_length=2000)
+    approval: str = Field(default="", max_length=20_000)
+    dice: dict[Literal["WT", "TC", "ET"], float] | None = None
+    case_count: str | None = Field(default=None, max_length=12)
+    privacy_spent: PrivacySpent | None = None
+
+
+def case_count_bucket(count: int) -> str:
+    """Return the bucket that stands for ``count`` outside the hospital, such as ``20-49``."""
+    if count < _CASE_COUNT_EDGES[0]:
+        return "0"
+    low = max(edge for edge in _CASE_COUNT_EDGES if edge <= count)
+    higher = [edge for edge in _CASE_COUNT_EDGES if edge > count]
+    return f"{low}-{higher[0] - 1}" if higher else f"{low}+"
+
+
+def refusal(order: Order, error: GliofedError) -> Report:
+    """Return the report that says why ``order`` was not done, without a word about a patient."""
+    refused = isinstance(error, _SAYABLE)
+    return Report(
+        kind=order.kind,
+        study=order.study,
+        round=order.round,
+        status="refused" if refused else "failed",
+        code=error.code,
+        reason=error.message[:2000] if refused else "",
+    )
+
+
+def pack(value: Order | Report, arrays: Mapping[str, NDArray[np.float32]] | None) -> RecordDict:
+    """Return ``value`` and its arrays as the content of a Flower message."""
+    content = RecordDict({"gliofed": ConfigRecord({"json": value.model_dump_json()})})
+    if arrays is not None:
+        content["arrays"] = ArrayRecord(
+            {name: Array(np.ascontiguousarray(array, np.float32)) for name, array in arrays.items()}
+        )
+    return content
+
+
+def unpack_order(content: RecordDict) -> tuple[Order, Arrays]:
+    """Return the order and its arrays; raise UpdateError if it is malformed."""
+    order = _read(Order, content)
+    arrays = _decode(content, None)
+    if any(not np.isfinite(array).all() for array in arrays.values()):
+        raise UpdateError(f"The {order.kind} order holds numbers that are not finite.")
+    return order, arrays
+
+
+def unpack_report(
+    content: RecordDict,
+    *,
+    template: Mapping[str, tuple[int, ...]] | None,
+    max_norm: float,
+    any_arrays: bool = False,
+) -> tuple[Report, Arrays]:
+    """Return a site's report and its arrays, checked; empties ``content`` to free memory.
+
+    ``template`` gives the name and shape of every array that a report with status ``done`` must
+    bring, or None if it must bring none; ``any_arrays`` takes any names and shapes (a site's
+    starting weights). Raises UpdateError (codes ``update-*``).
+    """
+    report = _read(Report, content)
+    expected = template if template is not None and report.status == "done" else {}
+    arrays = _decode(content, None if any_arrays else expected)
+    if any_arrays:
+        expected = {name: array.shape for name, array in arrays.items()}
+    check_like(arrays, expected, max_norm=max_norm)
+    return report, arrays
+
+
+def _read(model: Any, content: RecordDict) -> Any:
+    record = content.config_records.get("gliofed")
+    text = record.get("json") if record is not None else None
+    if not isinstance(text, str) or set(content) - {"gliofed", "arrays"}:
+        raise UpdateError(
+            "A message does not have the form that gliofed speaks.",
+            do="Compare the versions of gliofed at the site and at the coordinator.",
+            code="update-form",
+        )
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, item["loc"])) or "form" for item in error.errors())
+        raise UpdateError(
+            f"A {model.__name__.lower()} has missing, extra or impossible fields: {wrong[:300]}.",
+            do="Compare the versions of gliofed at the site and at the coordinator.",
+            code="update-form",
+        ) from None
+
+
+def _decode(content: RecordDict, expected: Mapping[str, tuple[int, ...]] | None) -> Arrays:
+    """Decode and remove the arrays one by one, none larger than ``expected`` says."""
+    record = content.array_records.get("arrays")
+    if record is None:
+        return {}
+    if expected is not None and set(record) != set(expected):
+        names = sorted(set(record) ^ set(expected))
+        raise UpdateError(
+            f"The arrays' names are not those of the study: {', '.join(names[:5])[:300]}.",
+            code="update-name",
+        )
+    arrays: Arrays = {}
+    for name in list(record):
+        array = record.pop(name)
+        if expected is not None and len(array.data) > 4 * math.prod(expected[name]) + 4096:
+            raise UpdateError(
+                f"The array {name} is larger than the study says.", code="update-shape"
+            )
+        try:
+            value = array.numpy()
+        except (ValueError, TypeError, EOFError, OSError):
+            raise UpdateError(f"The array {name} cannot be decoded.", code="update-form") from None
+        if value.dtype != np.float32:
+            raise UpdateError(f"The array {name} is not float32.", code="update-dtype")
+        arrays[name] = value
+    return arrays
+
+
+_BUNDLE_PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "gliofed-study"
+version = "{version}"
+description = "A gliofed study. This bundle holds no code: sites run what they installed."
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "gliofed"
+fab-include = ["README.md"]
+
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "client.app:app"
+
+[tool.flwr.app.config]
+study = ""
+"""
+_BUNDLE_README = (
+    b"This bundle holds no code. Each site runs the gliofed that it installed itself.\n"
+)
+
+
+def bundle_sources() -> dict[str, bytes]:
+    """Return the files from which the coordinator builds the code-free Flower App Bundle."""
+    return {
+        "pyproject.toml": _BUNDLE_PROJECT.format(version=version("gliofed")).encode(),
+        "README.md": _BUNDLE_README,
+    }
+
+
+def check_bundle(fab: bytes) -> None:
+    """Raise ConsentError (code ``bundle``) unless ``fab`` is the code-free bundle of this product.
+
+    Every file is named and compared; a bundle with any other file, code or not, is refused.
+    """
+    from tomllib import TOMLDecodeError, loads
+
+    known = {"pyproject.toml", "README.md", ".info/CONTENT"}
+    try:
+        with zipfile.ZipFile(io.BytesIO(fab)) as archive:
+            names = archive.namelist()
+            strangers = sorted(set(names) - known)
+            if strangers or len(names) != len(set(names)):
+                raise ConsentError(
+                    f"The bundle holds foreign files: {', '.join(strangers[:5])[:300]}.",
+                    do="Ask the coordinator who launched it; nothing of it was run.",
+                    code="bundle",
+                )
+            project = loads(archive.read("pyproject.toml").decode())
+            readme = archive.read("README.md")
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, TOMLDecodeError, EOFError):
+        raise ConsentError("The bundle cannot be read.", code="bundle") from None
+    ours = loads(bundle_sources()["pyproject.toml"].decode())
+    project.get("project", {})["version"] = ours["project"]["version"]
+    if project != ours or readme != _BUNDLE_README:
+        raise ConsentError(
+            "The bundle is not that of gliofed: its settings differ from the installed ones.",
+            do="Compare the versions of gliofed at the site and at the coordinator.",
+            code="bundle",
+        )

@@ -1,0 +1,247 @@
+"""gliofed-server: found a consortium, admit hospitals, publish and run studies, release models."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common import console
+from common.errors import FederationError, StateError
+from common.files import replacing
+from common.identity import fingerprint
+from common.processes import Supervisor, stop_on_signals
+from common.weights import load
+from server import provisioning, serving
+from server.provisioning import Consortium
+from server.release import release as make_release
+from server.report import study_report
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.", metavar="DIR")]
+StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command()
+def init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="The consortium's name.")],
+    host: Annotated[str, typer.Option(help="Host name or address that hospitals connect to.")],
+    port: Annotated[int, typer.Option(help="TCP port that hospitals connect to.")],
+) -> None:
+    """Found a consortium: make its keys and certificates in a new folder."""
+    consortium = provisioning.init(folder, name=name, host=host, port=port)
+    console.say(f"Founded {name}. Hospitals will connect to {consortium.address}.")
+    console.say(
+        f"Your key's fingerprint, to read to hospitals by telephone: "
+        f"{fingerprint(consortium.identity.public)}"
+    )
+
+
+@app.command()
+def admit(
+    folder: Folder,
+    request: Annotated[Path, typer.Argument(help="The hospital's request.json.")],
+    out: Annotated[Path, typer.Option(help="Where to write the kit for the hospital.")],
+) -> None:
+    """Admit a hospital: check its request and write the kit that it joins with."""
+    kit = provisioning.admit(Consortium.open(folder), request, out)
+    console.say(
+        f"Admitted {kit.site} (key {fingerprint(kit.identity_key)}). Compare the fingerprint with "
+        f"the hospital by telephone, then send it {out}."
+    )
+
+
+@app.command()
+def study(
+    folder: Folder,
+    protocol: Annotated[Path, typer.Argument(help="The study protocol, TOML.")],
+) -> None:
+    """Publish a study: validate, freeze and sign its protocol, and offer it to the sites."""
+    frozen = provisioning.publish(Consortium.open(folder), protocol)
+    console.say(f"Published {frozen.study}, protocol {frozen.digest[:16]}.")
+    if not frozen.private:
+        console.warn("This study trains WITHOUT differential privacy.")
+
+
+@app.command()
+def serve(folder: Folder) -> None:
+    """Serve the consortium until stopped: SuperLink, gateway and executor."""
+    consortium = Consortium.open(folder)
+    supervisor = Supervisor(serving.children(consortium), told=_told)
+    stop_on_signals(supervisor)
+    console.say(f"Serving {consortium.settings.name} at {consortium.address}; Ctrl+C stops.")
+    supervisor.run()
+
+
+@app.command()
+def launch(
+    folder: Folder,
+    study: StudyName,
+    initial: Annotated[
+        Path | None, typer.Option(help="Starting weights (safetensors); else drawn from the seed.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the study until it ends.")] = True,
+) -> None:
+    """Start a study, or go on with it after any interruption."""
+    consortium = Consortium.open(folder)
+    chosen = consortium.study(study)
+    started = consortium.journal.events("study started", study=study)
+    if initial is not None and not started:
+        load(initial)
+        with replacing(chosen.initial) as temporary:
+            shutil.copyfile(initial, temporary)
+    elif initial is not None:
+        console.warn("The study has started: its starting weights stay as they are.")
+    if not chosen.protocol.private:
+        console.warn(f"{study} trains WITHOUT differential privacy.")
+    if consortium.journal.events("study finished", study=study):
+        console.say(f"{study} is finished; `gliofed-server release` makes its model.")
+        return
+    consortium.journal.append("study launched", study=study)
+    chosen.want("running")
+    if wait:
+        _follow(consortium, study)
+
+
+@app.command()
+def stop(folder: Folder, study: StudyName) -> None:
+    """Stop a study after the step it is at; `launch` goes on with it."""
+    consortium = Consortium.open(folder)
+    chosen = consortium.study(study)
+    if consortium.journal.events("study finished", study=study):
+        raise StateError(f"{study} is finished.", do="There is nothing to stop.")
+    consortium.journal.append("stop wanted", study=study)
+    chosen.want("stopped")
+    console.say(f"{study} stops; sites that are training finish what they do and are not heard.")
+
+
+@app.command()
+def status(
+    folder: Folder,
+    study: Annotated[str | None, typer.Argument(help="One study only.", metavar="STUDY")] = None,
+    json: Json = False,
+) -> None:
+    """Show what the journal says: sites, studies, rounds, who took part and who did not."""
+    consortium = Consortium.open(folder)
+    studies = [consortium.study(study)] if study else consortium.studies()
+    admitted = consortium.sites.names()
+    reports = [study_report(s, consortium.journal, admitted=admitted) for s in studies]
+    if json:
+        value = {"consortium": consortium.settings.name, "sites": admitted, "studies": reports}
+        console.show_json(value)
+        return
+    console.say(
+        f"{consortium.settings.name} at {consortium.address}; sites: "
+        f"{', '.join(admitted) or 'none yet'}"
+    )
+    for report in reports:
+        _show(report)
+
+
+@app.command()
+def release(
+    folder: Folder,
+    study: StudyName,
+    out: Annotated[Path, typer.Option(help="The model's folder, made new.")],
+    round_number: Annotated[
+        int | None, typer.Option("--round", help="A closed round; the last one by default.")
+    ] = None,
+) -> None:
+    """Write a signed model that sites can install: weights, card, protocol, signature."""
+    card = make_release(Consortium.open(folder), study, out, number=round_number)
+    console.say(f"Released {card['name']} {card['version']} (round {card['round']}) to {out}.")
+
+
+def main() -> None:
+    console.run(app)
+
+
+def _told(name: str, event: str, detail: str) -> None:
+    console.say(f"{name} {event} ({detail})")
+
+
+def _follow(consortium: Consortium, study: str) -> None:
+    """Print the study's facts as they come, until it is finished, stopped or paused."""
+    seen = len(consortium.journal.events(study=study))
+    rounds = consortium.study(study).protocol.rounds
+    with console.progress(f"{study}: rounds", rounds) as bar:
+        while True:
+            entries = consortium.journal.events(study=study)
+            bar.update(bar.task_ids[0], completed=sum(e.event == "round closed" for e in entries))
+            for entry in entries[seen:]:
+                bar.console.print(
+                    f"{entry.time[11:19]} {entry.event}{_brief(entry.facts)}",
+                    highlight=False,
+                    markup=False,
+                )
+                if entry.event == "study paused":
+                    raise FederationError(str(entry.facts["reason"]), code="paused")
+                if entry.event in {"study finished", "study stopped"}:
+                    return
+            seen = len(entries)
+            time.sleep(0.5)
+
+
+def _brief(facts: dict[str, object]) -> str:
+    parts = [f"{key} {facts[key]}" for key in ("round", "site", "code", "reason") if facts.get(key)]
+    for key in ("took_part", "dropped"):
+        if facts.get(key):
+            parts.append(f"{key.replace('_', ' ')} {facts[key]}")
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _show(report: dict[str, object]) -> None:
+    if not report["private"]:
+        console.warn(f"{report['study']} trains WITHOUT differential privacy.")
+    console.say(
+        f"\n{report['study']}: {report['title']}\n"
+        f"state {report['state']}, rounds {report['rounds_closed']}/{report['rounds_planned']}, "
+        f"approved by {', '.join(report['approved']) or 'nobody yet'}"  # type: ignore[arg-type]
+    )
+    for site, reason in report["declined"].items():  # type: ignore[attr-defined]
+        console.say(f"{site} declined: {reason}")
+    rows = [
+        [
+            r["round"],
+            ", ".join(r["took_part"]),
+            ", ".join(f"{site} ({why})" for site, why in r["dropped"].items()) or "-",
+            float(r["seconds"]),
+        ]
+        for r in report["rounds"]  # type: ignore[attr-defined]
+    ]
+    if rows:
+        console.show_table("Rounds", ["round", "took part", "dropped out", "seconds"], rows)
+    scores = [
+        [
+            e["round"],
+            site,
+            *(float(dice.get(region, float("nan"))) for region in ("WT", "TC", "ET")),
+        ]
+        for e in report["evaluations"]  # type: ignore[attr-defined]
+        for site, dice in e["dice"].items()
+    ]
+    if scores:
+        title = "Dice on the sites' validation patients"
+        console.show_table(title, ["round", "site", "WT", "TC", "ET"], scores)
+    spent = [
+        [site, float(s["epsilon"]), f"{s['delta']:g}", s["steps"]]
+        for site, s in report["privacy_spent"].items()  # type: ignore[attr-defined]
+    ]
+    if spent:
+        console.show_table(
+            "Privacy spent per patient", ["site", "epsilon", "delta", "steps"], spent
+        )
+    if report["last_problem"]:
+        console.warn(str(report["last_problem"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The process that does the rounds: takes Flower's task and runs the installed ServerApp in it.
+
+Instead of Flower's own executor, which unpacks a bundle and starts a new process for each run, this
+one runs the code that is installed and nothing else. If the SuperLink or the run is lost, it starts
+a new run; the journal says where to go on.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from common.errors import GliofedError
+from server.app import app
+from server.flower import CALL_ERRORS, register_sites, run_app, start_run
+from server.provisioning import Consortium
+
+_PAUSE_S = 1.0
+
+
+def execute(consortium: Consortium) -> None:
+    """Run until the process is ended."""
+    threading.Thread(target=_keep_registered, args=(consortium,), daemon=True).start()
+    while True:
+        try:
+            run_id = start_run(consortium)
+            run_app(consortium, run_id, lambda grid, context: app(grid, context), patience_s=60.0)
+        except (*CALL_ERRORS, GliofedError) as error:
+            traceback.print_exc()
+            consortium.journal.append(
+                "federation interrupted", reason=f"{type(error).__name__}: {error}"[:300]
+            )
+        time.sleep(_PAUSE_S)
+
+
+def _keep_registered(consortium: Consortium) -> None:
+    known: set[str] = set()
+    while True:
+        try:
+            register_sites(consortium, known)
+        except CALL_ERRORS:
+            known.clear()
+        time.sleep(_PAUSE_S)
+
+
+if __name__ == "__main__":
+    execute(Consortium.open(Path(sys.argv[1])))

@@ -1,0 +1,219 @@
+"""Rounds over Flower: the fleet behind a ``Grid``, and the few control calls that gliofed makes.
+
+One Flower run carries everything, as long as the executor lives: offers, and every round of every
+study. Flower's own client retries end the whole process when a call is not authorised; ours give
+up instead, so that the executor can start a new run and go on from the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.app import Context, Message
+from flwr.cli.build import build_fab_from_files
+from flwr.common.serde import context_from_proto, context_to_proto, fab_to_proto, run_from_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+)
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.serverapp import Grid
+from flwr.supercore.auth import load_superexec_auth_secret
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import (
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.retry import RetryInvoker, exponential
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+
+from common.errors import FederationError
+from common.processes import repeating
+from common.wire import MESSAGE_TYPES, Content, OrderKind, bundle_sources
+from server.provisioning import Consortium
+from server.rounds import Delivery
+
+_HEARTBEAT_S: Final = 10.0
+_ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
+"""What a call to the SuperLink raises when it is down, restarted, or no longer knows our task."""
+
+
+class GridFleet:
+    """The sites that a Flower ``Grid`` reaches, by the name that they were registered under."""
+
+    def __init__(self, grid: Grid, *, online_every_s: float = 1.0) -> None:
+        self._grid = grid
+        self._online_every_s = online_every_s
+        self._nodes: dict[str, int] = {}
+        self._asked = float("-inf")
+
+    def online(self) -> set[str]:
+        if time.monotonic() - self._asked >= self._online_every_s:
+            self._nodes = {node.name: node.node_id for node in self._grid.get_nodes() if node.name}
+            self._asked = time.monotonic()
+        return set(self._nodes)
+
+    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
+        message = Message(
+            content=content,
+            dst_node_id=self._nodes[site],
+            message_type=MESSAGE_TYPES[kind],
+            ttl=ttl_s,
+        )
+        (ticket,) = self._grid.push_messages([message])
+        if not ticket:
+            raise FederationError(f"Flower did not take the order for {site}.", code="order-push")
+        return str(ticket)
+
+    def collect(self, ticket: str) -> Delivery | None:
+        """Pull one reply. One at a time: Flower loads everything that a call asks for at once."""
+        for reply in self._grid.pull_messages([ticket]):
+            if reply.has_error():
+                return Delivery(None, f"flower-{reply.error.code}")
+            return Delivery(reply.content, "")
+        return None
+
+
+def start_run(consortium: Consortium) -> int:
+    """Stop what earlier executors left running and start the one Flower run; return its id."""
+    fab, _ = build_fab_from_files(bundle_sources())
+    with _control(consortium) as control:
+        for run in control.ListRuns(ListRunsRequest()).run_dict.values():
+            if run.status.status != "finished":
+                with contextlib.suppress(httpx.HTTPStatusError):
+                    control.StopRun(StopRunRequest(run_id=run.run_id))
+        bundle = Fab(hashlib.sha256(fab).hexdigest(), fab, {})
+        answer = control.StartRun(StartRunRequest(fab=fab_to_proto(bundle)))
+    if not answer.HasField("run_id"):
+        raise FederationError("The SuperLink did not start a run.", do="See its log.")
+    return int(answer.run_id)
+
+
+def register_sites(consortium: Consortium, known: set[str]) -> None:
+    """Register each admitted site's node key with the SuperLink under the site's name."""
+    missing = [request for request in consortium.sites.all() if request.site not in known]
+    if not missing:
+        return
+    with _control(consortium) as control:
+        present = {node.name for node in control.ListNodes(ListNodesRequest()).nodes_info}
+        for request in missing:
+            if request.site not in present:
+                key = public_key_to_bytes(load_ssh_public_key(request.node_key.encode()))
+                control.RegisterNode(RegisterNodeRequest(public_key=key, name=request.site))
+            known.add(request.site)
+
+
+def run_app(
+    consortium: Consortium, run_id: int, app: Callable[[Grid, Context], Any], *, patience_s: float
+) -> None:
+    """Take the run's task from the SuperLink and run ``app`` in this process."""
+    token = _acquire(consortium, run_id, patience_s=patience_s)
+    grid = HttpGrid(
+        runtime_api_address=consortium.private_address,
+        root_certificates=(consortium.folder / "ca.crt").read_bytes(),
+        token=token,
+    )
+    grid._retry_invoker = _retries()
+    client = grid._runtime_client
+    given = client.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id = given.task_id
+    TaskIdentity.run_id = given.run.run_id
+    TaskIdentity.node_id = given.context.node_id
+    grid.set_run(run_from_proto(given.run))
+    context = context_from_proto(given.context)
+    context.run_config = {"consortium": str(consortium.folder)}
+    status, details = "failed", "The executor stopped."
+    with repeating(lambda: _beat(client), every_s=_HEARTBEAT_S):
+        try:
+            app(grid, context)
+            status, details = "completed", ""
+        finally:
+            with contextlib.suppress(*CALL_ERRORS):
+                client.PushTaskOutput(
+                    PushTaskOutputRequest(
+                        context=context_to_proto(context), sub_status=status, details=details
+                    )
+                )
+            grid.close()
+
+
+def _beat(client: RuntimeHttpClient) -> None:
+    """Tell Flower that the task lives; a task that it no longer knows shows at the next call."""
+    with contextlib.suppress(*CALL_ERRORS):
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+
+
+def _acquire(consortium: Consortium, run_id: int, *, patience_s: float) -> str:
+    """Return the token of the run's ServerApp task; nobody without the secret gets one."""
+    secret = load_superexec_auth_secret(secret_file=str(consortium.superexec_secret))
+    with _client(
+        RuntimeHttpClient,
+        consortium,
+        [
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE),
+        ],
+    ) as client:
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            wanted = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+            answer = client.AcquireTask(wanted)
+            if answer.HasField("task") and answer.token and answer.task.run_id == run_id:
+                return str(answer.token)
+            time.sleep(0.2)
+    raise FederationError("The SuperLink gave no task for the run.", do="See its log.")
+
+
+def _control(consortium: Consortium) -> contextlib.AbstractContextManager[Any]:
+    return _client(
+        ControlHttpClient, consortium, [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
+    )
+
+
+@contextlib.contextmanager
+def _client(kind: Any, consortium: Consortium, interceptors: list[Any]) -> Iterator[Any]:
+    client = kind.from_server_address(
+        server_address=consortium.private_address,
+        insecure=False,
+        root_certificates=(consortium.folder / "ca.crt").read_bytes(),
+        interceptors=interceptors,
+        retry_invoker=_retries(),
+    )
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _retries() -> RetryInvoker:
+    """Retry what a restarting SuperLink causes for a minute; give up at once on a refusal."""
+    return RetryInvoker(
+        wait_gen_factory=lambda: exponential(base_delay=0.2, max_delay=2.0),
+        recoverable_exceptions=(httpx.TransportError, httpx.HTTPStatusError),
+        max_tries=None,
+        max_time=45.0,
+        should_giveup=lambda error: (
+            isinstance(error, httpx.HTTPStatusError)
+            and error.response.status_code not in {502, 503, 504}
+        ),
+    )

@@ -1,0 +1,260 @@
+"""Found a consortium, admit hospitals, publish studies: everything that makes or signs something.
+
+The coordinator's folder::
+
+    consortium.json     name, public address, ports (no secret)
+    keys/               coordinator.key (Ed25519), ca.key, server.key, superexec.secret: 0600
+    ca.crt, server.crt  TLS: the CA goes into every kit
+    sites/              one signed enrolment request a hospital
+    studies/ID/         protocol.json (signed) and the study's rounds
+    journal.jsonl       what happened
+    flower/             Flower's database and logs
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import secrets
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.errors import IdentityError, ProtocolError, StateError
+from common.files import read_json, write_bytes, write_json, write_secret
+from common.identity import Identity, Statement, fingerprint
+from common.journal import Journal
+from common.kit import Kit, open_request, sign_kit
+from common.processes import free_port
+from common.protocol import (
+    PREPROCESSING_ALGORITHM,
+    PROTOCOL,
+    StudyProtocol,
+    preprocessing_digest,
+    read_protocol,
+)
+from server.sites import Sites
+from server.studies import Study
+
+_CA_YEARS = 10
+_SERVER_DAYS = 825
+
+
+class ConsortiumSettings(BaseModel):
+    """The public settings of a consortium."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100)
+    host: str = Field(min_length=1, max_length=253)
+    port: int = Field(ge=1, le=65535)
+    private_port: int = Field(ge=1, le=65535)
+    version: str
+
+
+@dataclass(frozen=True)
+class Consortium:
+    """The coordinator's folder, opened."""
+
+    folder: Path
+    settings: ConsortiumSettings
+
+    @classmethod
+    def open(cls, folder: Path) -> Consortium:
+        """Raise StateError if ``folder`` is not a coordinator's folder."""
+        path = folder / "consortium.json"
+        if not path.exists():
+            raise StateError(
+                f"{folder} is not a coordinator's folder.",
+                do="Found one with `gliofed-server init`, or check the path.",
+            )
+        return cls(folder.resolve(), ConsortiumSettings(**read_json(path, what="consortium")))
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.folder / "journal.jsonl")
+
+    @property
+    def sites(self) -> Sites:
+        return Sites(self.folder / "sites")
+
+    @property
+    def identity(self) -> Identity:
+        return Identity.load(self.folder / "keys" / "coordinator.key")
+
+    @property
+    def superexec_secret(self) -> Path:
+        return self.folder / "keys" / "superexec.secret"
+
+    @property
+    def address(self) -> str:
+        """Where hospitals connect: the gateway."""
+        host = self.settings.host
+        return f"[{host}]:{self.settings.port}" if ":" in host else f"{host}:{self.settings.port}"
+
+    @property
+    def private_address(self) -> str:
+        """Where the SuperLink listens; only this machine may reach it."""
+        return f"127.0.0.1:{self.settings.private_port}"
+
+    def study(self, study: str) -> Study:
+        """Raise StateError if the study was not published here."""
+        return Study.open(self.folder / "studies" / study, coordinator=self.identity.public)
+
+    def studies(self) -> list[Study]:
+        names = sorted(path.parent.name for path in self.folder.glob("studies/*/protocol.json"))
+        return [self.study(name) for name in names]
+
+
+def init(folder: Path, *, name: str, host: str, port: int) -> Consortium:
+    """Found a consortium in ``folder``; raise StateError if something is there already."""
+    if folder.exists() and any(folder.iterdir()):
+        raise StateError(f"{folder} is not empty.", do="Choose a new folder for the consortium.")
+    settings = ConsortiumSettings(
+        name=name, host=host, port=port, private_port=free_port(), version=version("gliofed")
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    identity = Identity.create(folder / "keys" / "coordinator.key")
+    write_secret(folder / "keys" / "superexec.secret", secrets.token_hex(32).encode())
+    _make_certificates(folder, name=name, host=host)
+    write_json(folder / "consortium.json", settings.model_dump())
+    consortium = Consortium.open(folder)
+    consortium.journal.append(
+        "consortium founded", name=name, address=consortium.address, key=identity.public
+    )
+    return consortium
+
+
+def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
+    """Admit the hospital of ``request`` and write its kit; raise IdentityError or StateError."""
+    statement = Statement.load(request, what="enrolment request")
+    wanted = open_request(statement)
+    known = consortium.sites.get(wanted.site)
+    if known is not None and known.identity_key != wanted.identity_key:
+        raise IdentityError(
+            f"A site named {wanted.site} was admitted with another key "
+            f"({fingerprint(known.identity_key)}).",
+            do="Let the hospital choose another name, or find out who sent this request.",
+        )
+    answer = Kit(
+        consortium=consortium.settings.name,
+        coordinator_key=consortium.identity.public,
+        site=wanted.site,
+        identity_key=wanted.identity_key,
+        address=consortium.address,
+        ca_certificate=(consortium.folder / "ca.crt").read_text(),
+    )
+    if known is None:
+        consortium.journal.append(
+            "site admitted", site=wanted.site, key=wanted.identity_key, version=wanted.version
+        )
+        consortium.sites.add(statement)
+    sign_kit(answer, consortium.identity).save(kit)
+    return answer
+
+
+def publish(consortium: Consortium, path: Path) -> StudyProtocol:
+    """Validate, freeze and sign the protocol at ``path``; raise ProtocolError."""
+    protocol = read_protocol(path)
+    digest = preprocessing_digest(protocol.preprocessing, PREPROCESSING_ALGORITHM)
+    if protocol.preprocessing_sha256 not in {"", digest}:
+        raise ProtocolError(
+            f"{path} asks for another preprocessing than this version of gliofed has.",
+            do="Remove preprocessing_sha256 from the protocol, or install the version it names.",
+        )
+    frozen = protocol.model_copy(update={"preprocessing_sha256": digest})
+    if frozen.expires <= dt.datetime.now(dt.UTC).date():
+        raise ProtocolError(f"{path} expired on {frozen.expires}.", do="Set a date to come.")
+    unknown = sorted(set(frozen.aggregation.weights) - set(consortium.sites.names()))
+    if unknown:
+        raise ProtocolError(
+            f"{path} gives weights to sites that were not admitted: {', '.join(unknown)}.",
+            do="Admit them first, or correct the names.",
+        )
+    folder = consortium.folder / "studies" / frozen.study
+    if (folder / "protocol.json").exists():
+        if consortium.study(frozen.study).protocol.digest == frozen.digest:
+            return frozen
+        raise ProtocolError(
+            f"A study named {frozen.study} was published with another protocol.",
+            do="A published protocol never changes: give the new one a new study id.",
+        )
+    statement = consortium.identity.sign(PROTOCOL, frozen.model_dump(mode="json"))
+    consortium.journal.append("study published", study=frozen.study, protocol=frozen.digest)
+    statement.save(folder / "protocol.json")
+    return frozen
+
+
+def _make_certificates(folder: Path, *, name: str, host: str) -> None:
+    """Make a P-384 CA and the certificate of gateway and SuperLink (host, localhost)."""
+    now = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+    ca_key = ec.generate_private_key(ec.SECP384R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} gliofed CA"[:64])])
+    ca_usage = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    ca_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
+    ca = (
+        x509.CertificateBuilder()
+        .subject_name(issuer)
+        .issuer_name(issuer)
+        .public_key(ca_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + dt.timedelta(days=365 * _CA_YEARS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(ca_usage, critical=True)
+        .add_extension(ca_id, critical=False)
+        .sign(ca_key, hashes.SHA384())
+    )
+    key = ec.generate_private_key(ec.SECP384R1())
+    names: list[x509.GeneralName] = [
+        x509.DNSName("localhost"),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+    ]
+    try:
+        own: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        own = x509.DNSName(host)
+    if own not in names:
+        names.append(own)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])]))
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + dt.timedelta(days=_SERVER_DAYS))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_id), critical=False
+        )
+        .sign(ca_key, hashes.SHA384())
+    )
+    for path, private in (("ca.key", ca_key), ("server.key", key)):
+        pem = private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        write_secret(folder / "keys" / path, pem)
+    write_bytes(folder / "ca.crt", ca.public_bytes(serialization.Encoding.PEM))
+    write_bytes(folder / "server.crt", certificate.public_bytes(serialization.Encoding.PEM))

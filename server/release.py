@@ -1,0 +1,159 @@
+"""A signed model for the clinics: a folder that a hospital can verify without trusting the way.
+
+weights.safetensors   the whole network
+protocol.json         the study's signed protocol
+card.json, card.md    who, how, what it cost, how good, who was not there
+release.json          the statement, signed by the coordinator, that names every other file
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from common.errors import ModelError, StateError
+from common.files import write_bytes, write_json
+from common.protocol import RELEASE
+from common.regions import REGIONS
+from common.weights import digest, save
+from server.provisioning import Consortium
+from server.report import study_report
+
+
+def release(
+    consortium: Consortium, study: str, out: Path, *, number: int | None = None
+) -> dict[str, Any]:
+    """Write the model of round ``number`` (the last closed one by default) and return its card.
+
+    Raises StateError if that round was never closed or ``out`` is not empty.
+    """
+    chosen = consortium.study(study)
+    closed = {
+        int(entry.facts["round"]): str(entry.facts["weights"])
+        for entry in consortium.journal.events("round closed", study=study)
+    }
+    if not closed:
+        raise StateError(
+            f"No round of {study} is closed yet.", do="`gliofed-server launch` runs its rounds."
+        )
+    number = max(closed) if number is None else number
+    if number not in closed:
+        raise StateError(
+            f"Round {number} of {study} was not closed.",
+            do=f"Closed are {min(closed)} to {max(closed)}.",
+        )
+    if out.exists() and any(out.iterdir()):
+        raise ModelError(f"{out} is not empty.", do="Choose a new folder; a release never changes.")
+    weights = chosen.load(number, closed[number])
+    report = study_report(chosen, consortium.journal, admitted=consortium.sites.names())
+    card = _card(consortium, report, number, digest(weights), chosen.protocol.preprocessing_sha256)
+    metadata = {"study": study, "round": str(number)}
+    save(out / "weights.safetensors", weights, metadata)
+    chosen.statement.save(out / "protocol.json")
+    write_json(out / "card.json", card)
+    write_bytes(out / "card.md", _markdown(card).encode())
+    files = ("weights.safetensors", "protocol.json", "card.json", "card.md")
+    body = {
+        "study": study,
+        "round": number,
+        "weights_sha256": card["weights_sha256"],
+        "preprocessing_sha256": card["preprocessing_sha256"],
+        "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
+    }
+    consortium.journal.append("model released", **body)
+    consortium.identity.sign(RELEASE, body).save(out / "release.json")
+    return card
+
+
+def _card(
+    consortium: Consortium, report: dict[str, Any], number: int, weights: str, preprocessing: str
+) -> dict[str, Any]:
+    rounds = [r for r in report["rounds"] if r["round"] <= number]
+    evaluation = next((e for e in report["evaluations"] if e["round"] == number), None)
+    dice = evaluation["dice"] if evaluation else {}
+    worst = min(dice, key=lambda site: sum(dice[site].values()), default=None)
+    return {
+        "name": report["study"],
+        "title": report["title"],
+        "version": f"1.0.{number}",
+        "consortium": consortium.settings.name,
+        "round": number,
+        "gliofed_version": version("gliofed"),
+        "weights_sha256": weights,
+        "protocol_sha256": report["protocol"],
+        "preprocessing_sha256": preprocessing,
+        "sites": sorted({site for r in rounds for site in r["took_part"]}),
+        "rounds_per_site": {
+            site: sum(site in r["took_part"] for r in rounds)
+            for site in sorted({site for r in rounds for site in r["took_part"]})
+        },
+        "dropped_out": [
+            {"round": r["round"], "site": site, "why": why}
+            for r in rounds
+            for site, why in r["dropped"].items()
+        ],
+        "never_approved": report["not_approved"],
+        "private": report["private"],
+        "privacy_unit": "patient; add or remove one" if report["private"] else "none",
+        "privacy_spent": report["privacy_spent"],
+        "validation_dice": dice,
+        "worst_site": worst,
+        "intended_use": "Research. Not a medical device; a person reviews each result.",
+    }
+
+
+def _markdown(card: dict[str, Any]) -> str:
+    lines = [
+        f"# {card['title']}",
+        "",
+        f"Model {card['name']} {card['version']}, released by {card['consortium']} after round "
+        f"{card['round']}.",
+        "",
+        f"**Intended use.** {card['intended_use']}",
+        "",
+        f"Sites that trained: {', '.join(card['sites'])}.",
+    ]
+    if card["never_approved"]:
+        lines.append(f"Admitted, but did not approve: {', '.join(card['never_approved'])}.")
+    if card["dropped_out"]:
+        lines += ["", "Dropped out:"]
+        lines += [f"- round {d['round']}: {d['site']} ({d['why']})" for d in card["dropped_out"]]
+    lines += ["", "## Privacy", ""]
+    if card["private"]:
+        lines += [
+            "Unit: the patient; neighbouring cohorts differ by one patient.",
+            "",
+            "| site | epsilon | delta | steps | noise multiplier | sampling rate |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {site} | {s['epsilon']:.2f} | {s['delta']:g} | {s['steps']} | "
+            f"{s['noise_multiplier']:g} | {s['sampling_rate']:g} |"
+            for site, s in sorted(card["privacy_spent"].items())
+        ]
+    else:
+        lines.append("**Trained WITHOUT differential privacy.**")
+    lines += ["", "## Dice on each site's validation patients", ""]
+    if card["validation_dice"]:
+        lines += [f"| site | {' | '.join(REGIONS)} |", "| --- " * (len(REGIONS) + 1) + "|"]
+        lines += [
+            f"| {site}{' (worst)' if site == card['worst_site'] else ''} | "
+            + " | ".join(f"{dice[region]:.3f}" if region in dice else "-" for region in REGIONS)
+            + " |"
+            for site, dice in sorted(card["validation_dice"].items())
+        ]
+    else:
+        lines.append("No site reported Dice for this round.")
+    lines += [
+        "",
+        "## Identity",
+        "",
+        f"- weights {card['weights_sha256']}",
+        f"- protocol {card['protocol_sha256']}",
+        f"- preprocessing {card['preprocessing_sha256']}",
+        f"- gliofed {card['gliofed_version']}",
+        "",
+    ]
+    return "\n".join(lines)

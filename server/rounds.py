@@ -1,0 +1,424 @@
+"""The rounds of a study: order, collect, check, quorum, aggregate, record, resume.
+
+Every change of state is journalled before it is acted on, and everything needed to go on is on the
+disk: a coordinator that is killed at any moment continues from the last closed round. A site that
+already trained for the open round answers again without training again.
+
+This module decides; how messages travel is the ``Fleet``'s affair (``server.flower`` over Flower,
+``MemoryFleet`` in one process).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol
+
+from common.errors import FederationError, GliofedError, IdentityError, UpdateError
+from common.identity import Statement
+from common.journal import Journal
+from common.parameters import trainable_names
+from common.protocol import APPROVAL
+from common.weights import Arrays, digest, load, norm
+from common.wire import Content, Order, OrderKind, Report, pack, unpack_report
+from server.aggregation import RULES
+from server.sites import Sites
+from server.studies import Study
+
+_ATTEMPTS: Final = 8
+_FAILED_ROUNDS: Final = 3
+
+
+class Delivery(NamedTuple):
+    """What came back for a ticket: a reply's content, or why there is none."""
+
+    content: Content | None
+    failure: str
+
+
+class Fleet(Protocol):
+    """How orders reach sites."""
+
+    def online(self) -> set[str]:
+        """Return the names of the sites that can be reached now."""
+
+    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
+        """Send an order and return a ticket for its reply."""
+
+    def collect(self, ticket: str) -> Delivery | None:
+        """Return what came back, or None if nothing did yet."""
+
+
+class MemoryFleet:
+    """A fleet in this process: ``sites`` maps a name to a function from order to reply."""
+
+    def __init__(self, sites: Mapping[str, Callable[[OrderKind, Content], Content]]) -> None:
+        self._sites = sites
+        self._replies: dict[str, Callable[[], Content]] = {}
+        self._count = 0
+
+    def online(self) -> set[str]:
+        return set(self._sites)
+
+    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
+        del ttl_s
+        self._count += 1
+        ticket = f"{site}/{self._count}"
+        self._replies[ticket] = lambda: self._sites[site](kind, content)
+        return ticket
+
+    def collect(self, ticket: str) -> Delivery | None:
+        try:
+            return Delivery(self._replies.pop(ticket)(), "")
+        except GliofedError as error:
+            return Delivery(None, error.code)
+
+
+class StoppedError(FederationError):
+    """The coordinator asked the study to stop."""
+
+    default_code = "stopped"
+
+
+@dataclass
+class _Exchange:
+    """The state of one order to several sites."""
+
+    waiting: set[str]
+    tickets: dict[str, str] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    not_before: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+class Rounds:
+    """Runs one study over a fleet until its last round is closed."""
+
+    def __init__(
+        self,
+        study: Study,
+        fleet: Fleet,
+        *,
+        journal: Journal,
+        sites: Sites,
+        poll_s: float = 0.25,
+    ) -> None:
+        self._study = study
+        self._protocol = study.protocol
+        self._fleet = fleet
+        self._journal = journal
+        self._sites = sites
+        self._poll_s = poll_s
+        self._absent: set[str] = set()
+
+    def run(self) -> None:
+        """Do every round that is left. Raises StoppedError, FederationError."""
+        number, weights = self._resume()
+        failed = 0
+        while number < self._protocol.rounds:
+            self.gather_approvals(self._protocol.aggregation.quorum)
+            closed = self._train(number + 1, weights)
+            if closed is None:
+                failed += 1
+                if failed == _FAILED_ROUNDS:
+                    raise FederationError(
+                        f"Round {number + 1} of {self._protocol.study} missed its quorum "
+                        f"{failed} times.",
+                        do="See `gliofed-server status`, mend what it names, and launch again.",
+                        code="quorum",
+                    )
+                self._pause(min(30.0, 5.0 * failed))
+                continue
+            failed, number, weights = 0, number + 1, closed
+            self._evaluate_if_due(number, weights)
+        self._evaluate_if_due(number, weights)
+        self._record("study finished", rounds=number, weights=digest(weights))
+
+    def gather_approvals(self, quorum: int) -> None:
+        """Offer the protocol until ``quorum`` sites have approved; known approvals count."""
+        told: dict[str, str] = {}
+        while True:
+            approved = self.approved()
+            missing = (self._fleet.online() & set(self._sites.names())) - approved
+            if missing:
+                self._offer(missing, told)
+                approved = self.approved()
+            if len(approved) >= quorum:
+                return
+            self._pause(2.0)
+
+    def offer(self, told: dict[str, str]) -> None:
+        """Offer the protocol once to every site that is online and has not approved yet."""
+        missing = (self._fleet.online() & set(self._sites.names())) - self.approved()
+        if missing:
+            self._offer(missing, told)
+
+    def approved(self) -> set[str]:
+        """Return the sites whose signed approval of this protocol is in the journal."""
+        return {
+            str(entry.facts["site"])
+            for entry in self._journal.events("study approved", study=self._protocol.study)
+            if entry.facts["protocol"] == self._protocol.digest
+        }
+
+    def _offer(self, sites: set[str], told: dict[str, str]) -> None:
+        def accept(site: str, report: Report, _: Arrays) -> None:
+            self._check_approval(site, report.approval)
+            self._record(
+                "study approved",
+                site=site,
+                protocol=self._protocol.digest,
+                approval=Statement.loads(report.approval).signature,
+            )
+
+        self._exchange("offer", sites, 0, None, accept, deadline_s=60.0, told=told)
+
+    def _check_approval(self, site: str, text: str) -> None:
+        request = self._sites.get(site)
+        if request is None:
+            raise IdentityError(f"{site} was never admitted.")
+        body = Statement.loads(text).opened(kind=APPROVAL, signer=request.identity_key)
+        if body.get("protocol") != self._protocol.digest or body.get("site") != site:
+            raise IdentityError(f"The approval of {site} is for another protocol.")
+
+    def _resume(self) -> tuple[int, Arrays]:
+        """Return the last closed round and its weights."""
+        study = self._protocol.study
+        closed = self._journal.events("round closed", study=study)
+        if closed:
+            facts = closed[-1].facts
+            number = int(facts["round"])
+            self._record("study resumed", round=number, weights=facts["weights"])
+            return number, self._study.load(number, str(facts["weights"]))
+        started = self._journal.events("study started", study=study)
+        if started:
+            return 0, self._study.load(0, str(started[-1].facts["weights"]))
+        if self._study.initial.exists():
+            weights, source = load(self._study.initial), "launch --initial"
+        else:
+            self.gather_approvals(1)
+            weights, source = self._ask_for_weights()
+        identity = self._study.save(0, weights)
+        self._record("study started", weights=identity, source=source)
+        return 0, weights
+
+    def _ask_for_weights(self) -> tuple[Arrays, str]:
+        """Let one site make the random starting weights that protocol and seed determine."""
+        got: list[tuple[Arrays, str]] = []
+        for site in sorted(self.approved() & self._fleet.online()):
+            self._exchange(
+                "initial",
+                {site},
+                0,
+                None,
+                lambda name, _, arrays: got.append((arrays, f"seed, made at {name}")),
+                deadline_s=600.0,
+            )
+            if got:
+                return got[0]
+        raise FederationError(
+            "No site could make the starting weights.",
+            do="Start a site, or launch with --initial weights.safetensors.",
+        )
+
+    def _train(self, number: int, weights: Arrays) -> Arrays | None:
+        """Do one round; return the new weights, or None if the quorum was missed."""
+        began = time.monotonic()
+        options = self._protocol.aggregation
+        sites = self.approved() & set(self._sites.names())
+        template = {
+            name: weights[name].shape
+            for name in trainable_names(
+                weights, self._protocol.network.name, self._protocol.training.trainable
+            )
+        }
+        self._record("round opened", round=number, base=digest(weights), sites=sorted(sites))
+        rule = RULES[options.rule]()
+        took_part: dict[str, dict[str, Any]] = {}
+
+        def accept(site: str, report: Report, update: Arrays) -> None:
+            weight = options.weights.get(site, 1.0)
+            fact = {"update": digest(update), "norm": round(norm(update), 6), "weight": weight}
+            if report.privacy_spent is not None:
+                fact["privacy_spent"] = report.privacy_spent.model_dump()
+            if report.case_count is not None:
+                fact["case_count"] = report.case_count
+            rule.fold(update, weight=weight)
+            self._record("reply accepted", round=number, site=site, **fact)
+            took_part[site] = fact
+
+        dropped = self._exchange(
+            "train",
+            sites,
+            number,
+            weights,
+            accept,
+            deadline_s=options.deadline_s,
+            template=template,
+        )
+        self._absent = {site for site, why in dropped.items() if why == "no-answer"}
+        facts = {
+            "round": number,
+            "took_part": sorted(took_part),
+            "dropped": dropped,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        if len(took_part) < options.quorum:
+            self._record("round failed", **facts, reason=f"quorum of {options.quorum} missed")
+            return None
+        update = rule.result()
+        new = {
+            name: value + update[name] if name in update else value
+            for name, value in weights.items()
+        }
+        identity = self._study.save(number, new)
+        self._record(
+            "round closed",
+            **facts,
+            weights=identity,
+            privacy_spent={
+                site: fact["privacy_spent"]
+                for site, fact in took_part.items()
+                if "privacy_spent" in fact
+            },
+        )
+        return new
+
+    def _evaluate_if_due(self, number: int, weights: Arrays) -> None:
+        last = number == self._protocol.rounds
+        if number % self._protocol.evaluate_every and not last:
+            return
+        if self._journal.events("evaluated", study=self._protocol.study, round=number):
+            return
+        scores: dict[str, dict[str, float]] = {}
+
+        def accept(site: str, report: Report, _: Arrays) -> None:
+            if report.dice is not None:
+                scores[site] = {**report.dice}
+
+        dropped = self._exchange(
+            "evaluate",
+            self.approved(),
+            number,
+            weights,
+            accept,
+            deadline_s=self._protocol.aggregation.deadline_s,
+        )
+        self._record("evaluated", round=number, dice=scores, dropped=dropped)
+
+    def _exchange(
+        self,
+        kind: OrderKind,
+        sites: Iterable[str],
+        number: int,
+        weights: Arrays | None,
+        accept: Callable[[str, Report, Arrays], None],
+        *,
+        deadline_s: float,
+        template: Mapping[str, tuple[int, ...]] | None = None,
+        told: dict[str, str] | None = None,
+    ) -> dict[str, str]:
+        """Order ``kind`` of ``sites``; hand each good reply to ``accept``; return who dropped out.
+
+        A lost order is given again when its site is back. A site that was absent for the whole of
+        the last round is not waited for, but is ordered if it appears in time.
+        """
+        order = Order(
+            kind=kind,
+            study=self._protocol.study,
+            round=number,
+            protocol=self._study.statement.dumps(),
+            weights_sha256=digest(weights) if weights is not None else "",
+        )
+        content = pack(order, weights)
+        state = _Exchange(waiting=set(sites))
+        deadline = time.monotonic() + deadline_s
+        while state.waiting and time.monotonic() < deadline:
+            online = self._fleet.online()
+            if not (state.waiting - self._absent) and not (state.waiting & online):
+                break
+            for site in sorted(state.waiting & online - set(state.tickets)):
+                if time.monotonic() >= state.not_before.get(site, 0.0):
+                    left = max(1.0, deadline - time.monotonic())
+                    state.tickets[site] = self._fleet.send(site, kind, content, ttl_s=left)
+                    state.attempts[site] = state.attempts.get(site, 0) + 1
+            for site, ticket in sorted(state.tickets.items()):
+                delivery = self._fleet.collect(ticket)
+                if delivery is not None:
+                    del state.tickets[site]
+                    self._take(site, delivery, order, state, accept, template, told)
+            if state.waiting:
+                self._pause(self._poll_s)
+        state.dropped.update(dict.fromkeys(state.waiting, "no-answer"))
+        return state.dropped
+
+    def _take(
+        self,
+        site: str,
+        delivery: Delivery,
+        order: Order,
+        state: _Exchange,
+        accept: Callable[[str, Report, Arrays], None],
+        template: Mapping[str, tuple[int, ...]] | None,
+        told: dict[str, str] | None,
+    ) -> None:
+        """Check one reply and either accept it, order again, or drop the site from this order."""
+        facts: dict[str, Any] = {"round": order.round, "site": site, "order": order.kind}
+        if delivery.content is None:
+            self._record("order lost", **facts, reason=delivery.failure)
+            if state.attempts[site] < _ATTEMPTS:
+                state.not_before[site] = time.monotonic() + min(10.0, float(state.attempts[site]))
+            else:
+                state.waiting.discard(site)
+                state.dropped[site] = "order-lost"
+            return
+        state.waiting.discard(site)
+        maximum = self._protocol.aggregation.max_update_norm
+        if order.kind == "initial":
+            template, maximum = None, 1e6
+        try:
+            report, arrays = unpack_report(
+                delivery.content,
+                template=template,
+                max_norm=maximum,
+                any_arrays=order.kind == "initial",
+            )
+            if (report.kind, report.study, report.round) != (order.kind, order.study, order.round):
+                raise UpdateError("The reply is to another order.", code="update-form")
+            if report.status == "done":
+                accept(site, report, arrays)
+        except (UpdateError, IdentityError) as error:
+            self._record("reply refused", **facts, code=error.code, reason=error.message)
+            state.dropped[site] = error.code
+            return
+        if report.status == "done":
+            return
+        state.dropped[site] = report.code or report.status
+        said = f"{report.status} {report.code}"
+        if told is None or told.get(site) != said:
+            self._record(
+                "site declined",
+                **facts,
+                status=report.status,
+                code=report.code,
+                reason=report.reason,
+            )
+        if told is not None:
+            told[site] = said
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but stop at once when the coordinator wants the study stopped."""
+        until = time.monotonic() + seconds
+        while True:
+            if self._study.wanted == "stopped":
+                raise StoppedError(
+                    f"Study {self._protocol.study} was stopped.", do="`launch` goes on with it."
+                )
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, 0.25))
+
+    def _record(self, event: str, **facts: Any) -> None:
+        self._journal.append(event, study=self._protocol.study, **facts)

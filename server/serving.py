@@ -1,0 +1,38 @@
+"""What `gliofed-server serve` keeps alive: SuperLink, gateway and executor."""
+
+from __future__ import annotations
+
+import sys
+
+from common.processes import Child, script
+from server.provisioning import Consortium
+
+
+def children(consortium: Consortium) -> list[Child]:
+    """Return the coordinator's processes in the order in which they start."""
+    folder = consortium.folder
+    flower = folder / "flower"
+    (flower / "home").mkdir(parents=True, exist_ok=True)
+    host, port = consortium.private_address.split(":")
+    environment = {"FLWR_HOME": str(flower / "home")}
+    superlink = [
+        script("flower-superlink"),
+        *("--host", host, "--port", port),
+        *("--ssl-ca-certfile", str(folder / "ca.crt")),
+        *("--ssl-certfile", str(folder / "server.crt")),
+        *("--ssl-keyfile", str(folder / "keys" / "server.key")),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(consortium.superexec_secret)),
+        *("--database", str(flower / "state.sqlite")),
+    ]
+    log = flower / "log"
+    own = [sys.executable, "-m"]
+    return [
+        Child("superlink", superlink, log / "superlink.log", environment),
+        Child("gateway", [*own, "server.gateway", str(folder)], log / "gateway.log", environment),
+        Child(
+            "executor", [*own, "server.executor", str(folder)], log / "executor.log", environment
+        ),
+    ]
