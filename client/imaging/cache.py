@@ -1,0 +1,196 @@
+"""Prepared cases on the hospital's disk, so that each is prepared once.
+
+An entry is found by what goes into it: the SHA-256 of the files, their channels, the meaning of
+the mask's values and the preprocessing digest. Change any of them and it is another entry. An
+entry holds voxels and geometry, no path and no patient's name; nothing in it is trusted before
+its own SHA-256 was checked, and a damaged one is made again. Several processes may share a folder.
+
+To know a file's SHA-256 without reading it again, the cache remembers it by path, size, times and
+inode, under the hash of the path. Out of scope: limiting the cache's size; entries of other
+options lie in folders of their own and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.imaging.case import Case
+from client.imaging.preprocessing import Prepared, digest, prepare
+from client.imaging.storage import sweep, unwritable, write_whole
+from common.errors import CaseError
+from common.protocol import PreprocessingOptions
+from common.regions import MODALITIES
+
+_MAGIC: Final = b"gliofed prepared case 1\n"
+_ALIGN: Final = 64
+_MOST_HEADER: Final = 2**20
+_SETTLED_NS: Final = 2 * 10**9
+"""A file younger than this may change again without a new time stamp; it is not remembered."""
+
+
+class PreparedCache:
+    """Prepared cases in ``folder`` for one set of options."""
+
+    def __init__(self, folder: Path, options: PreprocessingOptions) -> None:
+        """Open or create the cache; raise StateError when the folder cannot be written."""
+        self._options = options
+        self._digest = digest(options)
+        self._entries = folder / self._digest[:16]
+        self._index = folder / "index"
+        self._checked: dict[Path, tuple[int, ...]] = {}
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sweep(folder)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+
+    def get(self, case: Case) -> Prepared:
+        """Return the prepared ``case``; its arrays are mapped from disk, writes stay in memory.
+
+        Raises CaseError when the case cannot be prepared, StateError when the entry cannot be
+        written.
+        """
+        key = self._key(case)
+        path = self._entries / f"{key}.prepared"
+        found = self._load(path)
+        if found is not None:
+            return found
+        prepared = prepare(case, self._options)
+        if self._key(case) != key:
+            raise CaseError(
+                f"The files of {case.name} changed while they were read.",
+                do="Try again when nothing writes to them.",
+                code="case-changed",
+            )
+        write_whole(path, lambda file: _write(file, prepared))
+        loaded = self._load(path)
+        return prepared if loaded is None else loaded
+
+    def _key(self, case: Case) -> str:
+        images = [case.images[name] for name in MODALITIES]
+        facts = {
+            "images": [[self._sha256(image.path), image.index] for image in images],
+            "label": case.label and [self._sha256(case.label), sorted(case.label_map.items())],
+            "preprocessing": self._digest,
+        }
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _sha256(self, path: Path) -> str:
+        """Return the SHA-256 of a raw file, from memory when the file has not been touched."""
+        try:
+            identity = _identity(path)
+            note = self._index / hashlib.sha256(str(path.absolute()).encode()).hexdigest()
+            remembered = _read_note(note)
+            if remembered.get("identity") == list(identity):
+                return str(remembered["sha256"])
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            settled = time.time_ns() - identity[2] > _SETTLED_NS
+        except OSError as error:
+            raise CaseError(
+                f"{path} cannot be read: {error.strerror or error}.",
+                do="Check that the file is there and that this user may read it.",
+                code="case-file",
+            ) from error
+        if settled:
+            text = json.dumps({"identity": identity, "sha256": sha256}).encode()
+            write_whole(note, lambda file: file.write(text), durable=False)
+        return sha256
+
+    def _load(self, path: Path) -> Prepared | None:
+        """Map an entry; None when there is none or when it is damaged."""
+        try:
+            identity = _identity(path)
+            prepared = _read(path, check=self._checked.get(path) != identity)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: made again, then replaced
+            return None
+        self._checked[path] = identity
+        return prepared
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    facts = path.stat()
+    return facts.st_size, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    """Return what was remembered; a damaged note counts as none."""
+    try:
+        found = json.loads(note.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(file: BinaryIO, prepared: Prepared) -> None:
+    """Write magic, header length, header in JSON, padding to 64 bytes, image, labels."""
+    image = np.ascontiguousarray(prepared.image, "<f4")
+    labels = None if prepared.labels is None else np.ascontiguousarray(prepared.labels)
+    sha256 = hashlib.sha256(image.data)
+    if labels is not None:
+        sha256.update(labels.data)
+    header = json.dumps(
+        {
+            "shape": image.shape,
+            "labels": labels is not None,
+            "affine": prepared.affine.tolist(),
+            "native_shape": prepared.native_shape,
+            "native_affine": prepared.native_affine.tolist(),
+            "history": prepared.history,
+        }
+    ).encode()
+    sha256.update(header)
+    head = _MAGIC + sha256.digest() + len(header).to_bytes(4, "little") + header
+    file.write(head + bytes(-len(head) % _ALIGN))
+    file.write(image.data)
+    if labels is not None:
+        file.write(labels.data)
+
+
+def _read(path: Path, *, check: bool) -> Prepared:
+    """Map an entry; raise OSError, ValueError, KeyError or TypeError when it is not whole."""
+    with path.open("rb") as file:
+        start = file.read(len(_MAGIC) + 36)
+        length = int.from_bytes(start[-4:], "little")
+        if len(start) < len(_MAGIC) + 36 or start[: len(_MAGIC)] != _MAGIC or length > _MOST_HEADER:
+            raise ValueError("not an entry")
+        text = file.read(length)
+    header = json.loads(text)
+    shape = tuple(int(n) for n in header["shape"])
+    begin = len(start) + length
+    begin += -begin % _ALIGN
+    middle = begin + 4 * int(np.prod(shape))
+    end = middle + (int(np.prod(shape[1:])) if header["labels"] else 0)
+    if path.stat().st_size != end:
+        raise ValueError("not of the length that its header says")
+    image = _map(path, "<f4", begin, shape)
+    labels = _map(path, "u1", middle, shape[1:]) if header["labels"] else None
+    if check:
+        sha256 = hashlib.sha256(image.data)
+        if labels is not None:
+            sha256.update(labels.data)
+        sha256.update(text)
+        if sha256.digest() != start[len(_MAGIC) : len(_MAGIC) + 32]:
+            raise ValueError("not what was written")
+    x, y, z = header["native_shape"]
+    return Prepared(
+        image=image,
+        labels=labels,
+        affine=np.array(header["affine"], np.float64),
+        native_shape=(x, y, z),
+        native_affine=np.array(header["native_affine"], np.float64),
+        history=tuple(header["history"]),
+    )
+
+
+def _map(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    return np.asarray(np.memmap(path, dtype, mode="c", offset=offset, shape=shape))

@@ -1,0 +1,50 @@
+"""A case: the four sequences of one patient at one time point, and perhaps a tumour mask.
+
+A case says where things lie; it holds no voxel. Invariant: ``images`` has exactly the keys of
+``common.regions.MODALITIES``. ``patient`` and ``session`` come from file names or the hospital's
+manifest; they never leave the hospital.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+LABELS_BRATS_2018: Final = {1: 1, 2: 2, 4: 3}
+"""Mask values of BraTS 2018 to 2021 (enhancing tumour is 4) as labels of ``common.regions``."""
+
+LABELS_BRATS_2023: Final = {1: 1, 2: 2, 3: 3}
+"""Mask values of BraTS since 2023."""
+
+LABELS_EITHER: Final = {1: 1, 2: 2, 3: 3, 4: 3}
+"""For masks that do not say: enhancing tumour is 3 or 4. A mask that holds both is refused."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One sequence: a 3-D file, or channel ``index`` of a 4-D file."""
+
+    path: Path
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan session of one patient.
+
+    ``label_map`` maps a mask value to a label of ``common.regions.LABELS``, or to 0 for a value
+    that counts as background.
+    """
+
+    patient: str
+    session: str
+    images: Mapping[str, Image] = field(hash=False)
+    label: Path | None
+    label_map: Mapping[int, int] = field(hash=False)
+
+    @property
+    def name(self) -> str:
+        """Patient and session in one word, for messages inside the hospital."""
+        return f"{self.patient}-{self.session}" if self.session else self.patient

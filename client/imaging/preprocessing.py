@@ -1,0 +1,263 @@
+"""From a case's files to the network's input, the same for training and for the clinic.
+
+Read, check that the files fit together, turn to RAS, find the brain, crop to it, resample to the
+study's spacing, clip and z-score each sequence inside the brain. ``digest`` ties a model to these
+steps. Invariants: the crop and the intensities depend on the images alone, never on the mask of
+the tumour; what ``prepare`` returns is finite and 0 outside the brain.
+
+Out of scope: registration, bias correction and brain extraction. Input is co-registered and
+skull-stripped, as in BraTS; a head that is plainly not stripped is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from client.imaging import grid
+from client.imaging.case import Case
+from client.imaging.nifti import Volume, read_volume
+from common.errors import CaseError
+from common.protocol import PreprocessingOptions, preprocessing_digest
+from common.regions import MODALITIES, labels_to_regions, regions_to_labels
+
+ALGORITHM: Final = "brain-zscore/1"
+"""Name and version of the steps below; raise the version when any result changes."""
+
+_MOST_NONZERO: Final = 0.75  # a stripped brain fills about a fifth of its field
+_WIDEST_BRAIN_MM: Final = 500.0
+_SAME_GRID: Final = "Register the four sequences and the mask to one grid first."
+
+
+def digest(options: PreprocessingOptions) -> str:
+    """Return the SHA-256 (hex) that names this preprocessing with these options."""
+    return preprocessing_digest(options, ALGORITHM)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A case as the network sees it.
+
+    ``image`` (4, X, Y, Z) in the order of MODALITIES, RAS+, z-scored in the brain, 0 outside;
+    ``labels`` (X, Y, Z) with the values of ``common.regions.LABELS``, None without a mask;
+    ``affine`` (4, 4) of that grid in mm; ``native_shape`` and ``native_affine`` the input's grid;
+    ``history`` one record for each step.
+    """
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8] | None
+    affine: NDArray[np.float64]
+    native_shape: tuple[int, int, int]
+    native_affine: NDArray[np.float64]
+    history: tuple[dict[str, Any], ...]
+
+
+def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
+    """Read ``case`` and make it the network's input.
+
+    Raises CaseError: what ``read_volume`` raises, or code ``case-grid`` (files on different
+    grids), ``case-label`` (a mask value that means nothing), ``case-not-stripped``,
+    ``case-spacing`` (a brain wider than half a metre), ``case-contrast`` (a sequence that is flat
+    inside the brain).
+    """
+    volumes = {name: read_volume(i.path, index=i.index) for name, i in case.images.items()}
+    first_path, native = case.images[MODALITIES[0]].path, volumes[MODALITIES[0]]
+    for name in MODALITIES[1:]:
+        _check_grid(volumes[name], case.images[name].path, native, first_path)
+    images = [grid.to_canonical(volumes[name].data, native.affine) for name in MODALITIES]
+    affine = grid.canonical_affine(native.affine, native.data.shape)
+    brain = _brain(images, case)
+
+    spacing = grid.spacing_of(affine)
+    x, y, z = (int(n) for n in np.ceil(options.margin_mm / spacing - 1e-6))
+    box = grid.bounding_box(brain, (x, y, z))
+    width_mm = max((side.stop - side.start) * step for side, step in zip(box, spacing, strict=True))
+    if width_mm > _WIDEST_BRAIN_MM:
+        raise CaseError(
+            f"The brain of {case.name} would be {width_mm:.0f} mm wide.",
+            do=f"The voxel size in {first_path} must be wrong; correct its header.",
+            code="case-spacing",
+        )
+    brain = np.ascontiguousarray(brain[box])
+    resampling = grid.Resampling(brain.shape, grid.crop_affine(affine, box), options.spacing_mm)
+    inside = resampling.mask(brain)
+    if not inside.any():
+        raise CaseError(
+            f"{case.name} shows no brain: its {np.count_nonzero(brain)} voxels that are not 0 "
+            f"vanish at {options.spacing_mm:g} mm.",
+            do="Check the files in a viewer and export them again.",
+            code="case-empty",
+        )
+
+    prepared = np.zeros((len(MODALITIES), *inside.shape), np.float32)
+    for channel, (name, image) in enumerate(zip(MODALITIES, images, strict=True)):
+        resampled = resampling.image(np.ascontiguousarray(image[box]))
+        prepared[channel][inside] = _z_score(
+            resampled[inside], options.clip_percentiles, case.images[name].path
+        )
+    labels = None
+    if case.label is not None:
+        values = _labels(case.label, case.label_map, native, first_path)
+        cropped = grid.to_canonical(values, native.affine)[box]
+        labels = _resample_labels(np.ascontiguousarray(cropped), resampling)
+    nx, ny, nz = native.data.shape
+    return Prepared(
+        image=prepared,
+        labels=labels,
+        affine=resampling.affine,
+        native_shape=(nx, ny, nz),
+        native_affine=native.affine,
+        history=(
+            {"step": "algorithm", "name": ALGORITHM, "digest": digest(options)},
+            {"step": "reorient", "from": "".join(aff2axcodes(native.affine)), "to": "RAS"},
+            {"step": "brain", "rule": "nonzero in any sequence, largest part, holes filled"},
+            {
+                "step": "crop",
+                "start": [int(side.start) for side in box],
+                "stop": [int(side.stop) for side in box],
+                "margin_mm": options.margin_mm,
+            },
+            {
+                "step": "resample",
+                "from_mm": [round(float(n), 6) for n in spacing],
+                "to_mm": options.spacing_mm,
+                "interpolated": resampling.changes,
+            },
+            {"step": "z-score", "clip_percentiles": list(options.clip_percentiles)},
+        ),
+    )
+
+
+def to_native(probabilities: NDArray[np.float32], prepared: Prepared) -> NDArray[np.float32]:
+    """Map ``probabilities`` (C, X, Y, Z) on the prepared grid to (C, *native_shape).
+
+    Exact when spacings agree, else linear; 0 outside the prepared grid. Raises ValueError when
+    the shape is not the prepared image's.
+    """
+    if probabilities.shape[1:] != prepared.image.shape[1:]:
+        raise ValueError(f"shape {probabilities.shape} does not fit {prepared.image.shape}")
+    native = prepared.native_affine
+    target = grid.canonical_affine(native, prepared.native_shape)
+    shape = grid.to_canonical(np.broadcast_to(False, prepared.native_shape), native).shape
+    to_prepared = np.linalg.inv(prepared.affine) @ target
+    scale, offset = np.diag(to_prepared)[:3], to_prepared[:3, 3]
+    # Native voxels whose centre lies within the prepared voxels' full width.
+    sides = np.array(prepared.image.shape[1:])
+    start = np.maximum(0, np.ceil((-0.5 - offset) / scale - 1e-4)).astype(int)
+    stop = np.minimum(shape, np.floor((sides - 0.5 - offset) / scale + 1e-4) + 1).astype(int)
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    moved = scale * start + offset
+    exact = np.abs(scale - 1).max() < 1e-6 and np.abs(moved).max() < 1e-3
+
+    result = np.zeros((len(probabilities), *prepared.native_shape), np.float32)
+    for channel, values in enumerate(probabilities):
+        turned = np.zeros(shape, np.float32)
+        if exact:
+            turned[x, y, z] = values
+        else:
+            turned[x, y, z] = grid.linear(
+                np.asarray(values, np.float32),
+                scale=scale,
+                offset=moved,
+                shape=tuple(int(n) for n in stop - start),
+            )
+        result[channel] = grid.from_canonical(turned, native)
+    return result
+
+
+def _check_grid(volume: Volume, path: Path, reference: Volume, reference_path: Path) -> None:
+    if volume.data.shape != reference.data.shape:
+        fault = f"{volume.data.shape} voxels against {reference.data.shape}"
+    elif not np.allclose(volume.affine, reference.affine, rtol=0, atol=grid.SAME_MM):
+        worst = np.abs(volume.affine - reference.affine).max()
+        fault = f"their affines differ by up to {worst:.3g}"
+    else:
+        return
+    raise CaseError(
+        f"{path} and {reference_path.name} are on different grids: {fault}.",
+        do=_SAME_GRID,
+        code="case-grid",
+    )
+
+
+def _brain(images: list[NDArray[np.float32]], case: Case) -> NDArray[np.bool_]:
+    """Return the largest 6-connected part of what any sequence shows, with its holes filled."""
+    nonzero = images[0] != 0
+    for image in images[1:]:
+        nonzero |= image != 0
+    share = np.count_nonzero(nonzero) / nonzero.size
+    if share > _MOST_NONZERO:
+        raise CaseError(
+            f"{case.name} is not skull-stripped: {share:.0%} of its field is not 0.",
+            do="Extract the brain first and set everything else to 0; gliofed itself will extract "
+            "brains once it takes raw input.",
+            code="case-not-stripped",
+        )
+    box = grid.bounding_box(nonzero, (0, 0, 0))
+    parts, count = ndimage.label(nonzero[box])
+    if count > 1:
+        parts = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    # A hole is background that does not reach the border of the box, padded so that it is one.
+    background, _ = ndimage.label(np.pad(parts == 0, 1, constant_values=True))
+    brain = np.zeros(nonzero.shape, bool)
+    brain[box] = (background != background[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return brain
+
+
+def _z_score(
+    values: NDArray[np.float32], percentiles: tuple[float, float], path: Path
+) -> NDArray[np.float32]:
+    low, high = np.percentile(values, percentiles)
+    clipped = np.clip(values, low, high)
+    mean, deviation = clipped.mean(dtype=np.float64), clipped.std(dtype=np.float64)
+    if not deviation > 1e-6 * max(1e-6, abs(mean)):
+        raise CaseError(
+            f"{path} is flat: inside the brain nearly all voxels have the value {mean:.4g}.",
+            do="Check that the file is the sequence that its name says.",
+            code="case-contrast",
+        )
+    scored: NDArray[np.float32] = ((clipped - mean) / deviation).astype(np.float32)
+    return scored
+
+
+def _labels(
+    path: Path, label_map: Mapping[int, int], reference: Volume, reference_path: Path
+) -> NDArray[np.uint8]:
+    """Read a tumour mask into the values of LABELS; raise CaseError."""
+    volume = read_volume(path, empty_ok=True)
+    _check_grid(volume, path, reference, reference_path)
+    labels = np.zeros(volume.data.shape, np.uint8)
+    meaning: dict[int, float] = {}
+    tumour = volume.data[volume.data != 0]
+    for value in np.unique(tumour):
+        key = round(float(value))
+        if abs(float(value) - key) > 1e-3 or (key != 0 and key not in label_map):
+            known = ", ".join(str(one) for one in sorted(label_map))
+            fault = f"holds the value {value:g}; only 0, {known} have a meaning there"
+        elif (label := label_map.get(key, 0)) and label in meaning:
+            fault = f"holds both {meaning[label]:g} and {value:g}, which would mean the same"
+        else:
+            meaning[label] = float(value)
+            labels[volume.data == value] = label
+            continue
+        raise CaseError(
+            f"{path} {fault}.",
+            do="Correct the mask, or say what its values mean in a manifest (column labels).",
+            code="case-label",
+        )
+    return labels
+
+
+def _resample_labels(labels: NDArray[np.uint8], resampling: grid.Resampling) -> NDArray[np.uint8]:
+    """Resample region by region: whole tumour, core and enhancing part each keep their border."""
+    if not resampling.changes:
+        return labels
+    regions = labels_to_regions(labels)
+    return regions_to_labels(np.stack([resampling.mask(region) for region in regions]))

@@ -1,0 +1,444 @@
+"""Conformance of the private training step with its definition and with Opacus."""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from client.private_training import (
+    CountingCharge,
+    LedgerCharge,
+    SystemRandom,
+    clip,
+    clipped_sum,
+    grid,
+    noise,
+    normals,
+    refuse_batch_statistics,
+    train_privately,
+    uniforms,
+)
+from client.training import (
+    ExecutionOptions,
+    Learner,
+    Patient,
+    dice_bce,
+    draw_patient,
+    train,
+)
+from common.errors import CaseError, PrivacyError
+from common.networks import build, state_arrays
+from common.privacy import Cap, Ledger, Mechanism
+from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
+
+torch.set_num_threads(1)
+TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+PLAIN = ExecutionOptions(prefetch=0)
+OPTIONS = TrainingOptions(
+    local_steps=3,
+    crop_size=(16, 16, 16),
+    crops_per_patient=2,
+    optimizer="sgd",
+    momentum=0.0,
+    learning_rate=1.0,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8] | None
+
+
+def phantom(seed: int, *, scale: float = 1.0) -> Prepared:
+    rng = np.random.default_rng(seed)
+    labels = np.kron(rng.integers(0, 4, (4, 4, 4)), np.ones((4, 4, 4))).astype(np.uint8)
+    image = scale * (rng.normal(0, 0.5, (4, 16, 16, 16)) + labels)
+    return Prepared(image.astype(np.float32), labels)
+
+
+def patient(case: Prepared) -> Patient:
+    return [lambda: case]
+
+
+def cohort(count: int) -> list[Patient]:
+    return [patient(phantom(seed, scale=1.0 + seed)) for seed in range(count)]
+
+
+def unreadable() -> Prepared:
+    raise CaseError("The scan is gone.", code="case-file")
+
+
+def seeded(seed: int) -> Callable[[int], bytes]:
+    return np.random.default_rng(seed).bytes
+
+
+def privacy(**changes: object) -> PrivacyOptions:
+    wanted = {
+        "noise_multiplier": 1.0,
+        "clipping_norm": 0.5,
+        "sampling_rate": 0.5,
+        "nominal_patients": 4,
+        **changes,
+    }
+    return PrivacyOptions.model_validate(wanted)
+
+
+def flat(update: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+    return np.concatenate([array.ravel() for array in update.values()]).astype(np.float64)
+
+
+def gradients(learner: Learner, patients: list[Patient]) -> list[torch.Tensor]:
+    return [
+        learner.gradient(draw_patient(one, OPTIONS, np.random.default_rng(place)))
+        for place, one in enumerate(patients)
+    ]
+
+
+def test_clipped_sum_is_that_of_a_loop_over_patients() -> None:
+    network = build(TINY, seed=0).double()
+    learner = Learner(network, OPTIONS, PLAIN)
+    patients = cohort(4)
+    found = [clip(gradient, 0.5) for gradient in gradients(learner, patients)]
+
+    reference = build(TINY, seed=0).double()
+    expected = np.zeros(learner.size)
+    norms = []
+    for place, one in enumerate(patients):
+        images, regions = draw_patient(one, OPTIONS, np.random.default_rng(place))
+        total = sum(
+            dice_bce(reference(images[k : k + 1].double()), regions[k : k + 1])[0] for k in range(2)
+        )
+        reference.zero_grad()
+        (total / 2).backward()  # type: ignore[union-attr]
+        parts = [p.grad.numpy().ravel() for p in reference.parameters() if p.grad is not None]
+        vector = np.concatenate(parts)
+        norms.append(float(np.sqrt((vector**2).sum())))
+        expected += vector * min(1.0, 0.5 / norms[-1])
+    assert max(norms) > 0.5
+    assert np.abs(sum(found).numpy() - expected).max() < 1e-10  # type: ignore[union-attr]
+    on_grid, missing = clipped_sum(gradients(learner, patients), learner.zero(), clipping_norm=0.5)
+    assert missing == 0
+    assert np.abs(on_grid.numpy() - expected).max() <= 4 * grid(0.5)
+
+
+def test_opacus_finds_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    from monai.networks.blocks.segresnet_block import ResBlock
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    def forward(self: ResBlock, x: torch.Tensor) -> torch.Tensor:
+        inner = self.conv1(self.act(self.norm1(x)))
+        return x + self.conv2(self.act(self.norm2(inner)))
+
+    # Opacus' hooks do not bear the sum in place of MONAI's block.
+    monkeypatch.setattr(ResBlock, "forward", forward)
+    patients = cohort(3)
+    learner = Learner(build(TINY, seed=0).double(), OPTIONS, PLAIN)
+    found = gradients(learner, patients)
+
+    module = GradSampleModule(build(TINY, seed=0).double(), loss_reduction="sum")
+    optimizer = DPOptimizer(
+        torch.optim.SGD(module.parameters(), 1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=0.5,
+        expected_batch_size=1,
+        loss_reduction="sum",
+    )
+    crops = [
+        draw_patient(one, OPTIONS, np.random.default_rng(place))
+        for place, one in enumerate(patients)
+    ]
+    images = torch.cat([images for images, _ in crops]).double().requires_grad_()
+    dice_bce(module(images), torch.cat([regions for _, regions in crops])).sum().backward()
+    for parameter in module.parameters():
+        # The mean over a patient's crops is one sample.
+        rows = parameter.grad_sample
+        parameter.grad_sample = rows.reshape(3, 2, *rows.shape[1:]).mean(1)
+    for place, gradient in enumerate(found):
+        parts = [p.grad_sample[place].reshape(-1) for p in module.parameters()]
+        assert (torch.cat(parts) - gradient).abs().max() < 1e-10
+    optimizer.clip_and_accumulate()
+    expected = torch.cat([p.summed_grad.reshape(-1) for p in module.parameters()])
+    total, _ = clipped_sum(found, learner.zero(), clipping_norm=0.5)
+    # Opacus adds 1e-6 to the norm that it divides by.
+    assert (total - expected).norm() < 1e-5
+
+
+@pytest.mark.parametrize("length", [1e-300, 1e-9, 0.4, 0.5, 0.7, 1e6, 1e200, 1e308])
+def test_clip_keeps_direction_and_bounds_the_norm(length: float) -> None:
+    direction = torch.randn(1000, generator=torch.Generator().manual_seed(0)).double()
+    direction /= direction.norm()
+    clipped = clip(direction * length, 0.5)
+    assert float(clipped.norm()) <= 0.5
+    assert torch.allclose(clipped, direction * min(length, 0.5), rtol=1e-10, atol=0)
+    assert not clip(torch.zeros(3, dtype=torch.float64), 0.5).any()
+
+
+@pytest.mark.parametrize("clipping_norm", [1e-3, 0.3, 1.0, 70.0])
+def test_one_patient_moves_the_sum_by_the_clipping_norm_at_most(clipping_norm: float) -> None:
+    rng = np.random.default_rng(0)
+    zero = torch.zeros(50, dtype=torch.float64)
+    vectors: list[torch.Tensor | None] = [
+        torch.from_numpy(rng.normal(size=50) * 10.0**power) for power in range(-4, 5)
+    ]
+    whole, _ = clipped_sum(vectors, zero, clipping_norm=clipping_norm)
+    for left_out in range(len(vectors)):
+        others = [v for place, v in enumerate(vectors) if place != left_out]
+        without, _ = clipped_sum(others, zero, clipping_norm=clipping_norm)
+        # Exact: both sums are whole multiples of the grid.
+        assert float((whole - without).norm()) <= clipping_norm
+    steps = whole / grid(clipping_norm)
+    assert torch.equal(steps, steps.round())
+    assert not zero.any()
+
+
+def test_extreme_patient_is_bounded() -> None:
+    learner = Learner(build(TINY, seed=0), OPTIONS, PLAIN)
+    found = gradients(learner, [patient(phantom(0, scale=1e6)), *cohort(2)])
+    total, _ = clipped_sum(found, learner.zero(), clipping_norm=0.01)
+    assert float(total.norm()) <= 0.03
+
+
+def test_noise_has_the_deviation_that_is_charged() -> None:
+    count = 200_000
+    drawn = noise(SystemRandom(), count, noise_multiplier=2.0, clipping_norm=0.3).numpy()
+    # Sum of squares: chi-square, whose relative deviation is sqrt(2 / count); six of them.
+    assert (drawn**2).sum() / (0.6**2 * count) == pytest.approx(1, abs=6 * math.sqrt(2 / count))
+    assert abs(drawn.mean()) < 6 * 0.6 / math.sqrt(count)
+    assert (drawn**4).mean() / (drawn**2).mean() ** 2 == pytest.approx(3, abs=0.15)
+    half = count // 2
+    assert abs(np.corrcoef(drawn[:half], drawn[half:])[0, 1]) < 6 / math.sqrt(half)
+    steps = drawn / grid(0.3)
+    assert np.array_equal(steps, np.rint(steps))
+
+
+def test_normals_follow_the_normal_distribution() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = normals(seeded(1), 100_001)
+    assert values.shape == (100_001,)
+    assert stats.kstest(values, "norm").pvalue > 1e-4
+    assert values.dtype == np.float64
+
+
+def test_randomness_is_never_repeated() -> None:
+    one, other = SystemRandom(), SystemRandom()
+    parts = [one(64), one(64), other(64), other(64)]
+    assert all(a != b for a, b in itertools.combinations(parts, 2))
+    drawn = uniforms(one, 10_000)
+    assert 0 <= drawn.min() < drawn.max() < 1
+    assert len(np.unique(drawn)) == 10_000
+
+
+@pytest.mark.parametrize("extreme", [b"\x00", b"\xff"])
+def test_extreme_bytes_give_finite_noise(extreme: bytes) -> None:
+    values = normals(lambda count: extreme * count, 4)
+    assert np.isfinite(values).all()
+    assert 0 <= uniforms(lambda count: extreme * count, 1)[0] < 1
+
+
+def test_sampling_follows_the_rate() -> None:
+    drawn = uniforms(seeded(2), 40_000) < 0.3
+    assert drawn.mean() == pytest.approx(0.3, abs=6 * math.sqrt(0.3 * 0.7 / 40_000))
+
+
+def run(
+    patients: list[Patient],
+    wanted: PrivacyOptions,
+    *,
+    entropy: Callable[[int], bytes] | None = None,
+    charge: CountingCharge | None = None,
+    steps: int = 3,
+) -> NDArray[np.float64]:
+    result = train_privately(
+        build(TINY, seed=0),
+        patients,
+        OPTIONS.model_copy(update={"local_steps": steps}),
+        wanted,
+        charge or CountingCharge(),
+        execution=PLAIN,
+        entropy=entropy,
+    )
+    assert result.steps == steps
+    return flat(result.update)
+
+
+def test_empty_draws_add_noise_and_are_charged() -> None:
+    charge = CountingCharge()
+    wanted = privacy(sampling_rate=1e-9, nominal_patients=10**9)
+    update = run(cohort(2), wanted, charge=charge, steps=4)
+    assert len(charge.reserved) == charge.confirmed == 4
+    # Four steps at learning rate 1, each divided by 1e-9 * 10**9.
+    expected = 1.0 * 0.5 * math.sqrt(4)
+    assert update.std() == pytest.approx(expected, rel=6 / math.sqrt(2 * update.size))
+
+
+def test_no_patients_are_an_empty_draw() -> None:
+    charge = CountingCharge()
+    assert run([], privacy(), charge=charge).any()
+    assert charge.confirmed == 3
+
+
+def test_sum_is_divided_by_the_public_constant() -> None:
+    quiet = privacy(noise_multiplier=1e-12, sampling_rate=1.0, nominal_patients=4)
+    few = run(cohort(2), quiet, entropy=seeded(0), steps=1)
+    larger = quiet.model_copy(update={"nominal_patients": 8})
+    more = run(cohort(2), larger, entropy=seeded(0), steps=1)
+    assert np.allclose(few, 2 * more, atol=1e-6)
+
+
+def test_what_is_charged_is_what_is_used() -> None:
+    charge = CountingCharge()
+    run(cohort(1), privacy(noise_multiplier=3.0, clipping_norm=0.7), charge=charge)
+    assert charge.reserved == [(Mechanism(3.0, 0.5), 0.7)] * 3
+
+
+def test_without_noise_and_clipping_it_is_the_ordinary_loop() -> None:
+    patients = cohort(3)
+    # The volume is the crop and nothing is augmented: both loops see the same.
+    options = OPTIONS.model_copy(
+        update={"patients_per_step": 3, "augmentation": "none", "learning_rate": 0.1}
+    )
+    ordinary = train(build(TINY, seed=0), patients, options, seed=0, execution=PLAIN)
+    private = train_privately(
+        build(TINY, seed=0),
+        patients,
+        options,
+        privacy(noise_multiplier=1e-12, clipping_norm=1e3, sampling_rate=1.0, nominal_patients=3),
+        CountingCharge(),
+        execution=PLAIN,
+    )
+    expected = flat(ordinary.update)
+    difference = np.linalg.norm(flat(private.update) - expected)
+    assert difference < 1e-4 * np.linalg.norm(expected)
+
+
+def test_broken_patients_are_zero_and_the_step_goes_on() -> None:
+    good = cohort(2)
+    wrong = np.full((4, 16, 16, 16), np.nan, np.float32)
+    broken = [*good, patient(Prepared(wrong, phantom(0).labels)), [unreadable]]
+    quiet = privacy(noise_multiplier=1e-12, sampling_rate=1.0)
+    options = OPTIONS.model_copy(update={"augmentation": "none"})
+
+    def result(patients: list[Patient], charge: CountingCharge):  # type: ignore[no-untyped-def]
+        return train_privately(
+            build(TINY, seed=0), patients, options, quiet, charge, execution=PLAIN
+        )
+
+    charge = CountingCharge()
+    with_broken, without = result(broken, charge), result(good, CountingCharge())
+    assert np.allclose(flat(with_broken.update), flat(without.update), atol=1e-6)
+    assert (with_broken.unusable, without.unusable) == (6, 0)
+    assert charge.confirmed == 3
+
+
+def test_budget_stops_before_the_step() -> None:
+    network = build(TINY, seed=0)
+    touched: list[int] = []
+    case = phantom(0)
+
+    def load() -> Prepared:
+        touched.append(1)
+        return case
+
+    charge = CountingCharge(most=2)
+    with pytest.raises(PrivacyError) as error:
+        train_privately(
+            network, [[load]], OPTIONS, privacy(sampling_rate=1.0), charge, execution=PLAIN
+        )
+    assert error.value.code == "privacy-cap"
+    assert (len(touched), charge.confirmed) == (2, 2)
+
+
+def test_failing_step_stays_charged() -> None:
+    charge = CountingCharge()
+
+    def fail() -> Prepared:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        train_privately(
+            build(TINY, seed=0),
+            [[fail]],
+            OPTIONS,
+            privacy(sampling_rate=1.0),
+            charge,
+            execution=PLAIN,
+        )
+    assert (len(charge.reserved), charge.confirmed) == (1, 0)
+
+
+def test_ledger_is_charged_step_by_step(tmp_path: Path) -> None:
+    Ledger.create(tmp_path / "ledger")
+    with Ledger(tmp_path / "ledger", accountant=lambda h, _: sum(n for _, n in h)) as ledger:
+        charge = LedgerCharge(
+            ledger,
+            study="alpha",
+            protocol="0" * 64,
+            round_number=2,
+            study_cap=Cap(5.0, 1e-3),
+            site_cap=Cap(100.0, 1e-3),
+        )
+        for expected in (contextlib.nullcontext(), pytest.raises(PrivacyError)):
+            with expected:
+                train_privately(
+                    build(TINY, seed=0), [], OPTIONS, privacy(), charge, execution=PLAIN
+                )
+        facts = ledger.facts(study="alpha")
+        assert [(fact.steps, fact.round, fact.state) for fact in facts] == [(1, 2, "confirmed")] * 5
+        assert {(fact.mechanism, fact.clipping_norm) for fact in facts} == {
+            (Mechanism(1.0, 0.5), 0.5)
+        }
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.BatchNorm3d(4),
+        torch.nn.BatchNorm3d(4, track_running_stats=False),
+        torch.nn.SyncBatchNorm(4),
+        torch.nn.InstanceNorm3d(4, track_running_stats=True),
+    ],
+)
+def test_batch_statistics_are_refused(layer: torch.nn.Module) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv3d(4, 3, 1), layer)
+    charge = CountingCharge()
+    with pytest.raises(PrivacyError) as error:
+        train_privately(network, [], OPTIONS, privacy(), charge, execution=PLAIN)
+    assert error.value.code == "privacy-batch-statistics"
+    assert not charge.reserved
+    refuse_batch_statistics(torch.nn.InstanceNorm3d(4))
+
+
+def test_protocol_without_privacy_is_refused() -> None:
+    with pytest.raises(PrivacyError) as error:
+        run([], privacy(mode="none"))
+    assert error.value.code == "privacy-mode"
+
+
+def test_frozen_weights_get_no_noise() -> None:
+    network = build(TINY, seed=0)
+    before = state_arrays(network)
+    options = OPTIONS.model_copy(update={"trainable": ("head",)})
+    result = train_privately(
+        network, cohort(1), options, privacy(), CountingCharge(), execution=PLAIN
+    )
+    after = state_arrays(network)
+    changed = {name for name in after if not np.array_equal(after[name], before[name])}
+    assert changed == set(result.update)
+    assert all(name.startswith("body.conv_final.") for name in changed)
+
+
+def test_same_entropy_gives_the_same_update() -> None:
+    patients = cohort(2)
+    first = run(patients, privacy(), entropy=seeded(7))
+    assert np.array_equal(first, run(patients, privacy(), entropy=seeded(7)))
+    assert not np.array_equal(first, run(patients, privacy(), entropy=seeded(8)))
+    assert not np.array_equal(first, run(patients, privacy()))
