@@ -63,7 +63,7 @@ class Participation:
             protocol,
             decided[0] if decided else None,
             site.settings.policy,
-            now=dt.datetime.now(),  # noqa: DTZ005  the policy's hours are local time
+            now=dt.datetime.now(),
             preprocessing_sha256=preprocessing.digest(protocol.preprocessing),
         )
         if order.kind == "initial":
@@ -71,7 +71,7 @@ class Participation:
         if order.weights_sha256 != digest(weights):
             raise UpdateError("The weights are not those that the order names.", code="weights")
         if order.kind == "evaluate":
-            scores = studies.validate(site, protocol, weights)
+            scores = studies.validation_dice(site, protocol, weights)
             dice = scores if self._may(site, protocol, "dice") and scores else None
             if dice is not None:
                 self._record("sent", order, what="validation Dice", dice=dice)
@@ -88,7 +88,7 @@ class Participation:
             self._record("order given again", order, update=digest(update))
         else:
             self._record("training", order, base=order.weights_sha256)
-            update = studies.train(site, protocol, weights, round_number=order.round)
+            update = studies.train_round(site, protocol, weights, round_number=order.round)
             save(update_path, update, {"study": order.study, "round": str(order.round)})
             for old in kept.parent.glob("*.safetensors"):
                 if old != update_path:

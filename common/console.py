@@ -59,6 +59,13 @@ def progress(title: str, total: int | None) -> Iterator[Progress]:
         yield bar
 
 
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """Show that something without a known length is going on, on standard error."""
+    with err.status(f"{title} ..."):
+        yield
+
+
 def run(app: typer.Typer) -> None:
     """Run a command-line application: errors of ours become a sentence and an exit code."""
     try:

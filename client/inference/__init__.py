@@ -1,0 +1,1 @@
+"""The clinic: a released model, a patient's scans, a segmentation. Needs neither Flower nor Opacus."""

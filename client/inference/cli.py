@@ -1,0 +1,74 @@
+"""gliofed-clinic: segment a patient's MRI with a released model, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common import console
+from common.errors import ModelError
+from common.regions import LABEL_NAMES
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Segment a patient's MRI with a released model, offline."""
+
+
+@app.command()
+def segment(
+    case: Annotated[Path, typer.Argument(help="Folder with the four sequences of one case.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result, made new.")],
+    model: Annotated[Path | None, typer.Option(help="A released model's folder.")] = None,
+    site: Annotated[Path | None, typer.Option(help="A site's folder: its active model.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Segment one case: mask on the input's grid, volumes in mL, a picture."""
+    from client.inference.model import open_model
+    from client.inference.segment import segment as run_segment
+    from client.models import active_model
+    from client.site import Site
+    from client.training import choose_execution
+
+    if (model is None) == (site is None):
+        raise ModelError("Say which model to use.", do="Give either --model or --site.")
+    if site is not None:
+        chosen, trusted = active_model(Site.open(site)), True
+    else:
+        chosen, trusted = open_model(model), False  # type: ignore[arg-type]
+    with console.working("Segmenting"):
+        result = run_segment(case, out, chosen, execution=choose_execution(), trusted=trusted)
+    if json:
+        console.show_json(result)
+        return
+    rows = [
+        [
+            name,
+            LABEL_NAMES.get(name, {"TC": "tumour core", "WT": "whole tumour"}.get(name, "")),
+            float(volume),
+        ]
+        for name, volume in result["volumes_ml"].items()
+    ]
+    console.show_table("Volumes", ["region", "meaning", "mL"], rows)
+    identity = result["model"]
+    console.say(
+        f"Model {identity['name']} {identity['version']}, round {identity['round']}, weights "
+        f"{identity['weights_sha256'][:16]}. {result['seconds']:.1f} s."
+    )
+    for warning in result["warnings"]:
+        console.warn(warning)
+    console.say(f"Written to {out}: segmentation.nii.gz, overview.png, result.json.")
+
+
+def main() -> None:
+    console.run(app)
+
+
+if __name__ == "__main__":
+    main()

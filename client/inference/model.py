@@ -1,0 +1,92 @@
+"""A released model, verified before anything of it is used.
+
+A release is a folder with a signed statement that names every other file by SHA-256. Opening one
+checks the signature, each file, the weights, and that the preprocessing installed here is the one
+that the model was trained with: a mismatch would lower accuracy without a sign of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.imaging import preprocessing
+from common.errors import IdentityError, ModelError, StateError
+from common.identity import Statement
+from common.protocol import PROTOCOL, RELEASE, StudyProtocol, parse_protocol
+from common.weights import Arrays, digest, load
+
+_AGAIN = "Ask the coordinator for the release again; do not use this one."
+
+
+@dataclass(frozen=True)
+class Model:
+    """A verified release. ``signer`` is the public key (hex) that signed it."""
+
+    folder: Path
+    signer: str
+    card: dict[str, Any]
+    protocol: StudyProtocol
+    weights: Arrays
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a result says about the model that made it."""
+        keys = ("name", "version", "round", "weights_sha256", "preprocessing_sha256")
+        return {key: self.card[key] for key in keys}
+
+
+def open_model(folder: Path, *, signer: str | None = None) -> Model:
+    """Verify the release in ``folder``; with ``signer`` (hex) only that key's signature counts.
+
+    Raises ModelError if any file differs from what was signed, IdentityError if the signature is
+    wrong or another's.
+    """
+    path = folder / "release.json"
+    if not path.exists():
+        raise ModelError(
+            f"{folder} holds no released model.",
+            do="Name the folder that `gliofed-server release` wrote.",
+        )
+    try:
+        statement = Statement.load(path, what="release")
+        body = statement.opened(kind=RELEASE, signer=signer or statement.signer)
+        _check_files(folder, body)
+        card = json.loads((folder / "card.json").read_bytes())
+        signed = Statement.load(folder / "protocol.json", what="study protocol")
+        protocol = parse_protocol(
+            signed.opened(kind=PROTOCOL, signer=statement.signer), source="The model's protocol"
+        )
+    except (StateError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"The release in {folder} is damaged: {error}", do=_AGAIN) from error
+    installed = preprocessing.digest(protocol.preprocessing)
+    if installed != body["preprocessing_sha256"]:
+        raise ModelError(
+            f"The model in {folder} was trained with another preprocessing than the one installed "
+            "here; its results could not be trusted.",
+            do=f"Install gliofed {card.get('gliofed_version', 'of the version in card.json')}.",
+            code="model-preprocessing",
+        )
+    weights = load(folder / "weights.safetensors")
+    if digest(weights) != body["weights_sha256"] or card["weights_sha256"] != digest(weights):
+        raise ModelError(f"The weights in {folder} are not those that were signed.", do=_AGAIN)
+    return Model(folder, statement.signer, card, protocol, weights)
+
+
+def _check_files(folder: Path, body: dict[str, Any]) -> None:
+    for name, expected in body["files"].items():
+        path = folder / str(name)
+        if path.parent != folder or not path.is_file():
+            raise ModelError(f"The file {name} of the release in {folder} is missing.", do=_AGAIN)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise ModelError(
+                f"The file {name} of the release in {folder} was changed after it was signed.",
+                do=_AGAIN,
+                code="model-tampered",
+            )
+    needed = {"weights.safetensors", "protocol.json", "card.json"}
+    if missing := needed - set(body["files"]):
+        raise IdentityError(f"The release does not sign {', '.join(sorted(missing))}.", do=_AGAIN)

@@ -1,0 +1,96 @@
+"""The networks that a study may train, and their weights as named arrays.
+
+Invariants: a network maps images of shape (B, 4, X, Y, Z), any X, Y and Z, to logits of shape
+(B, 3, X, Y, Z) for the regions of ``common.regions.REGIONS``; it holds no batch statistics, so
+that one patient's output never depends on another's; building one never disturbs torch's global
+random state. A network is found by its name in ``NETWORKS`` and in no other way.
+
+Out of scope: training (``client.training``), files (``common.weights``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.errors import ModelError
+from common.networks.segresnet import PaddedNetwork, segresnet
+from common.protocol import NetworkOptions
+
+NETWORKS: Final[Mapping[str, Callable[[NetworkOptions], PaddedNetwork]]] = {"segresnet": segresnet}
+
+
+def build(options: NetworkOptions, *, seed: int) -> PaddedNetwork:
+    """Return the network with random weights that ``seed`` alone decides, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETWORKS[options.name](options)
+
+
+def trainable_names(network: torch.nn.Module, groups: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the parameters in ``groups``, in the network's own order.
+
+    Groups: ``all``; ``norms``, the scales and shifts of every group norm; and the parts that the
+    network names itself: ``head``, the final norm and convolution, and ``last_decoder``, the
+    blocks at full resolution and the convolution before them.
+
+    Raises ModelError for a group that the network does not have.
+    """
+    parts = network.parts if isinstance(network, PaddedNetwork) else {}
+    names = [name for name, _ in network.named_parameters()]
+    prefixes: list[str] = []
+    for group in groups:
+        if group == "all":
+            return tuple(names)
+        if group == "norms":
+            prefixes += [
+                f"{name}."
+                for name, module in network.named_modules()
+                if isinstance(module, torch.nn.GroupNorm)
+            ]
+        elif group in parts:
+            prefixes += parts[group]
+        else:
+            raise ModelError(
+                f"The network has no group of parameters named {group!r}.",
+                do=f"Choose of: {', '.join(('all', 'norms', *parts))}.",
+                code="model-group",
+            )
+    return tuple(name for name in names if name.startswith(tuple(prefixes)))
+
+
+def state_arrays(network: torch.nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Return a copy of all weights as float32 arrays."""
+    return {
+        name: np.array(value.detach().float().cpu().contiguous().numpy(), order="C")
+        for name, value in network.state_dict().items()
+    }
+
+
+def load_arrays(network: torch.nn.Module, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Copy ``arrays`` into the network, which keeps its device, dtype and memory format.
+
+    Raises ModelError (code ``model-mismatch``), and changes nothing, unless names and shapes are
+    exactly the network's.
+    """
+    state = network.state_dict()
+    for name in sorted(state.keys() ^ arrays.keys()):
+        raise _mismatch(f"{name!r} is {'missing' if name in state else 'unexpected'}")
+    for name, value in state.items():
+        if arrays[name].shape != tuple(value.shape):
+            raise _mismatch(f"{name!r} has shape {arrays[name].shape}, not {tuple(value.shape)}")
+    with torch.no_grad():
+        for name, value in state.items():
+            value.copy_(torch.from_numpy(np.array(arrays[name], np.float32)))
+
+
+def _mismatch(reason: str) -> ModelError:
+    return ModelError(
+        f"The weights do not fit the network: {reason}.",
+        do="Use weights and protocol of the same study.",
+        code="model-mismatch",
+    )
