@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,10 +15,11 @@ from client.consent import check_policy
 from client.imaging import preprocessing
 from client.site import Site
 from common import console
-from common.errors import ConsentError
+from common.errors import CaseError, ConsentError
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
-from common.protocol import StudyProtocol
+from common.protocol import StudyProtocol, read_protocol
+from common.regions import REGIONS
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -106,6 +109,37 @@ def refuse(
 
 
 @app.command()
+def check(
+    folder: Folder,
+    spacing_mm: Annotated[
+        float, typer.Option(help="Voxel size to prepare for, as a protocol would.")
+    ] = 1.0,
+    json: Json = False,
+) -> None:
+    """Read and prepare every case, and say what cannot be used and why; look at the machine."""
+    from client.checking import check_site
+    from common.protocol import PreprocessingOptions
+
+    site = Site.open(folder)
+    with console.progress("Preparing cases") as told:
+        found = check_site(
+            site,
+            PreprocessingOptions(spacing_mm=spacing_mm),
+            progress=functools.partial(told, "Preparing cases"),
+        )
+    if json:
+        console.show_json(found)
+    else:
+        _show_check(site, found)
+    if not found["cases"]:
+        raise CaseError(
+            f"None of the cases in {found['data']} can be used.",
+            do="The reasons are listed above.",
+            code="case-none",
+        )
+
+
+@app.command()
 def run(folder: Folder) -> None:
     """Run the site until stopped: the SuperNode and the worker."""
     site = Site.open(folder)
@@ -115,12 +149,282 @@ def run(folder: Folder) -> None:
     supervisor.run()
 
 
+@app.command()
+def budget(folder: Folder, json: Json = False) -> None:
+    """Show what each study and all studies together have cost a patient, and what is left."""
+    from client.budget import budget as read_budget
+
+    found = read_budget(Site.open(folder))
+    if json:
+        console.show_json(found)
+        return
+    columns = ["study", "epsilon", "of", "delta", "steps", "rounds that still fit"]
+    rows: list[list[object]] = []
+    for study in found["studies"]:
+        if study["private"]:
+            rows.append(
+                [
+                    study["study"],
+                    float(study["epsilon_spent"]),
+                    float(study["epsilon_cap"]),
+                    f"{study['delta']:g}",
+                    study["steps_spent"],
+                    study["rounds_left"],
+                ]
+            )
+        else:
+            rows.append([study["study"], "WITHOUT PRIVACY", "-", "-", "-", "-"])
+    total = found["all_studies"]
+    spent, cap = float(total["epsilon_spent"]), float(total["epsilon_cap"])
+    rows.append(["all studies", spent, cap, f"{total['delta']:g}", total["steps_spent"], "-"])
+    console.show_table(f"Privacy budget of {found['site']}, per patient", columns, rows)
+
+
+@app.command()
+def audit(
+    folder: Folder,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every fact, not only today's.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check that the journal is whole, and list what was done and what left the hospital."""
+    site = Site.open(folder)
+    journal = site.journal
+    entries = list(journal.entries())
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    shown = [entry for entry in entries if everything or entry.time.startswith(today)]
+    sent = [entry for entry in shown if entry.event == "sent"]
+    if json:
+        console.show_json(
+            {
+                "site": site.name,
+                "whole": True,
+                "entries": len(entries),
+                "head": journal.head,
+                "left": [{"time": entry.time, **entry.facts} for entry in sent],
+                "shown": [entry._asdict() for entry in shown],
+            }
+        )
+        return
+    rows = [
+        [entry.time[:19], entry.event, console.brief(entry.facts)]
+        for entry in shown
+        if entry.event != "sent"
+    ]
+    console.show_table("Journal" if everything else "Journal of today", ["time", "event", ""], rows)
+    left = [
+        [
+            entry.time[:19],
+            entry.facts["study"],
+            entry.facts["round"],
+            entry.facts["what"],
+            entry.facts.get("bytes", 0),
+            "yes" if entry.facts.get("private") else "no",
+        ]
+        for entry in sent
+    ]
+    columns = ["time", "study", "round", "what left", "bytes", "differentially private"]
+    console.show_table("What left this hospital", columns, left)
+    console.say(f"The journal is whole: {len(entries)} facts, head {journal.head[:16]}.")
+
+
+@app.command()
+def install(
+    folder: Folder,
+    model: Annotated[Path, typer.Argument(help="The folder of a released model.")],
+    json: Json = False,
+) -> None:
+    """Verify a released model, score it on this site's own test patients, and activate it."""
+    from client import studies as work
+    from client.inference.model import open_model
+    from client.inference.installed import activate
+
+    site = Site.open(folder)
+    opened = open_model(model, signer=site.kit.coordinator_key)
+    with console.working("Scoring on the site's own test patients"):
+        cases = work.read_split(site, opened.protocol).test
+        scores = work.score(site, opened.protocol, opened.weights, cases)
+    kept: dict[str, Any] = {"cases": len(cases), "dice": work.mean_dice(scores)}
+    active = activate(site, opened, kept)
+    if json:
+        console.show_json({"model": opened.identity, "active": active, **kept})
+        return
+    row = [kept["cases"], *(console.figure(kept["dice"].get(r)) for r in REGIONS)]
+    console.show_table("On this site's own test patients", ["cases", *REGIONS], [row])
+    name = f"{opened.card['name']} {opened.card['version']}"
+    if active:
+        console.say(f"{name} is verified, installed and active.")
+    else:
+        console.warn(f"{name} is installed but not active: the active model scores better here.")
+
+
+@app.command()
+def rehearse(
+    folder: Folder,
+    patients: Annotated[int, typer.Option(help="Phantom patients to make.")] = 8,
+    json: Json = False,
+) -> None:
+    """Rehearse a study on phantoms: no patient, no ledger, no network is touched."""
+    from client.rehearsal import rehearse as run_rehearsal
+    from client.site import Machine
+    from client.studies import execution_for
+
+    machine = Site.open(folder).settings.machine if (folder / "site.toml").exists() else Machine()
+    with console.progress("Rehearsing") as told:
+        found = run_rehearsal(
+            folder / "rehearsal",
+            patients=patients,
+            execution=execution_for(machine),
+            progress=told,
+        )
+    if json:
+        console.show_json(found)
+        return
+    rows = [[step, float(seconds)] for step, seconds in found["seconds"].items()]
+    console.show_table(f"Rehearsal with {patients} phantom patients", ["step", "seconds"], rows)
+    console.say(
+        f"One private step on {found['device']} takes {found['seconds_per_step']:.1f} s with half "
+        f"of {patients} patients drawn. The phantoms are in {found['folder']}."
+    )
+
+
+@app.command()
+def phantoms(
+    folder: Annotated[Path, typer.Argument(help="Folder for the cohort.", metavar="DIR")],
+    profile: Annotated[str, typer.Option(help="Scanner and case mix.")] = "reference",
+    patients: Annotated[int, typer.Option(help="How many patients.")] = 12,
+    size: Annotated[int, typer.Option(help="In-plane matrix: 64 is 3.75 mm, 96 is 2.5 mm.")] = 64,
+    seed: Annotated[int, typer.Option(help="Another seed makes other patients.")] = 0,
+) -> None:
+    """Write a cohort of synthetic patients in BraTS layout."""
+    from client.phantoms import PROFILES, write_cohort
+
+    if profile not in PROFILES:
+        raise typer.BadParameter(f"choose one of {', '.join(PROFILES)}", param_hint="--profile")
+    with console.progress("Making phantoms") as told:
+        made = write_cohort(
+            folder,
+            PROFILES[profile],
+            patients=patients,
+            size=size,
+            seed=seed,
+            progress=functools.partial(told, "Making phantoms"),
+        )
+    console.say(f"Wrote {len(made)} cases of {patients} synthetic patients to {folder}.")
+
+
+@app.command()
+def pretrain(
+    protocol: Annotated[Path, typer.Argument(help="A study protocol, TOML.")],
+    out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
+    work: Annotated[Path, typer.Option(help="Folder for the phantoms; may be removed after.")],
+    patients: Annotated[int, typer.Option(help="Phantom patients to train on.")] = 160,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of phantoms, weights and draws.")] = 0,
+) -> None:
+    """Make starting weights for a study from phantoms alone, at no cost in privacy."""
+    from client.rehearsal import pretrain as run_pretraining
+    from client.site import Machine
+    from client.studies import execution_for
+    from common.weights import save
+
+    with console.progress("Pre-training") as told:
+        weights, dice = run_pretraining(
+            work,
+            protocol=read_protocol(protocol),
+            patients=patients,
+            steps=steps,
+            seed=seed,
+            execution=execution_for(Machine()),
+            progress=told,
+        )
+    made = {"made_by": "gliofed-site pretrain", "patients": patients, "steps": steps, "seed": seed}
+    save(out, weights, {key: str(value) for key, value in made.items()}, half=True)
+    words = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
+    console.say(f"Wrote {out}. Dice on phantoms held out: {words}.")
+
+
+@app.command("train-alone")
+def train_alone(
+    folder: Folder,
+    study: StudyName,
+    initial: Annotated[Path, typer.Option(help="Starting weights (safetensors).")],
+    out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
+) -> None:
+    """Train as the study does, but alone, to see what joining is worth. Nothing leaves the site."""
+    from client import studies as work
+    from client.rehearsal import train_alone as run_alone
+    from common.weights import load, save
+
+    site = Site.open(folder)
+    protocol = site.protocol(study)
+    with console.progress("Training alone") as told:
+        weights = run_alone(
+            protocol,
+            load(initial),
+            work.training_patients(site, protocol),
+            execution=work.execution_for(site.settings.machine),
+            progress=functools.partial(told, "Training alone"),
+        )
+    save(out, weights, {"study": study, "site": site.name})
+    console.say(f"Wrote {out}. It was trained on this site's patients: keep it here.")
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    study: StudyName,
+    weights: Annotated[list[Path], typer.Option(help="Weights to score; may be repeated.")],
+    json: Json = False,
+) -> None:
+    """Score weights on the site's own test patients of a study. Nothing leaves the site."""
+    from client import studies as work
+    from common.weights import load
+
+    site = Site.open(folder)
+    protocol = site.protocol(study)
+    cases = work.read_split(site, protocol).test
+    found: list[dict[str, Any]] = []
+    for path in weights:
+        scores = work.score(site, protocol, load(path), cases)
+        found.append(
+            {
+                "weights": str(path),
+                "cases": len(cases),
+                "dice": work.mean_dice(scores),
+                "sums": scores.to_dict(),
+            }
+        )
+    if json:
+        console.show_json(found)
+        return
+    rows = [
+        [f["weights"], f["cases"], *(console.figure(f["dice"].get(r)) for r in REGIONS)]
+        for f in found
+    ]
+    columns = ["weights", "cases", *REGIONS]
+    console.show_table(f"Dice on the test patients of {site.name}", columns, rows)
+
+
 def main() -> None:
     console.run(app)
 
 
 def _told(name: str, event: str, detail: str) -> None:
     console.say(f"{name} {event} ({detail})")
+
+
+def _show_check(site: Site, found: dict[str, Any]) -> None:
+    rows: list[list[object]] = [
+        [key.replace("_", " "), found[key]]
+        for key in ("data", "layout", "cases", "patients", "labelled_cases", "cases_without_tumour")
+    ]
+    rows += [[key, value] for key, value in found["machine"].items()]
+    console.show_table(f"{site.name}", ["", ""], rows)
+    if found["refused"]:
+        refused = [[r["case"], r["file"], r["reason"]] for r in found["refused"]]
+        console.show_table("Refused", ["case", "file", "reason"], refused)
 
 
 def _study_row(site: Site, name: str) -> dict[str, object]:

@@ -28,9 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from common.errors import ConsentError, IdentityError, StateError
 from common.files import write_bytes, write_json, write_secret
-from common.identity import Identity, Statement
+from common.identity import Identity, Statement, fingerprint
 from common.journal import Journal
 from common.kit import Kit, Request, open_kit, sign_request
+from common.privacy import Ledger
 from common.protocol import APPROVAL, PROTOCOL, Reportable, SiteName, StudyProtocol, parse_protocol
 
 _SETTINGS = """\
@@ -281,6 +282,7 @@ def request(folder: Path, *, name: str, data: Path | None) -> Site:
         version=version("gliofed"),
     )
     sign_request(wanted, identity).save(folder / "request.json")
+    Ledger.create(folder / "ledger.sqlite")
     write_bytes(folder / "site.toml", text.encode())
     site = Site.open(folder)
     site.journal.append("site made", site=name, key=identity.public)
@@ -289,8 +291,6 @@ def request(folder: Path, *, name: str, data: Path | None) -> Site:
 
 def join(site: Site, path: Path, *, coordinator: str | None = None) -> Kit:
     """Take the kit at ``path``; ``coordinator`` is the fingerprint that it must have, if known."""
-    from common.identity import fingerprint
-
     statement = Statement.load(path, what="site kit")
     kit = open_kit(statement, identity_key=site.identity.public)
     if kit.site != site.name:

@@ -46,6 +46,25 @@ def training_cases(site: Site, protocol: StudyProtocol) -> int:
     return len(read_split(site, protocol).train)
 
 
+def training_patients(site: Site, protocol: StudyProtocol) -> list[Patient]:
+    """Return the patients to train on, each with all their scans: the unit of privacy.
+
+    Raises CaseError (code ``case-none``) if there is none.
+    """
+    cases = read_split(site, protocol).train
+    if not cases:
+        raise CaseError(
+            f"The training split of {site.name} is empty.",
+            do="Add labelled patients to the cohort.",
+            code="case-none",
+        )
+    names = sorted({case.patient for case in cases})
+    return [
+        _loaders(site, protocol.preprocessing, [case for case in cases if case.patient == name])
+        for name in names
+    ]
+
+
 def train_round(
     site: Site,
     protocol: StudyProtocol,
@@ -59,7 +78,7 @@ def train_round(
     With privacy each step is charged to the site's ledger before it is taken. Raises PrivacyError
     when the budget does not allow a step, CaseError without patients.
     """
-    patients = _patients(site, protocol.preprocessing, read_split(site, protocol).train)
+    patients = training_patients(site, protocol)
     network = build(protocol.network, seed=protocol.seed)
     load_arrays(network, weights)
     execution = execution_for(site.settings.machine)
@@ -169,20 +188,6 @@ def execution_for(machine: Machine) -> ExecutionOptions:
     if machine.device in {"auto", chosen.device}:
         return chosen
     return replace(chosen, device=machine.device, precision="float32")
-
-
-def _patients(site: Site, options: PreprocessingOptions, cases: Sequence[Case]) -> list[Patient]:
-    """Group the cases by patient: the unit of privacy."""
-    if not cases:
-        raise CaseError(
-            f"The training split of {site.name} is empty.",
-            do="Add labelled patients to the cohort.",
-            code="case-none",
-        )
-    names = sorted({case.patient for case in cases})
-    return [
-        _loaders(site, options, [case for case in cases if case.patient == name]) for name in names
-    ]
 
 
 def _loaders(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,12 +51,21 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int | None) -> Iterator[Progress]:
-    """Show a progress bar on standard error while the block runs."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a progress bar on standard error; yields what to call with step, done and total."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
-        bar.add_task(title, total=total)
-        yield bar
+        task = bar.add_task(title, total=None)
+
+        def told(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total)
+
+        yield told
 
 
 @contextmanager
@@ -82,6 +91,17 @@ def run(app: typer.Typer) -> None:
     except KeyboardInterrupt:
         err.print("Stopped.")
         sys.exit(130)
+
+
+def figure(value: float | None) -> str:
+    """Return a score with three digits, or a dash where there is none."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def brief(facts: Mapping[str, Any]) -> str:
+    """Return the facts of a journal entry that a person looks for first, as one line."""
+    shown = ("round", "site", "order", "code", "reason", "took_part", "dropped", "by", "model")
+    return ", ".join(f"{key.replace('_', ' ')} {facts[key]}" for key in shown if facts.get(key))
 
 
 def _cell(value: object) -> str:

@@ -29,11 +29,18 @@ def trainable_names(names: Iterable[str], network: str, groups: tuple[str, ...])
     Raises ProtocolError if a group has no parameter in this network.
     """
     known = sorted(names)
-    if groups == ("all",):
+    if "all" in groups:
         return tuple(known)
     chosen: set[str] = set()
     for group in groups:
-        pattern = GROUPS[network][group].pattern
+        known_groups = GROUPS.get(network, {})
+        if group not in known_groups:
+            raise ProtocolError(
+                f"The network {network or 'given'} has no group of parameters named {group}.",
+                do=f"Choose of: {', '.join(('all', *known_groups))}.",
+                code="model-group",
+            )
+        pattern = known_groups[group].pattern
         last = max(
             (int(found[1]) for name in known if (found := re.search(r"up_layers\.(\d+)\.", name))),
             default=0,

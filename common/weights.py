@@ -51,16 +51,25 @@ def norm(arrays: Mapping[str, NDArray[np.float32]]) -> float:
 
 
 def save(
-    path: Path, arrays: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]
+    path: Path,
+    arrays: Mapping[str, NDArray[np.float32]],
+    metadata: Mapping[str, str],
+    *,
+    half: bool = False,
 ) -> None:
     """Write ``arrays`` and ``metadata`` as safetensors, atomically and in reproducible bytes.
+
+    ``half`` stores half precision, for starting weights that ship as a small file.
 
     Raises StateError when the disk is full or the folder cannot be written.
     """
     # safetensors keeps metadata in an unordered map; one key makes its order ours.
     text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"))
     data = to_safetensors(
-        {name: np.asarray(array, order="C") for name, array in arrays.items()},
+        {
+            name: np.asarray(array, np.float16 if half else array.dtype, order="C")
+            for name, array in arrays.items()
+        },
         metadata={_METADATA_KEY: text},
     )
     write_bytes(path, data)

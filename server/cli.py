@@ -172,30 +172,19 @@ def _follow(consortium: Consortium, study: str) -> None:
     """Print the study's facts as they come, until it is finished, stopped or paused."""
     seen = len(consortium.journal.events(study=study))
     rounds = consortium.study(study).protocol.rounds
-    with console.progress(f"{study}: rounds", rounds) as bar:
+    with console.progress(f"{study}: rounds") as told:
         while True:
             entries = consortium.journal.events(study=study)
-            bar.update(bar.task_ids[0], completed=sum(e.event == "round closed" for e in entries))
+            told(f"{study}: rounds", sum(e.event == "round closed" for e in entries), rounds)
             for entry in entries[seen:]:
-                bar.console.print(
-                    f"{entry.time[11:19]} {entry.event}{_brief(entry.facts)}",
-                    highlight=False,
-                    markup=False,
-                )
+                words = console.brief(entry.facts)
+                console.say(f"{entry.time[11:19]} {entry.event}{': ' if words else ''}{words}")
                 if entry.event == "study paused":
                     raise FederationError(str(entry.facts["reason"]), code="paused")
                 if entry.event in {"study finished", "study stopped"}:
                     return
             seen = len(entries)
             time.sleep(0.5)
-
-
-def _brief(facts: dict[str, object]) -> str:
-    parts = [f"{key} {facts[key]}" for key in ("round", "site", "code", "reason") if facts.get(key)]
-    for key in ("took_part", "dropped"):
-        if facts.get(key):
-            parts.append(f"{key.replace('_', ' ')} {facts[key]}")
-    return f": {', '.join(parts)}" if parts else ""
 
 
 def _show(report: dict[str, object]) -> None:

@@ -295,7 +295,7 @@ class Rounds:
 
         def accept(site: str, report: Report, _: Arrays) -> None:
             if report.dice is not None:
-                scores[site] = {**report.dice}
+                scores[site] = {str(region): value for region, value in report.dice.items()}
 
         dropped = self._exchange(
             "evaluate",

@@ -1,1 +1,1 @@
-"""The clinic: a released model, a patient's scans, a segmentation. Needs neither Flower nor Opacus."""
+"""The clinic: a released model, one case, its mask. Needs neither Flower nor Opacus."""

@@ -32,7 +32,7 @@ def segment(
     """Segment one case: mask on the input's grid, volumes in mL, a picture."""
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
-    from client.models import active_model
+    from client.inference.installed import active_model
     from client.site import Site
     from client.training import choose_execution
 

@@ -55,7 +55,7 @@ def draw_overview(
             )
             for label, value in LABELS.items():
                 part = value == mask[:, :, z].T
-                if part.any():
+                if np.any(part):
                     panel.contour(part, [0.5], colors=LABEL_COLOURS[label], linewidths=1.2)
             panel.set_title(f"{_TITLES[name]}, slice {z + 1}", color="white", fontsize=9)
             panel.text(0.02, 0.5, "R", color="white", transform=panel.transAxes, fontsize=9)

@@ -109,7 +109,7 @@ def segment(
 def volumes_ml(found: Segmentation) -> dict[str, float]:
     """Return the volume in mL of each label and of the regions TC and WT."""
     voxel_ml = abs(float(np.linalg.det(found.affine[:3, :3]))) / 1000
-    parts = {name: (value,) for name, value in LABELS.items()}
+    parts: dict[str, tuple[int, ...]] = {name: (value,) for name, value in LABELS.items()}
     for region in ("TC", "WT"):
         parts[region] = REGIONS[region]
     return {

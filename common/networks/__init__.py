@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common import parameters
 from common.errors import ModelError
 from common.networks.segresnet import PaddedNetwork, segresnet
 from common.protocol import NetworkOptions
@@ -32,35 +33,13 @@ def build(options: NetworkOptions, *, seed: int) -> PaddedNetwork:
 
 
 def trainable_names(network: torch.nn.Module, groups: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the parameters in ``groups``, in the network's own order.
+    """Return the sorted names of the parameters in ``groups``; see ``common.parameters``.
 
-    Groups: ``all``; ``norms``, the scales and shifts of every group norm; and the parts that the
-    network names itself: ``head``, the final norm and convolution, and ``last_decoder``, the
-    blocks at full resolution and the convolution before them.
-
-    Raises ModelError for a group that the network does not have.
+    Raises ProtocolError for a group that the network does not have.
     """
-    parts = network.parts if isinstance(network, PaddedNetwork) else {}
+    kind = network.kind if isinstance(network, PaddedNetwork) else ""
     names = [name for name, _ in network.named_parameters()]
-    prefixes: list[str] = []
-    for group in groups:
-        if group == "all":
-            return tuple(names)
-        if group == "norms":
-            prefixes += [
-                f"{name}."
-                for name, module in network.named_modules()
-                if isinstance(module, torch.nn.GroupNorm)
-            ]
-        elif group in parts:
-            prefixes += parts[group]
-        else:
-            raise ModelError(
-                f"The network has no group of parameters named {group!r}.",
-                do=f"Choose of: {', '.join(('all', 'norms', *parts))}.",
-                code="model-group",
-            )
-    return tuple(name for name in names if name.startswith(tuple(prefixes)))
+    return parameters.trainable_names(names, kind, tuple(groups))
 
 
 def state_arrays(network: torch.nn.Module) -> dict[str, NDArray[np.float32]]:

@@ -9,8 +9,6 @@ arXiv:1810.11654.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from monai.networks.nets.segresnet import SegResNet
 from torch.nn import functional
@@ -24,16 +22,14 @@ _GROUPS = 8
 class PaddedNetwork(torch.nn.Module):
     """Pads the volume with zeros to a multiple of ``factor`` and crops the logits back.
 
-    ``parts`` names groups of parameters by the prefixes of their names.
+    ``kind`` is the name of the network in a protocol.
     """
 
-    def __init__(
-        self, body: torch.nn.Module, *, factor: int, parts: Mapping[str, tuple[str, ...]]
-    ) -> None:
+    def __init__(self, body: torch.nn.Module, *, factor: int, kind: str) -> None:
         super().__init__()
         self.body = body
         self.factor = factor
-        self.parts = dict(parts)
+        self.kind = kind
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (B, 3, X, Y, Z) for images (B, 4, X, Y, Z)."""
@@ -57,12 +53,4 @@ def segresnet(options: NetworkOptions) -> PaddedNetwork:
         blocks_down=options.blocks_down,
         blocks_up=options.blocks_up,
     )
-    last = len(options.blocks_up) - 1
-    return PaddedNetwork(
-        body,
-        factor=2 ** (len(options.blocks_down) - 1),
-        parts={
-            "head": ("body.conv_final.",),
-            "last_decoder": (f"body.up_layers.{last}.", f"body.up_samples.{last}."),
-        },
-    )
+    return PaddedNetwork(body, factor=2 ** (len(options.blocks_down) - 1), kind="segresnet")

@@ -1,0 +1,46 @@
+# Each target sets itself up: a bare clone needs only make and Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DATA ?=
+DEMO ?= .demo
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
+
+.PHONY: demo test test-slow bench check initial clean
+
+# Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
+# make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms.
+demo: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo/demo.sh $(DEMO) $(DATA)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The starting weights that ship with the demo: trained on phantoms only.
+initial: $(INSTALLED)
+	$(BIN)/gliofed-site pretrain deploy/demo/protocol.toml --out deploy/demo/initial.safetensors \
+		--work .demo-pretraining
+
+$(INSTALLED): pyproject.toml deploy/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint deploy/constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) .demo-pretraining

@@ -1,0 +1,189 @@
+"""Work on phantoms: a hospital's rehearsal, and the starting weights that they give.
+
+Phantoms are synthetic patients: nothing here touches a patient, the ledger or the network.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from client.cohort import read_cohort, split
+from client.evaluation import evaluate
+from client.imaging.cache import PreparedCache
+from client.phantoms import PROFILES, write_cohort
+from client.private_training import CountingCharge, train_privately
+from client.studies import mean_dice
+from client.training import ExecutionOptions, Patient, Progress, train
+from common.networks import build, load_arrays, state_arrays
+from common.protocol import (
+    NetworkOptions,
+    PreprocessingOptions,
+    PrivacyOptions,
+    StudyProtocol,
+    TrainingOptions,
+)
+from common.weights import Arrays
+
+PHASES: Final = ((2e-3, 0.5), (1e-3, 0.3), (3e-4, 0.2))
+"""Learning rate and share of the steps of each phase of pre-training."""
+
+
+def rehearse(
+    folder: Path,
+    *,
+    patients: int,
+    execution: ExecutionOptions,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Do once, on phantoms, all that a study will ask of this machine; return what it took.
+
+    ``folder`` keeps the phantoms and a cache of its own; it may be removed at any time.
+    """
+    seconds: dict[str, float] = {}
+    began = time.monotonic()
+    data = folder / "phantoms"
+    write_cohort(
+        data,
+        PROFILES["1.5t-community"],
+        patients=patients,
+        seed=1,
+        progress=functools.partial(progress, "phantoms"),
+    )
+    seconds["phantoms"] = time.monotonic() - began
+    options = PreprocessingOptions(spacing_mm=3.75)
+    cohort = read_cohort(data)
+    cache = PreparedCache(folder / "cache", options)
+    began = time.monotonic()
+    for number, case in enumerate(cohort.cases, start=1):
+        cache.get(case)
+        progress("preprocessing", number, len(cohort.cases))
+    seconds["preprocessing"] = time.monotonic() - began
+    loaders: list[Patient] = [[functools.partial(cache.get, case)] for case in cohort.cases]
+    network = build(NetworkOptions(blocks_down=(1, 2, 2), blocks_up=(1, 1)), seed=0)
+    steps = 3
+    training = TrainingOptions(local_steps=steps, crop_size=(32, 32, 32), learning_rate=1e-3)
+    privacy = PrivacyOptions(sampling_rate=0.5, nominal_patients=max(1, patients))
+    charge = CountingCharge()
+    result = train_privately(
+        network,
+        loaders,
+        training,
+        privacy,
+        charge,
+        execution=execution,
+        progress=functools.partial(progress, "private training"),
+    )
+    seconds["private_training"] = result.seconds
+    began = time.monotonic()
+    scores = evaluate(network, loaders[0], crop_size=(48, 48, 48), execution=execution)
+    seconds["prediction_per_case"] = (time.monotonic() - began) / len(loaders[0])
+    return {
+        "phantom_patients": patients,
+        "cases": len(cohort.cases),
+        "device": execution.device,
+        "steps": steps,
+        "steps_charged": charge.confirmed,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "seconds_per_step": round(result.seconds / steps, 2),
+        "dice_untrained": mean_dice(scores),
+        "folder": str(folder),
+    }
+
+
+def pretrain(
+    folder: Path,
+    *,
+    protocol: StudyProtocol,
+    patients: int,
+    steps: int,
+    seed: int,
+    execution: ExecutionOptions,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Arrays, dict[str, float]]:
+    """Train the protocol's network on reference phantoms; return its weights and their Dice.
+
+    The Dice is the mean on phantom patients that were held out. No patient's data is read, so the
+    weights may start a study at no cost in privacy.
+    """
+    data = folder / "phantoms"
+    write_cohort(
+        data,
+        PROFILES["reference"],
+        patients=patients,
+        seed=seed,
+        progress=functools.partial(progress, "phantoms"),
+    )
+    cache = PreparedCache(folder / "cache", protocol.preprocessing)
+    parts = split(read_cohort(data), "pretraining")
+    by_patient: dict[str, list[Callable[[], Any]]] = {}
+    for case in parts.train:
+        by_patient.setdefault(case.patient, []).append(functools.partial(cache.get, case))
+    network = build(protocol.network, seed=seed)
+    for phase, (rate, share) in enumerate(PHASES):
+        options = protocol.training.model_copy(
+            update={
+                "local_steps": max(1, round(steps * share)),
+                "learning_rate": rate,
+                "optimizer": "adam",
+                "trainable": ("all",),
+                "patients_per_step": 4,
+            }
+        )
+        told: Progress = functools.partial(progress, f"phase {phase + 1} of {len(PHASES)}")
+        train(
+            network,
+            list(by_patient.values()),
+            options,
+            seed=seed + phase,
+            execution=execution,
+            progress=told,
+        )
+    held_out = [functools.partial(cache.get, case) for case in parts.test]
+    scores = evaluate(network, held_out, crop_size=protocol.training.crop_size, execution=execution)
+    return state_arrays(network), mean_dice(scores)
+
+
+def train_alone(
+    protocol: StudyProtocol,
+    weights: Arrays,
+    patients: list[Patient],
+    *,
+    execution: ExecutionOptions,
+    progress: Progress,
+) -> Arrays:
+    """Train for as many rounds as the study has, with its privacy, but without the other sites.
+
+    The result never leaves the site, so the ledger is not charged; it is for comparison only.
+    """
+    network = build(protocol.network, seed=protocol.seed)
+    load_arrays(network, weights)
+    steps = protocol.training.local_steps
+    for number in range(protocol.rounds):
+
+        def told(done: int, total: int, *, before: int = number * steps) -> None:
+            progress(before + done, total * protocol.rounds)
+
+        if protocol.private:
+            train_privately(
+                network,
+                patients,
+                protocol.training,
+                protocol.privacy,
+                CountingCharge(),
+                execution=execution,
+                progress=told,
+            )
+        else:
+            train(
+                network,
+                patients,
+                protocol.training,
+                seed=protocol.seed + number,
+                execution=execution,
+                progress=told,
+            )
+    return state_arrays(network)
