@@ -16,6 +16,7 @@ from client.imaging import preprocessing
 from client.site import Site
 from common import console
 from common.errors import CaseError, ConsentError
+from common.files import held
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.protocol import StudyProtocol, read_protocol
@@ -78,6 +79,9 @@ def studies(folder: Folder, json: Json = False) -> None:
         return
     columns = ["study", "privacy", "rounds", "network", "expires", "decision", "policy"]
     console.show_table("Studies", columns, [[row[c] for c in columns] for row in rows])
+    for row in rows:
+        if not row["private"]:
+            console.warn(f"{row['study']} trains WITHOUT differential privacy.")
 
 
 @app.command()
@@ -143,10 +147,11 @@ def check(
 def run(folder: Folder) -> None:
     """Run the site until stopped: the SuperNode and the worker."""
     site = Site.open(folder)
-    supervisor = Supervisor(running.children(site), told=_told)
-    stop_on_signals(supervisor)
-    console.say(f"{site.name} connects to {site.kit.address}; Ctrl+C stops.")
-    supervisor.run()
+    with held(site.lock, what=f"{site.name} is running"):
+        supervisor = Supervisor(running.children(site), told=_told)
+        stop_on_signals(supervisor)
+        console.say(f"{site.name} connects to {site.kit.address}; Ctrl+C stops.")
+        supervisor.run()
 
 
 @app.command()
@@ -237,8 +242,8 @@ def install(
 ) -> None:
     """Verify a released model, score it on this site's own test patients, and activate it."""
     from client import studies as work
-    from client.inference.model import open_model
     from client.inference.installed import activate
+    from client.inference.model import open_model
 
     site = Site.open(folder)
     opened = open_model(model, signer=site.kit.coordinator_key)
@@ -434,6 +439,7 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
         "study": name,
         "title": protocol.title,
         "protocol": protocol.digest,
+        "private": protocol.private,
         "privacy": _privacy(protocol),
         "rounds": protocol.rounds,
         "network": protocol.network.name,

@@ -171,6 +171,11 @@ class Site:
         return self.folder / "keys" / "superexec.secret"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that runs this site."""
+        return self.folder / "flower" / "run.lock"
+
+    @property
     def kit(self) -> Kit:
         """Raise StateError if the site has not joined a consortium yet."""
         path = self.folder / "kit.json"

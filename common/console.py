@@ -100,7 +100,19 @@ def figure(value: float | None) -> str:
 
 def brief(facts: Mapping[str, Any]) -> str:
     """Return the facts of a journal entry that a person looks for first, as one line."""
-    shown = ("round", "site", "order", "code", "reason", "took_part", "dropped", "by", "model")
+    shown = (
+        "round",
+        "site",
+        "order",
+        "code",
+        "reason",
+        "took_part",
+        "dropped",
+        "needed",
+        "so_far",
+        "by",
+        "model",
+    )
     return ", ".join(f"{key.replace('_', ' ')} {facts[key]}" for key in shown if facts.get(key))
 
 

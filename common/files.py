@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import tempfile
@@ -58,6 +59,34 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(path: Path, *, what: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs; it ends with the process, however it ends.
+
+    Raises StateError if another process holds it: ``what`` says what that one is doing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(
+                f"{what} already: another process holds {path}.",
+                do="Stop that one first.",
+                code="in-use",
+            ) from None
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock file ``path``."""
+    try:
+        with held(path, what=""):
+            return False
+    except StateError:
+        return True
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:

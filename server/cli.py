@@ -11,7 +11,7 @@ import typer
 
 from common import console
 from common.errors import FederationError, StateError
-from common.files import replacing
+from common.files import held, is_held, replacing
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.weights import load
@@ -75,10 +75,11 @@ def study(
 def serve(folder: Folder) -> None:
     """Serve the consortium until stopped: SuperLink, gateway and executor."""
     consortium = Consortium.open(folder)
-    supervisor = Supervisor(serving.children(consortium), told=_told)
-    stop_on_signals(supervisor)
-    console.say(f"Serving {consortium.settings.name} at {consortium.address}; Ctrl+C stops.")
-    supervisor.run()
+    with held(consortium.lock, what=f"{folder} is served"):
+        supervisor = Supervisor(serving.children(consortium), told=_told)
+        stop_on_signals(supervisor)
+        console.say(f"Serving {consortium.settings.name} at {consortium.address}; Ctrl+C stops.")
+        supervisor.run()
 
 
 @app.command()
@@ -107,6 +108,8 @@ def launch(
         return
     consortium.journal.append("study launched", study=study)
     chosen.want("running")
+    if not is_held(consortium.lock):
+        console.warn("Nothing serves this consortium now: start `gliofed-server serve`.")
     if wait:
         _follow(consortium, study)
 

@@ -93,6 +93,11 @@ class Consortium:
         return self.folder / "keys" / "superexec.secret"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that serves this consortium."""
+        return self.folder / "flower" / "serve.lock"
+
+    @property
     def address(self) -> str:
         """Where hospitals connect: the gateway."""
         host = self.settings.host

@@ -138,6 +138,8 @@ class Rounds:
     def gather_approvals(self, quorum: int) -> None:
         """Offer the protocol until ``quorum`` sites have approved; known approvals count."""
         told: dict[str, str] = {}
+        if len(self.approved()) < quorum:
+            self._record("waiting for approvals", needed=quorum, so_far=sorted(self.approved()))
         while True:
             approved = self.approved()
             missing = (self._fleet.online() & set(self._sites.names())) - approved

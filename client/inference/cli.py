@@ -30,9 +30,9 @@ def segment(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Segment one case: mask on the input's grid, volumes in mL, a picture."""
+    from client.inference.installed import active_model
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
-    from client.inference.installed import active_model
     from client.site import Site
     from client.training import choose_execution
 

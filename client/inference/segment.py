@@ -99,7 +99,7 @@ def segment(
             }
             for name in MODALITIES
         },
-        "warnings": _warnings(found, volumes, trusted=trusted),
+        "warnings": _warnings(found, volumes, trusted=trusted, private=model.protocol.private),
         "seconds": round(time.monotonic() - started, 3),
     }
     write_json(out / "result.json", result)
@@ -118,13 +118,17 @@ def volumes_ml(found: Segmentation) -> dict[str, float]:
     }
 
 
-def _warnings(found: Segmentation, volumes: dict[str, float], *, trusted: bool) -> list[str]:
+def _warnings(
+    found: Segmentation, volumes: dict[str, float], *, trusted: bool, private: bool
+) -> list[str]:
     warnings = [RESEARCH_USE]
     if not trusted:
         warnings.append(
             "The model's files fit its signature, but nobody said whose signature it is: install "
             "the model at a site and use --site to have that checked."
         )
+    if not private:
+        warnings.append("The model was trained WITHOUT differential privacy.")
     if volumes["WT"] == 0:
         warnings.append("No tumour was found. This does not show that there is none.")
     spacing = np.linalg.norm(found.affine[:3, :3], axis=0)

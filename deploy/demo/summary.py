@@ -1,0 +1,97 @@
+"""The demo's last page: which patient was held out, and whether training together was worth it.
+
+summary.py held-out SITE           folder of a test patient of the site's folder SITE
+summary.py table STATUS SITE...    the table, from status.json and SITE-scores.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from client.cohort import read_cohort, split
+from client.imaging.nifti import read_volume
+from client.site import Site
+from client.studies import open_ledger
+from common import console
+from common.metrics import RegionScores
+from common.regions import REGIONS
+
+
+def held_out(folder: str) -> None:
+    """Print the folder of the test case with the largest tumour."""
+    site = Site.open(Path(folder))
+    cases = split(read_cohort(site.data), "demo").test
+
+    def tumour(case: object) -> int:
+        label = case.label  # type: ignore[attr-defined]
+        return int((read_volume(label, empty_ok=True).data > 0).sum())
+
+    chosen = max(cases, key=tumour)
+    print(chosen.images["t1c"].path.parent)  # noqa: T201
+
+
+def table(status: str, sites: list[str]) -> None:
+    """Print Dice on the pooled held-out patients and what the study cost."""
+    report = json.loads(Path(status).read_text())["studies"][0]
+    scores = {site: json.loads(Path(f"{site}-scores.json").read_text()) for site in sites}
+    names = ["initial", "federated", *sites]
+    pooled = [RegionScores() for _ in names]
+    for found in scores.values():
+        for index, entry in enumerate(found):
+            pooled[index] += RegionScores.from_dict(entry["sums"])
+    rows: list[list[object]] = []
+    for index, site in enumerate(sites):
+        site_pooled = pooled[2 + index]
+        with open_ledger(Site.open(Path(site))) as ledger:
+            facts = ledger.facts(study="demo")
+        spent = report["privacy_spent"][site]
+        took_part = sum(site in r["took_part"] for r in report["rounds"])
+        rows.append(
+            [
+                site,
+                scores[site][0]["cases"],
+                f"{took_part}/{report['rounds_planned']}",
+                *(_figure(site_pooled, region) for region in REGIONS),
+                *(_figure(pooled[1], region) for region in REGIONS),
+                f"{spent['epsilon']:.2f}",
+                sum(fact.steps for fact in facts),
+            ]
+        )
+    columns = ["site", "held out", "rounds"]
+    columns += [f"{region} alone" for region in REGIONS]
+    columns += [f"{region} federated" for region in REGIONS]
+    columns += ["epsilon", "steps charged"]
+    console.show_table("Dice on the pooled held-out patients of all sites", columns, rows)
+    initial, federated = _mean(pooled[0]), _mean(pooled[1])
+    alone = sum(_mean(scores) for scores in pooled[2:]) / len(sites)
+    delta = next(iter(report["privacy_spent"].values()))["delta"]
+    epsilon = max(spent["epsilon"] for spent in report["privacy_spent"].values())
+    console.say(
+        f"Mean Dice over regions, {pooled[0].count('WT')} held-out cases: starting weights "
+        f"{initial:.3f}, alone {alone:.3f} (mean of the sites), federated {federated:.3f}. "
+        f"Epsilon at most {epsilon:.2f} per patient at delta {delta:g}; alone trained with the "
+        "same privacy and steps."
+    )
+    for name, value in (("the starting weights", initial), ("training alone", alone)):
+        if federated > value:
+            console.say(f"The federated model beats {name} by {federated - value:.3f}.")
+        else:
+            console.warn(f"The federated model did NOT beat {name} ({federated - value:+.3f}).")
+
+
+def _figure(scores: RegionScores, region: str) -> str:
+    return console.figure(scores.mean(region))
+
+
+def _mean(scores: RegionScores) -> float:
+    values = [value for region in REGIONS if (value := scores.mean(region)) is not None]
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "held-out":
+        held_out(sys.argv[2])
+    else:
+        table(sys.argv[2], sys.argv[3:])
