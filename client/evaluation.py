@@ -37,7 +37,8 @@ def predict(
     """Return each region's probability, (3, X, Y, Z) float32, for an image (4, X, Y, Z).
 
     A volume of at most 1.5 times ``crop_size`` on each axis is seen whole; a larger one through
-    windows of that size, which overlap by ``overlap`` and are joined with Gaussian weights. The
+    windows of that size, which overlap by ``overlap`` and are joined with Gaussian weights. Outside
+    the brain, where every channel is 0, there is no tumour: 0. The
     network is moved to the device and left in the mode in which it came.
     """
     training = network.training
@@ -77,7 +78,9 @@ def predict(
                 )
     finally:
         network.train(training)
-    return np.ascontiguousarray(result[0].cpu().numpy())
+    chances = np.ascontiguousarray(result[0].cpu().numpy())
+    chances[:, ~(image != 0).any(axis=0)] = 0
+    return chances
 
 
 def evaluate(
