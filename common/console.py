@@ -20,8 +20,10 @@ from rich.table import Table
 
 from common.errors import GliofedError
 
-out = Console()
-err = Console(stderr=True)
+_LOG_WIDTH = 120  # columns, where the output is a file or a pipe and not a person's terminal
+
+out = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
 
 
 def show_json(value: Any) -> None:
@@ -59,7 +61,7 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
         def told(step: str, done: int, total: int) -> None:
@@ -71,7 +73,10 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def working(title: str) -> Iterator[None]:
     """Show that something without a known length is going on, on standard error."""
-    with err.status(f"{title} ..."):
+    if err.is_terminal:
+        with err.status(f"{title} ..."):
+            yield
+    else:
         yield
 
 

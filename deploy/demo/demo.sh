@@ -109,7 +109,8 @@ for site in "${sites[@]}"; do
     gliofed-site evaluate "$site" demo "${weights[@]}" --json >"$site-scores.json" & scored+=($!)
 done
 for pid in "${scored[@]}"; do wait "$pid"; done
-run gliofed-server status coordinator demo --json >status.json
+echo; echo "\$ gliofed-server status coordinator demo --json >status.json"
+gliofed-server status coordinator demo --json >status.json
 python "$here/summary.py" table status.json "${sites[@]}"
 echo
 echo "Everything is in $work: the model in model/, the segmentation in segmentation/ (look at"

@@ -46,22 +46,22 @@ def table(status: str, sites: list[str]) -> None:
         site_pooled = pooled[2 + index]
         with open_ledger(Site.open(Path(site))) as ledger:
             facts = ledger.facts(study="demo")
+        parts = split(read_cohort(Site.open(Path(site)).data), "demo")
         spent = report["privacy_spent"][site]
         took_part = sum(site in r["took_part"] for r in report["rounds"])
         rows.append(
             [
                 site,
-                scores[site][0]["cases"],
+                f"{len(parts.train)} / {len(parts.test)}",
                 f"{took_part}/{report['rounds_planned']}",
-                *(_figure(site_pooled, region) for region in REGIONS),
-                *(_figure(pooled[1], region) for region in REGIONS),
+                _figures(site_pooled),
+                _figures(pooled[1]),
                 f"{spent['epsilon']:.2f}",
                 sum(fact.steps for fact in facts),
             ]
         )
-    columns = ["site", "held out", "rounds"]
-    columns += [f"{region} alone" for region in REGIONS]
-    columns += [f"{region} federated" for region in REGIONS]
+    columns = ["site", "cases trained on / held out", "rounds"]
+    columns += [f"{'/'.join(REGIONS)} {how}" for how in ("alone", "federated")]
     columns += ["epsilon", "steps charged"]
     console.show_table("Dice on the pooled held-out patients of all sites", columns, rows)
     initial, federated = _mean(pooled[0]), _mean(pooled[1])
@@ -81,8 +81,8 @@ def table(status: str, sites: list[str]) -> None:
             console.warn(f"The federated model did NOT beat {name} ({federated - value:+.3f}).")
 
 
-def _figure(scores: RegionScores, region: str) -> str:
-    return console.figure(scores.mean(region))
+def _figures(scores: RegionScores) -> str:
+    return " / ".join(console.figure(scores.mean(region)) for region in REGIONS)
 
 
 def _mean(scores: RegionScores) -> float:
