@@ -8,6 +8,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.participation import Participation
+from common import freight
 
 app = ClientApp()
 _participations: dict[str, Participation] = {}
@@ -17,7 +18,8 @@ def _answer(message: Message, context: Context) -> Message:
     folder = str(context.node_config["site"])
     if folder not in _participations:
         _participations[folder] = Participation.open(Path(folder))
-    return Message(content=_participations[folder].answer(message.content), reply_to=message)
+    answer = _participations[folder].answer(freight.split(message.content))
+    return Message(content=freight.join(answer), reply_to=message)
 
 
 app.train()(_answer)

@@ -116,7 +116,7 @@ def refuse(
 def check(
     folder: Folder,
     spacing_mm: Annotated[
-        float, typer.Option(help="Voxel size to prepare for, as a protocol would.")
+        float, typer.Option(min=0.5, max=6.0, help="Voxel size to prepare for, as a protocol does.")
     ] = 1.0,
     json: Json = False,
 ) -> None:
@@ -133,8 +133,8 @@ def check(
         )
     if json:
         console.show_json(found)
-    else:
-        _show_check(site, found)
+        raise typer.Exit(0 if found["cases"] else CaseError.exit_code)
+    _show_check(site, found)
     if not found["cases"]:
         raise CaseError(
             f"None of the cases in {found['data']} can be used.",
@@ -267,7 +267,7 @@ def install(
 @app.command()
 def rehearse(
     folder: Folder,
-    patients: Annotated[int, typer.Option(help="Phantom patients to make.")] = 8,
+    patients: Annotated[int, typer.Option(min=1, help="Phantom patients to make.")] = 8,
     json: Json = False,
 ) -> None:
     """Rehearse a study on phantoms: no patient, no ledger, no network is touched."""
@@ -298,9 +298,9 @@ def rehearse(
 def phantoms(
     folder: Annotated[Path, typer.Argument(help="Folder for the cohort.", metavar="DIR")],
     profile: Annotated[str, typer.Option(help="Scanner and case mix.")] = "reference",
-    patients: Annotated[int, typer.Option(help="How many patients.")] = 12,
+    patients: Annotated[int, typer.Option(min=1, help="How many patients.")] = 12,
     size: Annotated[int, typer.Option(help="In-plane matrix: 64 is 3.75 mm, 96 is 2.5 mm.")] = 64,
-    seed: Annotated[int, typer.Option(help="Another seed makes other patients.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other patients.")] = 0,
 ) -> None:
     """Write a cohort of synthetic patients in BraTS layout."""
     from client.phantoms import PROFILES, write_cohort
@@ -324,9 +324,9 @@ def pretrain(
     protocol: Annotated[Path, typer.Argument(help="A study protocol, TOML.")],
     out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
     work: Annotated[Path, typer.Option(help="Folder for the phantoms; may be removed after.")],
-    patients: Annotated[int, typer.Option(help="Phantom patients to train on.")] = 160,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 600,
-    seed: Annotated[int, typer.Option(help="Seed of phantoms, weights and draws.")] = 0,
+    patients: Annotated[int, typer.Option(min=8, help="Phantom patients to train on.")] = 160,
+    steps: Annotated[int, typer.Option(min=3, help="Optimiser steps.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of phantoms, weights and draws.")] = 0,
 ) -> None:
     """Make starting weights for a study from phantoms alone, at no cost in privacy."""
     from client.rehearsal import pretrain as run_pretraining

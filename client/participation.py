@@ -28,25 +28,39 @@ class Participation:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._refused_offers: dict[str, str] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Participation:
         return cls(Site.open(folder))
 
     def answer(self, content: Content) -> Content:
-        """Return the reply to an order. Never raises for what an order or the data can cause."""
+        """Return the reply to an order; whatever goes wrong with it or the data is a reply too.
+
+        Raises UpdateError for a message that is no order: there is nothing to reply to.
+        """
         order, weights = unpack_order(content)
         del content
         try:
             report, update = self._carry_out(order, weights)
         except GliofedError as error:
             report, update = refusal(order, error), None
-            if error.code not in {"not-approved", "policy-hours"}:
+            if self._is_news(order, error):
                 self._record("order refused", order, code=error.code, reason=str(error))
         except Exception:  # noqa: BLE001  the site's edge: the text stays here, a code leaves
             report, update = refusal(order, GliofedError("unforeseen")), None
             self._record("order failed", order, reason=traceback.format_exc()[-4000:])
         return pack(report, update)
+
+    def _is_news(self, order: Order, error: GliofedError) -> bool:
+        """Return whether a refusal is a fact for the journal; offers come every few seconds."""
+        if order.kind != "offer":
+            return True
+        if error.code in {"not-approved", "policy-hours"}:
+            return False
+        before = self._refused_offers.get(order.study)
+        self._refused_offers[order.study] = error.code
+        return before != error.code
 
     def _carry_out(self, order: Order, weights: Arrays) -> tuple[Report, Arrays | None]:
         site = Site.open(self._site.folder)  # settings and decisions may have changed

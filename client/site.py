@@ -15,6 +15,7 @@ The folder::
 from __future__ import annotations
 
 import datetime as dt
+import json
 import secrets
 import tomllib
 from dataclasses import dataclass
@@ -37,10 +38,10 @@ from common.protocol import APPROVAL, PROTOCOL, Reportable, SiteName, StudyProto
 _SETTINGS = """\
 # Settings of this hospital's gliofed site. gliofed reads this file and never changes it.
 
-name = "{name}"
+name = {name}
 
 # Folder with the patients' scans: BraTS, Decathlon or BIDS layout, or a CSV manifest.
-data = "{data}"
+data = {data}
 
 [policy]
 # The most that all studies together may ever cost one patient (epsilon at the study's delta).
@@ -233,16 +234,27 @@ class Site:
     def decide(
         self, study: str, decision: Literal["approve", "refuse"], *, by: str, why: str = ""
     ) -> Decision:
-        """Sign and keep a decision about a study that was offered."""
-        value = Decision(
-            study=study,
-            protocol=self.protocol(study).digest,
-            site=self.name,
-            decision=decision,
-            by=by,
-            why=why,
-            time=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        )
+        """Sign and keep a decision about a study that was offered.
+
+        Raises ConsentError without the name of a person, or if the words are too many.
+        """
+        try:
+            value = Decision(
+                study=study,
+                protocol=self.protocol(study).digest,
+                site=self.name,
+                decision=decision,
+                by=by.strip(),
+                why=why,
+                time=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            )
+        except ValidationError:
+            raise ConsentError(
+                f"The decision about {study} was not kept: it needs a person's name, of at most "
+                "200 letters, and a reason of at most 500.",
+                do="Say who decides with --by NAME.",
+                code="decision",
+            ) from None
         statement = self.identity.sign(APPROVAL, value.model_dump())
         self.journal.append(f"study {decision}d", **value.model_dump())
         statement.save(self.folder / "studies" / study / "decision.json")
@@ -256,9 +268,9 @@ def request(folder: Path, *, name: str, data: Path | None) -> Site:
             f"{folder} is a site's folder already.",
             do="Its request is in request.json; choose another folder for another site.",
         )
-    text = _SETTINGS.format(name=name, data=data.resolve() if data else "data")
+    place = str(data.resolve()) if data else "data"
     try:
-        SiteSettings.model_validate(tomllib.loads(text))
+        SiteSettings(name=name, data=place)
     except ValidationError:
         raise StateError(
             f"{name!r} cannot be a site's name.",
@@ -288,6 +300,8 @@ def request(folder: Path, *, name: str, data: Path | None) -> Site:
     )
     sign_request(wanted, identity).save(folder / "request.json")
     Ledger.create(folder / "ledger.sqlite")
+    # A JSON string is a TOML string: a quote or a backslash in a path stays what it is.
+    text = _SETTINGS.format(name=json.dumps(name), data=json.dumps(place, ensure_ascii=False))
     write_bytes(folder / "site.toml", text.encode())
     site = Site.open(folder)
     site.journal.append("site made", site=name, key=identity.public)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 
 import torch
@@ -21,10 +20,10 @@ from client.imaging.preprocessing import Prepared
 from client.private_training import LedgerCharge, train_privately
 from client.site import Machine, Site
 from client.training import ExecutionOptions, Patient, Progress, choose_execution, train
-from common.errors import CaseError, ConsentError, PrivacyError
+from common.errors import CaseError, ConsentError, PrivacyError, StateError
 from common.metrics import RegionScores
 from common.networks import build, load_arrays, state_arrays
-from common.privacy import Cap, Ledger
+from common.privacy import Cap, Ledger, Mechanism
 from common.protocol import PreprocessingOptions, StudyProtocol
 from common.regions import REGIONS
 from common.weights import Arrays
@@ -76,7 +75,8 @@ def train_round(
     """Train from ``weights`` for one round and return the update of the trained arrays.
 
     With privacy each step is charged to the site's ledger before it is taken. Raises PrivacyError
-    when the budget does not allow a step, CaseError without patients.
+    (code ``privacy-cap``) when the budget does not allow the whole round, CaseError without
+    patients.
     """
     patients = training_patients(site, protocol)
     network = build(protocol.network, seed=protocol.seed)
@@ -96,6 +96,7 @@ def train_round(
     check_delta(protocol, len(patients))
     study_cap, site_cap = caps(site, protocol)
     with open_ledger(site) as ledger:
+        _check_round_fits(ledger, protocol, study_cap, site_cap)
         charge = LedgerCharge(
             ledger, protocol.study, protocol.digest, round_number, study_cap, site_cap
         )
@@ -108,6 +109,24 @@ def train_round(
             execution=execution,
             progress=progress,
         ).update
+
+
+def _check_round_fits(
+    ledger: Ledger, protocol: StudyProtocol, study_cap: Cap, site_cap: Cap
+) -> None:
+    """Raise PrivacyError before a round that would spend steps and end without an update."""
+    mechanism = Mechanism(protocol.privacy.noise_multiplier, protocol.privacy.sampling_rate)
+    left = ledger.steps_left(
+        study=protocol.study, mechanism=mechanism, study_cap=study_cap, site_cap=site_cap
+    )
+    if left < protocol.training.local_steps:
+        raise PrivacyError(
+            f"The privacy budget of study {protocol.study} does not allow another round: it takes "
+            f"{protocol.training.local_steps} steps, and {left} are left below epsilon "
+            f"{study_cap.epsilon:g} of the study and {site_cap.epsilon:g} of the site.",
+            do="The study ends here for this site, or the hospital raises its cap.",
+            code="privacy-cap",
+        )
 
 
 def check_delta(protocol: StudyProtocol, patients: int) -> None:
@@ -181,13 +200,20 @@ def privacy_spent(site: Site, protocol: StudyProtocol) -> PrivacySpent:
 
 
 def execution_for(machine: Machine) -> ExecutionOptions:
-    """Return how this machine computes, as its settings say."""
+    """Return how this machine computes, as its settings say.
+
+    Raises StateError (code ``device``) for a device that it does not have.
+    """
     if machine.threads:
         torch.set_num_threads(machine.threads)
-    chosen = choose_execution()
-    if machine.device in {"auto", chosen.device}:
-        return chosen
-    return replace(chosen, device=machine.device, precision="float32")
+    present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available()}
+    if not present.get(machine.device, torch.backends.mps.is_available()):
+        raise StateError(
+            f"site.toml asks for the device {machine.device}, which torch does not find here.",
+            do='Set device = "auto" or "cpu", or mend the driver.',
+            code="device",
+        )
+    return choose_execution(machine.device)
 
 
 def _loaders(

@@ -44,12 +44,12 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 def say(text: str) -> None:
     """Print one plain sentence."""
-    out.print(escape(text), highlight=False)
+    out.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print what a person must not overlook, in red, on standard error."""
-    err.print(f"[bold red]{escape(text)}[/]", highlight=False)
+    err.print(f"[bold red]{escape(text)}[/]", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,28 +63,34 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def held(path: Path, *, what: str) -> Iterator[None]:
+def held(path: Path, *, what: str, attempts: int = 5) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs; it ends with the process, however it ends.
 
     Raises StateError if another process holds it: ``what`` says what that one is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # Somebody who only looks (``is_held``) holds it for a moment.
+        for attempt in range(attempts):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt + 1 < attempts:
+                    time.sleep(0.1)
+        else:
             raise StateError(
                 f"{what} already: another process holds {path}.",
                 do="Stop that one first.",
                 code="in-use",
-            ) from None
+            )
         yield
 
 
 def is_held(path: Path) -> bool:
     """Return whether a process holds the lock file ``path``."""
     try:
-        with held(path, what=""):
+        with held(path, what="", attempts=1):
             return False
     except StateError:
         return True
@@ -113,7 +120,7 @@ def read_json(path: Path, *, what: str) -> Any:
         raise StateError(f"There is no {what} at {path}.", do="Check the path.") from None
     except OSError as error:
         raise StateError(f"Cannot read {what} {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateError(
             f"The {what} {path} is not valid JSON: {error}.", do="Ask for the file again."
         ) from error

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -22,6 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from common.errors import IdentityError, StateError
 from common.files import read_json, write_json, write_secret
+
+_TEXT: Final = re.compile(r"[!-~]{1,200}")
+"""Kind, signer and signature: short and printable, since they are shown before they are checked."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Statement:
         try:
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer))
             key.verify(bytes.fromhex(self.signature), _payload(kind, self.body))
-        except (InvalidSignature, ValueError):
+        except (InvalidSignature, ValueError, RecursionError):
             raise IdentityError(
                 f"The signature of this {kind} does not fit its content: it was changed.",
                 do="Ask the sender for it again.",
@@ -78,7 +82,9 @@ class Statement:
                 f"A signed statement lacks {error}.", do="Ask for it again."
             ) from None
         texts = [fields["kind"], fields["signer"], fields["signature"]]
-        if not isinstance(fields["body"], dict) or not all(isinstance(t, str) for t in texts):
+        if not isinstance(fields["body"], dict) or not all(
+            isinstance(text, str) and _TEXT.fullmatch(text) for text in texts
+        ):
             raise IdentityError("A signed statement has the wrong types.", do="Ask for it again.")
         return cls(**fields)
 
@@ -96,7 +102,7 @@ class Statement:
     def loads(cls, text: str) -> Statement:
         try:
             data = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise IdentityError("A signed statement is not JSON.", do="Ask for it again.") from None
         return cls.from_dict(data)
 

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from common.errors import StateError
 
 GENESIS: Final = "0" * 64
+_TAIL_BYTES: Final = 4096
 
 
 class Entry(NamedTuple):
@@ -44,9 +45,9 @@ class Journal:
         """Write one fact durably and return it; raise StateError if the journal is damaged."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.path.open("a+b") as file:
+            with self.path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                last = self._repair_tail(file)
+                last, end = self._repair_tail(file)
                 record = {
                     "n": last.number + 1 if last else 1,
                     "time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
@@ -55,9 +56,12 @@ class Journal:
                     "previous": last.hash if last else GENESIS,
                 }
                 line = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+                try:
+                    _write(file, line.encode() + b"\n")
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)  # a fact that was not acted on must not show up later
+                    raise
         except OSError as error:
             raise StateError(
                 f"Cannot write the journal {self.path}: {error.strerror}. Nothing was done.",
@@ -78,7 +82,8 @@ class Journal:
                 return  # empty after the last newline, or a line that a crash cut short
             try:
                 record = json.loads(line)
-                sound = record["previous"] == previous and record["n"] == number + 1
+                entry = _entry(record, _hash(line))
+                sound = record["previous"] == previous and entry.number == number + 1
             except (ValueError, KeyError, TypeError):
                 sound = False
             if not sound:
@@ -87,8 +92,8 @@ class Journal:
                     do="Keep the file, restore it from a backup, and ask who had access to it.",
                     code="journal-damaged",
                 )
-            previous, number = _hash(line), number + 1
-            yield _entry(record, previous)
+            previous, number = entry.hash, entry.number
+            yield entry
 
     def events(self, *names: str, **where: Any) -> list[Entry]:
         """Return the facts of the named events whose facts equal ``where``."""
@@ -107,20 +112,29 @@ class Journal:
             head = entry.hash
         return head
 
-    def _repair_tail(self, file: Any) -> Entry | None:
-        """Cut an unfinished last line into a ``.torn`` file beside; return the last whole entry."""
-        file.seek(0)
-        content: bytes = file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
+    def _repair_tail(self, file: Any) -> tuple[Entry | None, int]:
+        """Cut an unfinished last line into a ``.torn`` file beside.
+
+        Returns the last whole entry and where it ends. Only the end of the file is read: the
+        whole chain is for ``entries`` to check.
+        """
+        size = file.seek(0, os.SEEK_END)
+        start, tail = size, b""
+        while start > 0 and tail.count(b"\n") < 2:
+            step = min(start, max(_TAIL_BYTES, len(tail)))
+            start -= step
+            file.seek(start)
+            tail = _read(file, step) + tail
+        kept = tail.rfind(b"\n") + 1
+        if kept < len(tail):
             with self.path.with_suffix(".torn").open("ab") as aside:
-                aside.write(content[end:] + b"\n")
-            file.truncate(end)
-        if end == 0:
-            return None
-        line = content[content.rfind(b"\n", 0, end - 1) + 1 : end - 1]
+                aside.write(tail[kept:] + b"\n")
+            file.truncate(start + kept)
+        if kept == 0:
+            return None, 0
+        line = tail[tail.rfind(b"\n", 0, kept - 1) + 1 : kept - 1]
         try:
-            return _entry(json.loads(line), _hash(line))
+            return _entry(json.loads(line), _hash(line)), start + kept
         except (ValueError, KeyError, TypeError):
             raise StateError(
                 f"The journal {self.path} is damaged at its end.",
@@ -134,4 +148,20 @@ def _hash(line: bytes) -> str:
 
 
 def _entry(record: dict[str, Any], digest: str) -> Entry:
-    return Entry(record["n"], record["time"], record["event"], record["facts"], digest)
+    entry = Entry(record["n"], record["time"], record["event"], record["facts"], digest)
+    if not isinstance(entry.number, int) or not isinstance(entry.facts, dict):
+        raise TypeError("an entry has a number and facts")
+    return entry
+
+
+def _write(file: Any, data: bytes) -> None:
+    written = 0
+    while written < len(data):
+        written += file.write(data[written:])
+
+
+def _read(file: Any, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (more := file.read(count - len(data))):
+        data += more
+    return data

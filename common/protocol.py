@@ -35,6 +35,7 @@ PREPROCESSING_ALGORITHM: Final = "brain-zscore/1"
 """Version of ``client.imaging.preprocessing``: changes whenever its output does."""
 
 Reportable = Literal["dice", "case_count", "privacy_spent"]
+Crop = Annotated[int, Field(ge=8, le=512)]
 Trainable = Literal["all", "norms", "head", "last_decoder"]
 
 
@@ -78,7 +79,7 @@ class TrainingOptions(_Frozen):
     """What a site does between two messages."""
 
     local_steps: int = Field(ge=1, le=10_000)
-    crop_size: tuple[int, int, int] = (64, 64, 64)
+    crop_size: tuple[Crop, Crop, Crop] = (64, 64, 64)
     crops_per_patient: int = Field(default=2, ge=1, le=16)
     foreground_probability: float = Field(default=0.66, ge=0, le=1)
     augmentation: Literal["none", "light"] = "light"

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import tomllib
 import zipfile
+import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
+from flwr.common.constant import SType
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -46,6 +50,12 @@ MESSAGE_TYPES: Final[dict[str, str]] = {
 
 _SAYABLE = (ConsentError, ProtocolError, PrivacyError, IdentityError)
 _CASE_COUNT_EDGES = (1, 10, 20, 50, 100, 200, 500, 1000)
+_NPY: Final = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<kind>[^']{1,20})', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>(\d{1,12}, ?)*(\d{1,12})?)\), \} {0,128}\n",
+    re.DOTALL,
+)
+"""Header of numpy's file format, version 1.0, of an array in C order."""
 
 
 class _Frozen(BaseModel):
@@ -82,8 +92,8 @@ class Report(_Frozen):
     code: str = Field(default="", max_length=60, pattern=r"^[a-z0-9-]*$")
     reason: str = Field(default="", max_length=2000)
     approval: str = Field(default="", max_length=20_000)
-    dice: dict[Literal["WT", "TC", "ET"], float] | None = None
-    case_count: str | None = Field(default=None, max_length=12)
+    dice: dict[Literal["WT", "TC", "ET"], Annotated[float, Field(ge=0, le=1)]] | None = None
+    case_count: str | None = Field(default=None, pattern=r"^(0|\d{1,5}-\d{1,5}|\d{1,5}\+)$")
     privacy_spent: PrivacySpent | None = None
 
 
@@ -114,7 +124,10 @@ def pack(value: Order | Report, arrays: Mapping[str, NDArray[np.float32]] | None
     content = RecordDict({"gliofed": ConfigRecord({"json": value.model_dump_json()})})
     if arrays is not None:
         content["arrays"] = ArrayRecord(
-            {name: Array(np.ascontiguousarray(array, np.float32)) for name, array in arrays.items()}
+            {
+                name: Array(np.asarray(array, np.float32, order="C"))
+                for name, array in arrays.items()
+            }
         )
     return content
 
@@ -142,9 +155,12 @@ def unpack_report(
     starting weights). Raises UpdateError (codes ``update-*``).
     """
     report = _read(Report, content)
-    expected = template if template is not None and report.status == "done" else {}
-    arrays = _decode(content, None if any_arrays else expected)
-    if any_arrays:
+    done = report.status == "done"
+    expected = template if template is not None and done else {}
+    arrays = _decode(content, None if any_arrays and done else expected)
+    if any_arrays and done:
+        if not arrays:
+            raise UpdateError("The reply brings no arrays.", code="update-name")
         expected = {name: array.shape for name, array in arrays.items()}
     check_like(arrays, expected, max_norm=max_norm)
     return report, arrays
@@ -188,14 +204,22 @@ def _decode(content: RecordDict, expected: Mapping[str, tuple[int, ...]] | None)
             raise UpdateError(
                 f"The array {name} is larger than the study says.", code="update-shape"
             )
-        try:
-            value = array.numpy()
-        except (ValueError, TypeError, EOFError, OSError):
-            raise UpdateError(f"The array {name} cannot be decoded.", code="update-form") from None
-        if value.dtype != np.float32:
-            raise UpdateError(f"The array {name} is not float32.", code="update-dtype")
-        arrays[name] = value
+        arrays[name] = _numpy(name, array)
     return arrays
+
+
+def _numpy(name: str, array: Array) -> NDArray[np.float32]:
+    """Decode an array that ``pack`` made; no other form that numpy knows is read."""
+    found = _NPY.match(array.data)
+    if array.stype != SType.NUMPY or found is None:
+        raise UpdateError(f"The array {name} cannot be decoded.", code="update-form")
+    if found["kind"] != b"<f4":
+        raise UpdateError(f"The array {name} is not float32.", code="update-dtype")
+    shape = tuple(int(size) for size in found["shape"].split(b",") if size.strip())
+    if len(array.data) - found.end() != 4 * math.prod(shape):
+        raise UpdateError(f"The array {name} is cut short or too long.", code="update-form")
+    flat = np.frombuffer(array.data, "<f4", offset=found.end())
+    return flat.reshape(shape).astype(np.float32)
 
 
 _BUNDLE_PROJECT = """\
@@ -220,6 +244,7 @@ clientapp = "client.app:app"
 [tool.flwr.app.config]
 study = ""
 """
+_BUNDLE_MAX_BYTES: Final = 64 * 1024
 _BUNDLE_README = (
     b"This bundle holds no code. Each site runs the gliofed that it installed itself.\n"
 )
@@ -238,8 +263,6 @@ def check_bundle(fab: bytes) -> None:
 
     Every file is named and compared; a bundle with any other file, code or not, is refused.
     """
-    from tomllib import TOMLDecodeError, loads
-
     known = {"pyproject.toml", "README.md", ".info/CONTENT"}
     try:
         with zipfile.ZipFile(io.BytesIO(fab)) as archive:
@@ -251,12 +274,15 @@ def check_bundle(fab: bytes) -> None:
                     do="Ask the coordinator who launched it; nothing of it was run.",
                     code="bundle",
                 )
-            project = loads(archive.read("pyproject.toml").decode())
+            if sum(info.file_size for info in archive.infolist()) > _BUNDLE_MAX_BYTES:
+                raise zipfile.BadZipFile
+            project = tomllib.loads(archive.read("pyproject.toml").decode())
             readme = archive.read("README.md")
-    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, TOMLDecodeError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, RuntimeError):
         raise ConsentError("The bundle cannot be read.", code="bundle") from None
-    ours = loads(bundle_sources()["pyproject.toml"].decode())
-    project.get("project", {})["version"] = ours["project"]["version"]
+    ours = tomllib.loads(bundle_sources()["pyproject.toml"].decode())
+    if isinstance(project.get("project"), dict):
+        project["project"]["version"] = ours["project"]["version"]  # may be another release
     if project != ours or readme != _BUNDLE_README:
         raise ConsentError(
             "The bundle is not that of gliofed: its settings differ from the installed ones.",

@@ -106,12 +106,13 @@ def launch(
     if consortium.journal.events("study finished", study=study):
         console.say(f"{study} is finished; `gliofed-server release` makes its model.")
         return
+    seen = len(consortium.journal.events(study=study))
     consortium.journal.append("study launched", study=study)
     chosen.want("running")
     if not is_held(consortium.lock):
         console.warn("Nothing serves this consortium now: start `gliofed-server serve`.")
     if wait:
-        _follow(consortium, study)
+        _follow(consortium, study, seen=seen)
 
 
 @app.command()
@@ -171,9 +172,8 @@ def _told(name: str, event: str, detail: str) -> None:
     console.say(f"{name} {event} ({detail})")
 
 
-def _follow(consortium: Consortium, study: str) -> None:
-    """Print the study's facts as they come, until it is finished, stopped or paused."""
-    seen = len(consortium.journal.events(study=study))
+def _follow(consortium: Consortium, study: str, *, seen: int) -> None:
+    """Print the study's facts after the first ``seen``, until it is finished, stopped or paused."""
     rounds = consortium.study(study).protocol.rounds
     with console.progress(f"{study}: rounds") as told:
         while True:

@@ -82,10 +82,9 @@ def serve(consortium: Consortium) -> None:
         timeout=httpx.Timeout(120.0, connect=5.0),
         limits=httpx.Limits(max_connections=256),
     )
-    host = consortium.settings.host
     uvicorn.run(
         application(upstream),
-        host="127.0.0.1" if host in {"127.0.0.1", "localhost"} else "0.0.0.0",  # noqa: S104
+        host=_interface(consortium.settings.host),
         port=consortium.settings.port,
         ssl_certfile=str(consortium.folder / "server.crt"),
         ssl_keyfile=str(consortium.folder / "keys" / "server.key"),
@@ -93,6 +92,13 @@ def serve(consortium: Consortium) -> None:
         server_header=False,
         timeout_keep_alive=75,
     )
+
+
+def _interface(host: str) -> str:
+    """Return where to listen so that ``host`` reaches us; the demo's loopback stays private."""
+    if host in {"127.0.0.1", "localhost", "::1"}:
+        return "127.0.0.1" if host == "localhost" else host
+    return "::" if ":" in host else "0.0.0.0"  # noqa: S104
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ import secrets
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import IdentityError, ProtocolError, StateError
 from common.files import read_json, write_bytes, write_json, write_secret
@@ -52,7 +53,7 @@ class ConsortiumSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=100)
-    host: str = Field(min_length=1, max_length=253)
+    host: str = Field(max_length=253, pattern=r"^[A-Za-z0-9.-]+$|^[0-9A-Fa-f:.]+$")
     port: int = Field(ge=1, le=65535)
     private_port: int = Field(ge=1, le=65535)
     version: str
@@ -74,7 +75,9 @@ class Consortium:
                 f"{folder} is not a coordinator's folder.",
                 do="Found one with `gliofed-server init`, or check the path.",
             )
-        return cls(folder.resolve(), ConsortiumSettings(**read_json(path, what="consortium")))
+        return cls(
+            folder.resolve(), _settings(read_json(path, what="consortium"), source=str(path))
+        )
 
     @property
     def journal(self) -> Journal:
@@ -121,8 +124,15 @@ def init(folder: Path, *, name: str, host: str, port: int) -> Consortium:
     """Found a consortium in ``folder``; raise StateError if something is there already."""
     if folder.exists() and any(folder.iterdir()):
         raise StateError(f"{folder} is not empty.", do="Choose a new folder for the consortium.")
-    settings = ConsortiumSettings(
-        name=name, host=host, port=port, private_port=free_port(), version=version("gliofed")
+    settings = _settings(
+        {
+            "name": name,
+            "host": host,
+            "port": port,
+            "private_port": free_port(),
+            "version": version("gliofed"),
+        },
+        source="What was given",
     )
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -195,6 +205,18 @@ def publish(consortium: Consortium, path: Path) -> StudyProtocol:
     consortium.journal.append("study published", study=frozen.study, protocol=frozen.digest)
     statement.save(folder / "protocol.json")
     return frozen
+
+
+def _settings(values: Any, *, source: str) -> ConsortiumSettings:
+    try:
+        return ConsortiumSettings.model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'form'}: {item['msg']}" for item in error.errors()
+        )
+        raise StateError(
+            f"{source} does not describe a consortium: {wrong}.", do="Correct what is named."
+        ) from None
 
 
 def _make_certificates(folder: Path, *, name: str, host: str) -> None:

@@ -73,7 +73,8 @@ def _card(
     rounds = [r for r in report["rounds"] if r["round"] <= number]
     evaluation = next((e for e in report["evaluations"] if e["round"] == number), None)
     dice = evaluation["dice"] if evaluation else {}
-    worst = min(dice, key=lambda site: sum(dice[site].values()), default=None)
+    means = {site: sum(d.values()) / len(d) for site, d in dice.items() if d}
+    worst = min(means, key=lambda site: means[site], default=None)
     return {
         "name": report["study"],
         "title": report["title"],

@@ -4,8 +4,7 @@ Every change of state is journalled before it is acted on, and everything needed
 disk: a coordinator that is killed at any moment continues from the last closed round. A site that
 already trained for the open round answers again without training again.
 
-This module decides; how messages travel is the ``Fleet``'s affair (``server.flower`` over Flower,
-``MemoryFleet`` in one process).
+This module decides; how messages travel is the ``Fleet``'s affair.
 """
 
 from __future__ import annotations
@@ -13,66 +12,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
-from common.errors import FederationError, GliofedError, IdentityError, UpdateError
+from common.errors import FederationError, IdentityError, UpdateError
 from common.identity import Statement
 from common.journal import Journal
 from common.parameters import trainable_names
 from common.protocol import APPROVAL
 from common.weights import Arrays, digest, load, norm
-from common.wire import Content, Order, OrderKind, Report, pack, unpack_report
+from common.wire import Order, OrderKind, Report, pack, unpack_report
 from server.aggregation import RULES
+from server.fleet import Delivery, Fleet
 from server.sites import Sites
 from server.studies import Study
 
 _ATTEMPTS: Final = 8
 _FAILED_ROUNDS: Final = 3
-
-
-class Delivery(NamedTuple):
-    """What came back for a ticket: a reply's content, or why there is none."""
-
-    content: Content | None
-    failure: str
-
-
-class Fleet(Protocol):
-    """How orders reach sites."""
-
-    def online(self) -> set[str]:
-        """Return the names of the sites that can be reached now."""
-
-    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
-        """Send an order and return a ticket for its reply."""
-
-    def collect(self, ticket: str) -> Delivery | None:
-        """Return what came back, or None if nothing did yet."""
-
-
-class MemoryFleet:
-    """A fleet in this process: ``sites`` maps a name to a function from order to reply."""
-
-    def __init__(self, sites: Mapping[str, Callable[[OrderKind, Content], Content]]) -> None:
-        self._sites = sites
-        self._replies: dict[str, Callable[[], Content]] = {}
-        self._count = 0
-
-    def online(self) -> set[str]:
-        return set(self._sites)
-
-    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
-        del ttl_s
-        self._count += 1
-        ticket = f"{site}/{self._count}"
-        self._replies[ticket] = lambda: self._sites[site](kind, content)
-        return ticket
-
-    def collect(self, ticket: str) -> Delivery | None:
-        try:
-            return Delivery(self._replies.pop(ticket)(), "")
-        except GliofedError as error:
-            return Delivery(None, error.code)
+_OFFER_S: Final = 60.0
 
 
 class StoppedError(FederationError):
@@ -111,10 +67,14 @@ class Rounds:
         self._sites = sites
         self._poll_s = poll_s
         self._absent: set[str] = set()
+        self._offers = _Exchange(waiting=set())
+        self._told: dict[str, str] = {}
 
     def run(self) -> None:
         """Do every round that is left. Raises StoppedError, FederationError."""
         number, weights = self._resume()
+        if number:  # what ended the last run may have come before the evaluation
+            self._evaluate_if_due(number, weights)
         failed = 0
         while number < self._protocol.rounds:
             self.gather_approvals(self._protocol.aggregation.quorum)
@@ -132,19 +92,20 @@ class Rounds:
                 continue
             failed, number, weights = 0, number + 1, closed
             self._evaluate_if_due(number, weights)
-        self._evaluate_if_due(number, weights)
         self._record("study finished", rounds=number, weights=digest(weights))
 
     def gather_approvals(self, quorum: int) -> None:
         """Offer the protocol until ``quorum`` sites have approved; known approvals count."""
-        told: dict[str, str] = {}
         if len(self.approved()) < quorum:
             self._record("waiting for approvals", needed=quorum, so_far=sorted(self.approved()))
         while True:
             approved = self.approved()
             missing = (self._fleet.online() & set(self._sites.names())) - approved
             if missing:
-                self._offer(missing, told)
+                # Once there are enough, nobody waits for those that have not decided.
+                enough = len(approved) >= quorum
+                wait_s = 0.0 if enough else _OFFER_S
+                self._offer(missing, self._told, deadline_s=wait_s, state=self._offers)
                 approved = self.approved()
             if len(approved) >= quorum:
                 return
@@ -154,17 +115,20 @@ class Rounds:
         """Offer the protocol once to every site that is online and has not approved yet."""
         missing = (self._fleet.online() & set(self._sites.names())) - self.approved()
         if missing:
-            self._offer(missing, told)
+            self._offer(missing, told, deadline_s=_OFFER_S, state=_Exchange(set()))
 
     def approved(self) -> set[str]:
-        """Return the sites whose signed approval of this protocol is in the journal."""
-        return {
+        """Return the admitted sites whose signed approval of this protocol is in the journal."""
+        said = {
             str(entry.facts["site"])
             for entry in self._journal.events("study approved", study=self._protocol.study)
             if entry.facts["protocol"] == self._protocol.digest
         }
+        return said & set(self._sites.names())
 
-    def _offer(self, sites: set[str], told: dict[str, str]) -> None:
+    def _offer(
+        self, sites: set[str], told: dict[str, str], *, deadline_s: float, state: _Exchange
+    ) -> None:
         def accept(site: str, report: Report, _: Arrays) -> None:
             self._check_approval(site, report.approval)
             self._record(
@@ -174,7 +138,10 @@ class Rounds:
                 approval=Statement.loads(report.approval).signature,
             )
 
-        self._exchange("offer", sites, 0, None, accept, deadline_s=60.0, told=told)
+        state.waiting = set(sites)
+        self._exchange(
+            "offer", sites, 0, None, accept, deadline_s=deadline_s, told=told, state=state
+        )
 
     def _check_approval(self, site: str, text: str) -> None:
         request = self._sites.get(site)
@@ -228,7 +195,7 @@ class Rounds:
         """Do one round; return the new weights, or None if the quorum was missed."""
         began = time.monotonic()
         options = self._protocol.aggregation
-        sites = self.approved() & set(self._sites.names())
+        sites = self.approved()
         template = {
             name: weights[name].shape
             for name in trainable_names(
@@ -320,11 +287,13 @@ class Rounds:
         deadline_s: float,
         template: Mapping[str, tuple[int, ...]] | None = None,
         told: dict[str, str] | None = None,
+        state: _Exchange | None = None,
     ) -> dict[str, str]:
         """Order ``kind`` of ``sites``; hand each good reply to ``accept``; return who dropped out.
 
         A lost order is given again when its site is back. A site that was absent for the whole of
-        the last round is not waited for, but is ordered if it appears in time.
+        the last round is not waited for, but is ordered if it appears in time. ``state`` goes on
+        with an exchange that was left before: what was sent then may be answered now.
         """
         order = Order(
             kind=kind,
@@ -334,15 +303,16 @@ class Rounds:
             weights_sha256=digest(weights) if weights is not None else "",
         )
         content = pack(order, weights)
-        state = _Exchange(waiting=set(sites))
+        state = state or _Exchange(waiting=set(sites))
         deadline = time.monotonic() + deadline_s
-        while state.waiting and time.monotonic() < deadline:
+        while state.waiting:
             online = self._fleet.online()
             if not (state.waiting - self._absent) and not (state.waiting & online):
                 break
             for site in sorted(state.waiting & online - set(state.tickets)):
                 if time.monotonic() >= state.not_before.get(site, 0.0):
-                    left = max(1.0, deadline - time.monotonic())
+                    least = _OFFER_S if kind == "offer" else 1.0
+                    left = max(least, deadline - time.monotonic())
                     state.tickets[site] = self._fleet.send(site, kind, content, ttl_s=left)
                     state.attempts[site] = state.attempts.get(site, 0) + 1
             for site, ticket in sorted(state.tickets.items()):
@@ -350,8 +320,9 @@ class Rounds:
                 if delivery is not None:
                     del state.tickets[site]
                     self._take(site, delivery, order, state, accept, template, told)
-            if state.waiting:
-                self._pause(self._poll_s)
+            if not state.waiting or time.monotonic() >= deadline:
+                break
+            self._pause(self._poll_s)
         state.dropped.update(dict.fromkeys(state.waiting, "no-answer"))
         return state.dropped
 
@@ -391,7 +362,7 @@ class Rounds:
             if report.status == "done":
                 accept(site, report, arrays)
         except (UpdateError, IdentityError) as error:
-            self._record("reply refused", **facts, code=error.code, reason=error.message)
+            self._record("reply refused", **facts, code=error.code, reason=error.message[:500])
             state.dropped[site] = error.code
             return
         if report.status == "done":

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from common.errors import FederationError, GliofedError
+from server.fleet import Fleet
 from server.provisioning import Consortium
-from server.rounds import Fleet, Rounds, StoppedError
+from server.rounds import Rounds, StoppedError
 from server.studies import Study
 
 OFFER_EVERY_S: Final = 2.0

@@ -1,9 +1,10 @@
-"""The hospitals that were admitted: their public keys, and whether they are suspended."""
+"""The hospitals that were admitted, with their public keys; a removed file is a revoked site."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from common.errors import IdentityError
 from common.identity import Statement
 from common.kit import Request, open_request
 
@@ -19,11 +20,20 @@ class Sites:
         request.save(self._folder / f"{open_request(request).site}.json")
 
     def get(self, site: str) -> Request | None:
-        """Return what the site enrolled with, or None if it was never admitted."""
+        """Return what the site enrolled with, or None if it was never admitted.
+
+        Raises IdentityError if the file was changed or renamed.
+        """
         path = self._folder / f"{site}.json"
         if not path.exists():
             return None
-        return open_request(Statement.load(path, what=f"enrolment request of {site}"))
+        request = open_request(Statement.load(path, what=f"enrolment request of {site}"))
+        if request.site != site:
+            raise IdentityError(
+                f"The enrolment request {path} is that of {request.site}.",
+                do="Restore the folder from a backup, and ask who had access to it.",
+            )
+        return request
 
     def names(self) -> list[str]:
         return sorted(path.stem for path in self._folder.glob("*.json"))

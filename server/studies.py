@@ -48,7 +48,12 @@ class Study:
         path = self.folder / "wanted.json"
         if not path.exists():
             return "published"
-        return str(read_json(path, what="study state")["state"])
+        value = read_json(path, what="study state")
+        if not isinstance(value, dict) or not isinstance(value.get("state"), str):
+            raise StateError(
+                f"The study state {path} is damaged.", do="`launch` or `stop` writes it anew."
+            )
+        return str(value["state"])
 
     def want(self, state: str) -> None:
         write_json(self.folder / "wanted.json", {"state": state})

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from client.inference.model import Model, open_model
 from client.site import Site
-from common.errors import ModelError
+from common.errors import IdentityError, ModelError
 from common.files import read_json, write_json
+from common.identity import fingerprint
 
 TOLERANCE: Final = 0.01
 """How much lower the mean Dice of a new model may be than that of the active one."""
@@ -35,11 +36,22 @@ def active_model(site: Site) -> Model:
 
 
 def keep(site: Site, model: Model) -> Path:
-    """Copy a verified release into the site's folder and return where it is."""
+    """Copy a verified release into the site's folder and return where it is.
+
+    Raises IdentityError if another than the site's coordinator signed it, ModelError if another
+    model has its name.
+    """
     card = model.card
+    coordinator = site.kit.coordinator_key
+    if model.signer != coordinator:
+        raise IdentityError(
+            f"The model {card['name']} is signed by {fingerprint(model.signer)}, not by this "
+            f"site's coordinator, {fingerprint(coordinator)}.",
+            do="Ask the coordinator for the release; do not use this one.",
+        )
     target = site.folder / "models" / f"{card['name']}-{card['version']}"
     if target.exists():
-        known = open_model(target, signer=site.kit.coordinator_key)
+        known = open_model(target, signer=coordinator)
         if known.card["weights_sha256"] != card["weights_sha256"]:
             raise ModelError(
                 f"Another model named {target.name} is installed.",

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from client.imaging import preprocessing
-from common.errors import IdentityError, ModelError, StateError
+from common.errors import IdentityError, ModelError, ProtocolError, StateError
 from common.identity import Statement
 from common.protocol import PROTOCOL, RELEASE, StudyProtocol, parse_protocol
 from common.weights import Arrays, digest, load
 
+_VERSION = re.compile(r"\d+(\.\d+){0,3}\Z")
 _AGAIN = "Ask the coordinator for the release again; do not use this one."
 
 
@@ -60,7 +62,16 @@ def open_model(folder: Path, *, signer: str | None = None) -> Model:
         protocol = parse_protocol(
             signed.opened(kind=PROTOCOL, signer=statement.signer), source="The model's protocol"
         )
-    except (StateError, KeyError, TypeError, ValueError) as error:
+        promised = (body["weights_sha256"], body["preprocessing_sha256"])
+        _check_card(card, protocol, promised)
+    except (
+        StateError,
+        ProtocolError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ModelError(f"The release in {folder} is damaged: {error}", do=_AGAIN) from error
     installed = preprocessing.digest(protocol.preprocessing)
     if installed != body["preprocessing_sha256"]:
@@ -71,9 +82,19 @@ def open_model(folder: Path, *, signer: str | None = None) -> Model:
             code="model-preprocessing",
         )
     weights = load(folder / "weights.safetensors")
-    if digest(weights) != body["weights_sha256"] or card["weights_sha256"] != digest(weights):
+    if digest(weights) != body["weights_sha256"]:
         raise ModelError(f"The weights in {folder} are not those that were signed.", do=_AGAIN)
     return Model(folder, statement.signer, card, protocol, weights)
+
+
+def _check_card(card: Any, protocol: StudyProtocol, promised: tuple[str, str]) -> None:
+    """Raise ValueError unless the card is of this model; its name and version name folders."""
+    if card["name"] != protocol.study or not _VERSION.match(str(card["version"])):
+        raise ValueError("its card names another model")
+    if (card["weights_sha256"], card["preprocessing_sha256"]) != promised:
+        raise ValueError("its card is of other weights")
+    if not isinstance(card["round"], int):
+        raise ValueError("its card names no round")
 
 
 def _check_files(folder: Path, body: dict[str, Any]) -> None:

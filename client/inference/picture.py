@@ -16,6 +16,8 @@ from common.files import replacing
 from common.regions import LABEL_COLOURS, LABEL_NAMES, LABELS
 
 _SLICES = 4
+_LINES = {"ED": 1.2, "ET": 2.4, "NCR": 1.0}
+"""Width of each contour, in the order of drawing: necrosis lies on the thicker line around it."""
 _TITLES = {"t2f": "FLAIR", "t1c": "T1 with contrast"}
 
 
@@ -27,13 +29,15 @@ def draw_overview(
     *,
     volumes: Mapping[str, float],
 ) -> None:
-    """Write a PNG with the axial slices that show most tumour, or the middle ones if none does.
+    """Write a PNG with axial slices spread over the tumour, or over the brain if there is none.
 
     ``images`` and ``labels`` are (X, Y, Z) on the grid ``affine``. Seen as radiologists do: the
     patient's right is on the left.
     """
     turned = {name: _las(image, affine) for name, image in images.items()}
     mask = _las(labels, affine)
+    shown = _slices(mask, next(iter(turned.values())))
+    width, height = _window(next(iter(turned.values())) > 0)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     order = np.abs(nib.orientations.io_orientation(affine)[:, 0].argsort())
     x_mm, y_mm, _ = spacing[order]
@@ -42,10 +46,10 @@ def draw_overview(
     axes = figure.subplots(len(turned), _SLICES, squeeze=False)
     for row, (name, image) in zip(axes, turned.items(), strict=True):
         inside = image[image > 0]
-        high = float(np.percentile(inside, 99.5)) if inside.size else 1.0
-        for panel, z in zip(row, _slices(mask, image), strict=True):
+        high = float(np.percentile(inside, 99)) if inside.size else 1.0
+        for panel, z in zip(row, shown, strict=True):
             panel.imshow(
-                image[:, :, z].T,
+                image[width, height, z].T,
                 cmap="gray",
                 origin="lower",
                 vmin=0,
@@ -53,11 +57,12 @@ def draw_overview(
                 aspect=float(y_mm / x_mm),
                 interpolation="bilinear",
             )
-            for label, value in LABELS.items():
-                part = value == mask[:, :, z].T
+            for label, line in _LINES.items():
+                part = LABELS[label] == mask[width, height, z].T
                 if np.any(part):
-                    panel.contour(part, [0.5], colors=LABEL_COLOURS[label], linewidths=1.2)
-            panel.set_title(f"{_TITLES[name]}, slice {z + 1}", color="white", fontsize=9)
+                    panel.contour(part, [0.5], colors=LABEL_COLOURS[label], linewidths=line)
+            title = f"{_TITLES[name]}, slice {z + 1} of {image.shape[2]}"
+            panel.set_title(title, color="white", fontsize=9)
             panel.text(0.02, 0.5, "R", color="white", transform=panel.transAxes, fontsize=9)
             panel.text(0.93, 0.5, "L", color="white", transform=panel.transAxes, fontsize=9)
             panel.set_axis_off()
@@ -90,10 +95,26 @@ def _las(data: NDArray, affine: NDArray[np.float64]) -> NDArray:  # type: ignore
 
 
 def _slices(mask: NDArray[np.uint8], image: NDArray[np.float32]) -> list[int]:
-    """Return ``_SLICES`` axial slices spread over the tumour, or over the brain without one."""
-    shown = (mask if mask.any() else image > 0).any(axis=(0, 1))
-    places = np.flatnonzero(shown)
-    if not places.size:
-        places = np.arange(image.shape[2])
+    """Return ``_SLICES`` axial slices with equal shares of the tumour, or brain, between them."""
+    area = ((mask if mask.any() else image) > 0).sum(axis=(0, 1))
+    depth = image.shape[2]
+    places = np.flatnonzero(area) if area.any() else np.arange(depth)
     shares = (np.arange(_SLICES) + 0.5) / _SLICES
-    return [int(places[int(share * len(places))]) for share in shares]
+    if places.size < _SLICES:  # a small tumour is shown with the slices around it
+        first = int(np.clip(places[0] - (_SLICES - places.size) // 2, 0, max(0, depth - _SLICES)))
+        return [min(first + number, depth - 1) for number in range(_SLICES)]
+    chosen = np.searchsorted(np.cumsum(area) / max(1, area.sum()), shares)
+    if np.unique(chosen).size < _SLICES:
+        chosen = places[(shares * places.size).astype(int)]
+    return [min(int(z), depth - 1) for z in chosen]
+
+
+def _window(inside: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Return the part of the axial plane that holds the head, with a margin for R and L."""
+    window = []
+    for axis, size in enumerate(inside.shape[:2]):
+        places = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+        low, high = (int(places[0]), int(places[-1])) if places.size else (0, size - 1)
+        margin = 2 + (high - low) // 10
+        window.append(slice(max(0, low - margin), min(size, high + margin + 1)))
+    return window[0], window[1]

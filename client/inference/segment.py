@@ -76,8 +76,8 @@ def segment(
     CaseError, StateError (``out`` is not empty, or the disk is full).
     """
     started = time.monotonic()
-    if out.exists() and any(out.iterdir()):
-        raise StateError(f"{out} is not empty.", do="Choose a new folder for the result.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
     case = read_case(folder)
     found = segment_case(case, model, network_of(model), execution=execution)
     volumes = volumes_ml(found)

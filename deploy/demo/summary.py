@@ -52,7 +52,7 @@ def table(status: str, sites: list[str]) -> None:
         rows.append(
             [
                 site,
-                f"{len(parts.train)} / {len(parts.test)}",
+                f"{len(parts.train)} ({len(parts.test)})",
                 f"{took_part}/{report['rounds_planned']}",
                 _figures(site_pooled),
                 _figures(pooled[1]),
@@ -60,7 +60,7 @@ def table(status: str, sites: list[str]) -> None:
                 sum(fact.steps for fact in facts),
             ]
         )
-    columns = ["site", "cases trained on / held out", "rounds"]
+    columns = ["site", "cases (held out)", "rounds"]
     columns += [f"{'/'.join(REGIONS)} {how}" for how in ("alone", "federated")]
     columns += ["epsilon", "steps charged"]
     console.show_table("Dice on the pooled held-out patients of all sites", columns, rows)
@@ -82,7 +82,7 @@ def table(status: str, sites: list[str]) -> None:
 
 
 def _figures(scores: RegionScores) -> str:
-    return " / ".join(console.figure(scores.mean(region)) for region in REGIONS)
+    return "/".join(console.figure(scores.mean(region)) for region in REGIONS)
 
 
 def _mean(scores: RegionScores) -> float:

@@ -1,0 +1,184 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from common.errors import ProtocolError
+from common.protocol import (
+    PREPROCESSING_ALGORITHM,
+    PreprocessingOptions,
+    parse_protocol,
+    preprocessing_digest,
+    read_protocol,
+)
+
+DATA: dict[str, Any] = {
+    "study": "demo",
+    "title": "A study",
+    "expires": "2040-12-31",
+    "rounds": 2,
+    "training": {"local_steps": 1, "learning_rate": 0.1},
+    "aggregation": {"quorum": 2},
+    "privacy": {},
+}
+DIGEST = "df2c449b8193f61e57f4fce5e265c00d533ebbd6af0cec766d90f0d9ceb8c7be"
+TOML = """\
+study = "demo"
+title = "A study"
+expires = 2040-12-31
+rounds = 2
+[training]
+local_steps = 1
+learning_rate = 0.1
+[aggregation]
+quorum = 2
+[privacy]
+"""
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    data = copy.deepcopy(DATA)
+    for path, value in changes.items():
+        *tables, key = path.split(".")
+        table = data
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[key] = value
+    return data
+
+
+WRONG: dict[str, Any] = {
+    "study": "Bad Name",
+    "title": "",
+    "expires": "soon",
+    "rounds": 0,
+    "seed": -1,
+    "colour": "red",
+    "evaluate_every": 0,
+    "reports": ["dice", "names"],
+    "preprocessing_sha256": "abc",
+    "network.filters": 9,
+    "network.name": "unet",
+    "network.depth": 3,
+    "preprocessing.spacing_mm": 0.1,
+    "preprocessing.margin_mm": -1.0,
+    "training.local_steps": 0,
+    "training.crop_size": [32, 32],
+    "training.optimizer": "lbfgs",
+    "training.learning_rate": float("inf"),
+    "training.trainable": ["encoder"],
+    "training.momentum": 1.0,
+    "aggregation.quorum": 0,
+    "aggregation.rule": "median",
+    "aggregation.deadline_s": 0,
+    "aggregation.max_update_norm": float("nan"),
+    "privacy.mode": "dp",
+    "privacy.noise_multiplier": 0,
+    "privacy.sampling_rate": 1.5,
+    "privacy.nominal_patients": 0,
+    "privacy.delta": 1,
+    "privacy.clipping_norm": "one",
+    "privacy.max_epsilon": 1e9,
+}
+
+
+def test_every_wrong_key_and_value_is_named_in_one_pass() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        parse_protocol(changed(WRONG), source="study.toml")
+    said = str(caught.value)
+    assert said.startswith("study.toml is not a valid study protocol")
+    assert [path for path in WRONG if f"\n  {path}" not in said] == []
+
+
+@pytest.mark.parametrize("missing", ["study", "title", "expires", "rounds", "training", "privacy"])
+def test_a_missing_key_is_named(missing: str) -> None:
+    data = {key: value for key, value in DATA.items() if key != missing}
+    with pytest.raises(ProtocolError, match=rf"1 problems\):\n  {missing}: Field required"):
+        parse_protocol(data, source="study.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network.blocks_up": [1, 1]}, "network: .*one shorter"),
+        ({"network.blocks_down": [1], "network.blocks_up": []}, "network: .*one shorter"),
+        ({"network.blocks_down": [1, 2, 2, 9]}, "network: .*1 to 8 blocks"),
+        ({"network.blocks_down": [1, 2, 0, 1]}, "network: .*1 to 8 blocks"),
+        ({"preprocessing.clip_percentiles": [99, 1]}, "preprocessing: .*rising"),
+        ({"preprocessing.clip_percentiles": [0, 101]}, "preprocessing: .*rising"),
+        ({"training.trainable": []}, "training: .*at least one"),
+        ({"training.trainable": ["all", "head"]}, "training: .*either all"),
+        ({"aggregation.weights": {"a": -1.0}}, "aggregation.weights.a: "),
+        ({"aggregation.weights": {"a b": 1.0}}, "aggregation.weights.a b"),
+        ({"aggregation.weights": {"a": float("inf")}}, "aggregation.weights.a: "),
+        ({"training.crop_size": [32, 32, 0]}, "training.crop_size.2: "),
+    ],
+)
+def test_impossible_values_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ProtocolError, match=said):
+        parse_protocol(changed(changes), source="study.toml")
+
+
+def test_the_digest_is_that_of_the_meaning() -> None:
+    one = parse_protocol(DATA, source="x")
+    other = parse_protocol(dict(reversed(changed({"seed": 0}).items())), source="y")
+    assert one == other
+    assert one.digest == other.digest
+    again = parse_protocol(one.model_dump(mode="json"), source="x")
+    assert again.digest == one.digest
+    assert parse_protocol(changed({"seed": 1}), source="x").digest != one.digest
+
+
+def test_the_digest_is_stable_over_releases() -> None:
+    protocol = parse_protocol(DATA, source="x")
+    assert protocol.canonical().startswith(b'{"aggregation":{"deadline_s":3600.0,')
+    assert b" " not in protocol.canonical().replace(b"A study", b"")
+    assert protocol.digest == DIGEST
+
+
+def test_a_protocol_is_frozen_and_private_by_default() -> None:
+    protocol = parse_protocol(DATA, source="x")
+    assert protocol.private
+    assert not parse_protocol(changed({"privacy.mode": "none"}), source="x").private
+    with pytest.raises(ValidationError):
+        protocol.rounds = 3  # type: ignore[misc]
+
+
+def test_reports_are_named_once() -> None:
+    protocol = parse_protocol(changed({"reports": ["dice", "dice"]}), source="x")
+    assert protocol.reports == ("dice",)
+
+
+def test_the_preprocessing_digest_knows_options_and_algorithm() -> None:
+    digests = {
+        preprocessing_digest(PreprocessingOptions(), PREPROCESSING_ALGORITHM),
+        preprocessing_digest(PreprocessingOptions(spacing_mm=2.0), PREPROCESSING_ALGORITHM),
+        preprocessing_digest(PreprocessingOptions(), "other/1"),
+    }
+    assert len(digests) == 3
+
+
+def test_a_toml_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(TOML)
+    assert read_protocol(tmp_path / "study.toml") == parse_protocol(DATA, source="x")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "Cannot read"),
+        (b"study = \n", "is not TOML.*line 1"),
+        (b'study = "\xff"', "is not TOML"),
+        (b'study = "a"\nstudy = "b"\n', "is not TOML"),
+        (TOML.replace("rounds = 2", "rounds = 0").encode(), "rounds: "),
+    ],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "study.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ProtocolError, match=rf"(?s){said}") as caught:
+        read_protocol(path)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,356 @@
+import io
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
+from flwr.cli.build import build_fab_from_files
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from common import errors
+from common.errors import ConsentError, GliofedError, UpdateError
+from common.weights import Arrays
+from common.wire import (
+    MESSAGE_TYPES,
+    Order,
+    PrivacySpent,
+    Report,
+    bundle_sources,
+    case_count_bucket,
+    check_bundle,
+    pack,
+    refusal,
+    unpack_order,
+    unpack_report,
+)
+
+SHAPES: dict[str, tuple[int, ...]] = {"a": (2, 3), "b": (4,), "c": ()}
+ORDER = Order(kind="train", study="demo", round=3, protocol="{}", weights_sha256="0" * 64)
+SPENT = PrivacySpent(noise_multiplier=1, sampling_rate=0.1, steps=5, delta=1e-3, epsilon=2)
+REPORT = Report(
+    kind="train",
+    study="demo",
+    round=3,
+    status="done",
+    dice={"WT": 0.5, "ET": 0.0},
+    case_count="20-49",
+    privacy_spent=SPENT,
+)
+
+
+def arrays(value: float = 0.5) -> Arrays:
+    return {name: np.full(shape, value, np.float32) for name, shape in SHAPES.items()}
+
+
+def reply(json: str | None = None, **changes: Any) -> RecordDict:
+    """Return a reply with the arrays of ``changes`` in place of the good ones."""
+    content = pack(REPORT, arrays())
+    if json is not None:
+        content["gliofed"] = ConfigRecord({"json": json})
+    for name, value in changes.items():
+        record = content.array_records["arrays"]
+        if value is None:
+            del record[name]
+        else:
+            record[name] = value if isinstance(value, Array) else Array(value)
+    return content
+
+
+def raw(data: bytes, *, stype: str = "numpy.ndarray", shape: tuple[int, ...] = (2, 3)) -> Array:
+    return Array(dtype="float32", shape=shape, stype=stype, data=data)
+
+
+def npy(value: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, value)
+    return file.getvalue()
+
+
+def npz(value: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, value)
+    return file.getvalue()
+
+
+def read(content: RecordDict, **options: Any) -> tuple[Report, Arrays]:
+    return unpack_report(content, **{"template": SHAPES, "max_norm": 10.0, **options})
+
+
+def test_an_order_survives_the_wire() -> None:
+    order, got = unpack_order(pack(ORDER, arrays()))
+    assert order == ORDER
+    assert {name: array.shape for name, array in got.items()} == SHAPES
+    assert all(array.dtype == np.float32 and array.flags.writeable for array in got.values())
+    assert unpack_order(pack(ORDER, None)) == (ORDER, {})
+
+
+def test_a_report_survives_the_wire_and_its_content_is_freed() -> None:
+    content = pack(REPORT, arrays())
+    report, got = read(content)
+    assert report == REPORT
+    assert all(np.array_equal(got[name], value) for name, value in arrays().items())
+    assert len(content.array_records["arrays"]) == 0
+
+
+@given(st.lists(st.integers(0, 4), max_size=4), st.booleans())
+def test_arrays_of_any_shape_and_order_survive(shape: list[int], fortran: bool) -> None:
+    value = np.arange(np.prod(shape, dtype=int), dtype=np.float64).reshape(shape)
+    value = np.array(value, order="F" if fortran else "C")
+    _, got = unpack_order(pack(ORDER, {"a": value}))
+    assert got["a"].shape == tuple(shape)
+    assert np.array_equal(got["a"], value)
+
+
+def test_every_order_has_a_message_type_of_its_own() -> None:
+    assert len(set(MESSAGE_TYPES.values())) == 4
+
+
+FORMS: dict[str, Callable[[], RecordDict]] = {
+    "empty": RecordDict,
+    "no json": lambda: RecordDict({"gliofed": ConfigRecord({})}),
+    "json is bytes": lambda: RecordDict({"gliofed": ConfigRecord({"json": b"{}"})}),
+    "another record": lambda: RecordDict({"gliofed": MetricRecord({"json": 1})}),
+    "not json": lambda: reply("nonsense"),
+    "deep": lambda: reply("[" * 10_000),
+    "a list": lambda: reply("[]"),
+    "more records": lambda: RecordDict({**pack(REPORT, arrays()), "more": MetricRecord({"n": 1})}),
+    "an order": lambda: pack(ORDER, arrays()),
+    "arrays are a config": lambda: RecordDict(
+        {**pack(REPORT, None), "arrays": ConfigRecord({"a": 1})}
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_malformed_replies_are_refused(form: str) -> None:
+    with pytest.raises(UpdateError) as caught:
+        read(FORMS[form]())
+    assert caught.value.code in {"update-form", "update-name"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "spy"),
+        ("study", "../x"),
+        ("round", -1),
+        ("status", "fine"),
+        ("code", "Patient 7"),
+        ("reason", "x" * 2001),
+        ("approval", "x" * 20_001),
+        ("dice", {"WT": "NaN"}),
+        ("dice", {"WT": 1e30}),
+        ("dice", {"WT": -0.1}),
+        ("dice", {"patient-7": 0.5}),
+        ("case_count", "37"),
+        ("case_count", "37 patients"),
+        ("patients", ["Jane"]),
+        ("privacy_spent", {**SPENT.model_dump(), "patients": 3}),
+        ("privacy_spent", {**SPENT.model_dump(), "epsilon": -1}),
+    ],
+)
+def test_fields_beside_the_allow_list_are_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        Report.model_validate({**REPORT.model_dump(), field: value})
+    import json
+
+    text = json.dumps({**REPORT.model_dump(), field: value})
+    with pytest.raises(UpdateError, match=field) as caught:
+        read(reply(text))
+    assert caught.value.code == "update-form"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_score_is_finite(number: str) -> None:
+    text = REPORT.model_dump_json().replace('"WT":0.5', f'"WT":{number}')
+    with pytest.raises(UpdateError, match="dice"):
+        read(reply(text))
+
+
+HUGE_HEADER = npy(np.zeros((2, 3), np.float32)).replace(b"(2, 3)", b"(999999999999, 999999)", 1)
+BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "nan": ({"b": np.full(4, np.nan, np.float32)}, "update-not-finite"),
+    "inf": ({"b": np.full(4, np.inf, np.float32)}, "update-not-finite"),
+    "minus inf": ({"b": np.full(4, -np.inf, np.float32)}, "update-not-finite"),
+    "1e30": ({"b": np.full(4, 1e30, np.float32)}, "update-norm"),
+    "shape": ({"b": np.zeros((2, 2), np.float32)}, "update-shape"),
+    "size": ({"b": np.zeros(5, np.float32)}, "update-shape"),
+    "oversize": ({"b": np.zeros(10_000, np.float32)}, "update-shape"),
+    "missing": ({"b": None}, "update-name"),
+    "extra": ({"d": np.zeros(4, np.float32)}, "update-name"),
+    "renamed": ({"b": None, "B": np.zeros(4, np.float32)}, "update-name"),
+    "float64": ({"b": np.zeros(4)}, "update-dtype"),
+    "float16": ({"b": np.zeros(4, np.float16)}, "update-dtype"),
+    "integers": ({"b": np.zeros(4, np.int32)}, "update-dtype"),
+    "big endian": ({"b": np.zeros(4, ">f4")}, "update-dtype"),
+    "text": ({"b": np.array(["Jane"] * 4)}, "update-dtype"),
+    "another serialisation": ({"a": raw(npy(np.zeros((2, 3))), stype="pickle")}, "update-form"),
+    "no bytes": ({"a": raw(b"")}, "update-form"),
+    "noise": ({"a": raw(b"\x93NUMPY\x01\x00v\x00{'descr': ")}, "update-form"),
+    "truncated": ({"a": raw(npy(np.zeros((2, 3), np.float32))[:-1])}, "update-form"),
+    "padded": ({"a": raw(npy(np.zeros((2, 3), np.float32)) + b"x")}, "update-form"),
+    "a header of terabytes": ({"a": raw(HUGE_HEADER)}, "update-form"),
+    "an archive": ({"a": raw(npz(np.zeros((2, 3), np.float32)))}, "update-form"),
+    "a broken archive": ({"a": raw(b"PK\x03\x04 nothing")}, "update-form"),
+    "a pickle": ({"a": raw(b"\x80\x04N.")}, "update-form"),
+    "objects": ({"a": raw(npy(np.zeros((2, 3), np.float32)).replace(b"<f4", b"|O", 1))}, "?"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays_are_refused(case: str) -> None:
+    changes, code = BAD_ARRAYS[case]
+    with pytest.raises(UpdateError) as caught:
+        read(reply(**changes))
+    assert caught.value.code == code or code == "?"
+
+
+def test_metadata_that_lies_changes_nothing() -> None:
+    data = npy(np.ones((2, 3), np.float32))
+    _, got = read(reply(a=Array(dtype="int8", shape=(99,), stype="numpy.ndarray", data=data)))
+    assert got["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("status", ["pending", "refused", "failed"])
+def test_only_a_report_that_is_done_brings_arrays(status: str) -> None:
+    report = REPORT.model_copy(update={"status": status})
+    assert read(pack(report, None)) == (report, {})
+    for any_arrays in (False, True):
+        with pytest.raises(UpdateError) as caught:
+            read(pack(report, arrays()), any_arrays=any_arrays)
+        assert caught.value.code == "update-name"
+
+
+def test_a_report_without_arrays_is_incomplete_where_they_are_due() -> None:
+    with pytest.raises(UpdateError):
+        read(pack(REPORT, None))
+    with pytest.raises(UpdateError):
+        read(pack(REPORT, None), template=None, any_arrays=True)
+    assert read(pack(REPORT, None), template=None)[1] == {}
+    with pytest.raises(UpdateError):
+        read(pack(REPORT, arrays()), template=None)
+
+
+def test_starting_weights_have_any_names_but_are_finite() -> None:
+    _, got = read(pack(REPORT, arrays()), template=None, any_arrays=True)
+    assert set(got) == set(SHAPES)
+    with pytest.raises(UpdateError):
+        read(pack(REPORT, arrays(float("nan"))), template=None, any_arrays=True)
+
+
+def test_an_order_with_numbers_that_are_not_finite_is_refused() -> None:
+    with pytest.raises(UpdateError, match="not finite"):
+        unpack_order(pack(ORDER, arrays(float("inf"))))
+
+
+@pytest.mark.parametrize("kind", GliofedError.__subclasses__())
+def test_a_reason_in_words_leaves_only_for_failures_without_patients(
+    kind: type[GliofedError],
+) -> None:
+    sayable = {"ConsentError", "ProtocolError", "PrivacyError", "IdentityError"}
+    report = refusal(ORDER, kind("Patient Jane Doe.", code="some-code"))
+    assert (report.kind, report.study, report.round) == ("train", "demo", 3)
+    assert report.code == "some-code"
+    if kind.__name__ in sayable:
+        assert (report.status, report.reason) == ("refused", "Patient Jane Doe.")
+    else:
+        assert (report.status, report.reason) == ("failed", "")
+
+
+def test_a_long_reason_is_cut() -> None:
+    assert len(refusal(ORDER, errors.ConsentError("x" * 5000)).reason) == 2000
+
+
+@pytest.mark.parametrize(
+    ("count", "bucket"),
+    [
+        (0, "0"),
+        (1, "1-9"),
+        (9, "1-9"),
+        (10, "10-19"),
+        (49, "20-49"),
+        (999, "500-999"),
+        (1000, "1000+"),
+        (99_999, "1000+"),
+    ],
+)
+def test_case_counts_leave_in_buckets(count: int, bucket: str) -> None:
+    assert case_count_bucket(count) == bucket
+    Report.model_validate({**REPORT.model_dump(), "case_count": bucket})
+
+
+def bundle(**changes: bytes | None) -> bytes:
+    fab, _ = build_fab_from_files(bundle_sources())
+    with zipfile.ZipFile(io.BytesIO(fab)) as archive:
+        files: dict[str, bytes | None] = {n: archive.read(n) for n in archive.namelist()}
+    files.update({name.replace("_py", ".py"): data for name, data in changes.items()})
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in files.items():
+            if data is not None:
+                archive.writestr(name, data)
+    return file.getvalue()
+
+
+def test_our_own_bundle_holds_no_code_and_passes() -> None:
+    fab, _ = build_fab_from_files(bundle_sources())
+    check_bundle(fab)
+    check_bundle(bundle())
+    with zipfile.ZipFile(io.BytesIO(fab)) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".py")]
+
+
+def test_a_bundle_of_another_release_passes() -> None:
+    project = bundle_sources()["pyproject.toml"]
+    line = next(line for line in project.splitlines() if line.startswith(b"version"))
+    check_bundle(bundle(**{"pyproject.toml": project.replace(line, b'version = "99.0"')}))
+
+
+def twice() -> bytes:
+    fab, _ = build_fab_from_files(bundle_sources())
+    file = io.BytesIO(fab)
+    with (
+        pytest.warns(UserWarning, match="Duplicate name"),
+        zipfile.ZipFile(file, "a") as archive,
+    ):
+        archive.writestr("README.md", b"other")
+    return file.getvalue()
+
+
+PROJECT = bundle_sources()["pyproject.toml"]
+BUNDLES: dict[str, Callable[[], bytes]] = {
+    "code": lambda: bundle(client_py=b"import os"),
+    "a hidden file": lambda: bundle(**{".env": b""}),
+    "changed settings": lambda: bundle(
+        **{"pyproject.toml": PROJECT.replace(b"client.app:app", b"evil:app")}
+    ),
+    "more settings": lambda: bundle(**{"pyproject.toml": PROJECT + b'more = "x"\n'}),
+    "no project": lambda: bundle(**{"pyproject.toml": b"[tool]\n"}),
+    "a project that is no table": lambda: bundle(**{"pyproject.toml": b"project = 1\n"}),
+    "no TOML": lambda: bundle(**{"pyproject.toml": b"="}),
+    "no text": lambda: bundle(**{"pyproject.toml": b"\xff"}),
+    "changed words": lambda: bundle(**{"README.md": b"Run me"}),
+    "without settings": lambda: bundle(**{"pyproject.toml": None}),
+    "without words": lambda: bundle(**{"README.md": None}),
+    "duplicate names": twice,
+    "not a zip": lambda: b"nonsense",
+    "nothing": lambda: b"",
+    "a bomb": lambda: bundle(**{"README.md": b"0" * 100_000}),
+    "an unknown compression": lambda: bundle().replace(
+        b"\x14\x00\x00\x00\x00\x00", b"\x14\x00\x00\x00\x63\x00"
+    ),
+    "cut short": lambda: bundle()[:-30],
+    "damaged": lambda: bundle().replace(b"This bundle holds", b"That bundle holds", 1),
+}
+
+
+@pytest.mark.parametrize("case", BUNDLES)
+def test_other_bundles_are_refused(case: str) -> None:
+    with pytest.raises(ConsentError) as caught:
+        check_bundle(BUNDLES[case]())
+    assert caught.value.code == "bundle"

@@ -1,0 +1,100 @@
+"""What tests of both sides share: a founded consortium, joined hospitals, phantom cohorts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from client.participation import Participation
+from client.phantoms import PROFILES, write_cohort
+from client.site import Site
+from common.protocol import StudyProtocol
+from server.provisioning import Consortium
+from server.release import release
+from tests import consortia
+from tests.consortia import World
+
+torch.set_num_threads(1)
+
+MakeSite = Callable[..., Site]
+
+
+@pytest.fixture(scope="session")
+def cohorts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """The patients of three phantom hospitals: folders to read, never to change."""
+    root = tmp_path_factory.mktemp("cohorts")
+    profiles = ("reference", "3t-research", "1.5t-community")
+    for number, profile in enumerate(profiles):
+        write_cohort(
+            root / f"{number}",
+            PROFILES[profile],
+            patients=consortia.PATIENTS,
+            size=24,
+            seed=1,
+            site=number,
+        )
+    return tuple(root / f"{number}" for number in range(len(profiles)))
+
+
+@pytest.fixture
+def cohort(cohorts: tuple[Path, ...]) -> Path:
+    return cohorts[0]
+
+
+@pytest.fixture
+def own_cohort(cohort: Path, tmp_path: Path) -> Path:
+    """A cohort that the test may damage."""
+    return Path(shutil.copytree(cohort, tmp_path / "own-cohort"))
+
+
+@pytest.fixture
+def protocol() -> StudyProtocol:
+    return consortia.tiny_protocol()
+
+
+@pytest.fixture
+def consortium(tmp_path: Path) -> Consortium:
+    return consortia.found(tmp_path / "coordinator")
+
+
+@pytest.fixture
+def make_site(consortium: Consortium, tmp_path: Path, cohort: Path) -> MakeSite:
+    """Return a function that makes a joined site; ``data`` is the first cohort by default."""
+
+    def make(name: str = "north", data: Path = cohort) -> Site:
+        return consortia.enrol(consortium, tmp_path / name, name=name, data=data)
+
+    return make
+
+
+@pytest.fixture
+def site(make_site: MakeSite) -> Site:
+    return make_site()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, cohorts: tuple[Path, ...]) -> Path:
+    root = tmp_path_factory.mktemp("finished")
+    consortium = consortia.found(root / "coordinator")
+    site = consortia.enrol(consortium, root / "north", name="north", data=cohorts[0])
+    protocol = consortia.publish(consortium, consortia.tiny_protocol())
+    consortia.approve(site, consortium, protocol)
+    consortia.rounds(consortium, protocol.study, {"north": Participation(site)}).run()
+    for number in (1, 2):
+        release(consortium, protocol.study, root / f"release-{number}", number=number)
+    return root
+
+
+@pytest.fixture
+def world(finished: Path, tmp_path: Path) -> World:
+    """A copy that the test may change."""
+    root = Path(shutil.copytree(finished, tmp_path / "world"))
+    return World(
+        Consortium.open(root / "coordinator"),
+        Site.open(root / "north"),
+        (root / "release-1", root / "release-2"),
+    )

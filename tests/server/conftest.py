@@ -1,0 +1,251 @@
+"""A consortium in a folder, and hospitals that are a few lines of numpy."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from common.errors import ConsentError, FederationError, GliofedError
+from common.identity import Identity, Statement
+from common.kit import Request, sign_request
+from common.protocol import APPROVAL, PROTOCOL, StudyProtocol
+from common.weights import Arrays, digest
+from common.wire import Content, Order, PrivacySpent, Report, pack, refusal, unpack_order
+from server import provisioning, rounds
+from server.fleet import Delivery, MemoryFleet
+from server.provisioning import Consortium
+from server.rounds import Rounds
+from server.studies import Study
+
+SHAPES = {"conv_final.0.weight": (3,), "conv_final.2.weight": (2, 3)}
+
+
+def node_key() -> str:
+    public = ec.generate_private_key(ec.SECP384R1()).public_key()
+    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def start(value: float = 0.0) -> Arrays:
+    return {name: np.full(shape, value, np.float32) for name, shape in SHAPES.items()}
+
+
+class Clock:
+    """A clock that only moves when somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.at: list[tuple[float, Callable[[], None]]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += max(seconds, 0.01)
+        for when, action in list(self.at):
+            if self.now >= when:
+                self.at.remove((when, action))
+                action()
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        self.at.append((self.now + seconds, action))
+
+
+@dataclass
+class Hospital:
+    """A site that adds ``step`` to every weight, and can be told to misbehave."""
+
+    name: str
+    identity: Identity
+    step: float = 1.0
+    approves: bool = True
+    refuses: GliofedError | None = None
+    lost: int = 0
+    asked: list[tuple[str, int]] = field(default_factory=list)
+    trained: dict[tuple[str, int, str], Arrays] = field(default_factory=dict)
+    replies: dict[str, Callable[[Order, Content], Content]] = field(default_factory=dict)
+
+    def __call__(self, kind: str, content: Content) -> Content:
+        order, weights = unpack_order(content)
+        assert order.kind == kind
+        self.asked.append((kind, order.round))
+        if self.lost:
+            self.lost -= 1
+            raise FederationError("lost", code="lost")
+        good = self.answer(order, weights)
+        return self.replies[kind](order, good) if kind in self.replies else good
+
+    def answer(self, order: Order, weights: Arrays) -> Content:
+        protocol = Statement.loads(order.protocol)
+        if order.kind == "offer":
+            if not self.approves:
+                return pack(report(order, status="pending", code="not-approved"), None)
+            return pack(report(order, approval=self.approval(protocol).dumps()), None)
+        if self.refuses is not None:
+            return pack(refusal(order, self.refuses), None)
+        if order.kind == "initial":
+            return pack(report(order), start())
+        assert digest(weights) == order.weights_sha256
+        if order.kind == "evaluate":
+            mean = float(next(iter(weights.values())).mean())
+            return pack(report(order, dice={"WT": min(1.0, abs(mean) / 10), "ET": 0.25}), None)
+        key = (order.study, order.round, order.weights_sha256)
+        if key not in self.trained:
+            self.trained[key] = {
+                name: np.full_like(value, self.step) for name, value in weights.items()
+            }
+        spent = PrivacySpent(
+            noise_multiplier=1,
+            sampling_rate=0.1,
+            steps=order.round,
+            delta=1e-3,
+            epsilon=order.round,
+        )
+        done = report(order, case_count="20-49", privacy_spent=spent)
+        return pack(done, self.trained[key])
+
+    def approval(self, protocol: Statement, /, **changes: Any) -> Statement:
+        known = protocol.opened(kind=PROTOCOL, signer=protocol.signer)
+        frozen = StudyProtocol.model_validate(known)
+        body = {"protocol": frozen.digest, "site": self.name, "study": frozen.study, **changes}
+        return self.identity.sign(APPROVAL, body)
+
+
+def report(order: Order, *, status: str = "done", **fields: Any) -> Report:
+    base = {"kind": order.kind, "study": order.study, "round": order.round, "status": status}
+    return Report.model_validate({**base, **fields})
+
+
+class Fleet(MemoryFleet):
+    """A fleet of hospitals that can be away: an order to a site that is away is not answered."""
+
+    def __init__(self, hospitals: Mapping[str, Hospital]) -> None:
+        super().__init__(hospitals)
+        self.away: set[str] = set()
+        self.deaf: set[str] = set()
+
+    def online(self) -> set[str]:
+        return super().online() - self.away
+
+    def collect(self, ticket: str) -> Delivery | None:
+        if ticket.partition("/")[0] in self.away | self.deaf:
+            return None
+        return super().collect(ticket)
+
+
+class World:
+    """A coordinator's folder with admitted hospitals and one published study."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self.folder = folder
+        self.clock = clock
+        self.consortium = provisioning.init(
+            folder / "coordinator", name="Gliomas", host="localhost", port=9443
+        )
+        self.hospitals: dict[str, Hospital] = {}
+        self.fleet = Fleet(self.hospitals)
+
+    def join(self, *names: str, **options: Any) -> Hospital:
+        for name in names:
+            identity = Identity.create(self.folder / f"{name}.key")
+            self.hospitals[name] = Hospital(name, identity, **options)
+            provisioning.admit(
+                self.consortium, self.request(name, identity), self.folder / f"{name}.kit"
+            )
+        self.fleet._sites = dict(self.hospitals)
+        return self.hospitals[names[-1]]
+
+    def request(self, name: str, identity: Identity) -> Path:
+        path = self.folder / f"{name}.request.json"
+        wanted = Request(
+            site=name, identity_key=identity.public, node_key=node_key(), version="0.1.0"
+        )
+        sign_request(wanted, identity).save(path)
+        return path
+
+    def protocol_file(self, name: str = "demo", **changes: Any) -> Path:
+        values: dict[str, Any] = {
+            "study": f'"{name}"',
+            "title": '"A study"',
+            "expires": dt.date(2090, 1, 1),
+            "rounds": 2,
+            "training": {"local_steps": 1, "learning_rate": 0.1},
+            "aggregation": {"quorum": 2, "deadline_s": 100},
+            "privacy": {"mode": '"patient-dp"'},
+        }
+        for path, value in changes.items():
+            table, _, key = path.rpartition("__")
+            (values[table] if table else values)[key] = value
+        lines = [f"{k} = {v}" for k, v in values.items() if not isinstance(v, dict)]
+        for table, items in values.items():
+            if isinstance(items, dict):
+                lines += [f"[{table}]", *(f"{k} = {v}" for k, v in items.items())]
+        file = self.folder / f"{name}.toml"
+        file.write_text("\n".join(lines))
+        return file
+
+    def publish(self, name: str = "demo", **changes: Any) -> Study:
+        provisioning.publish(self.consortium, self.protocol_file(name, **changes))
+        return self.consortium.study(name)
+
+    def rounds(self, study: str = "demo", *, journal: Any = None) -> Rounds:
+        return Rounds(
+            self.consortium.study(study),
+            self.fleet,
+            journal=journal or self.consortium.journal,
+            sites=self.consortium.sites,
+        )
+
+    def run(self, study: str = "demo") -> None:
+        self.consortium.study(study).want("running")
+        self.rounds(study).run()
+
+    def events(self, *names: str, **where: Any) -> list[dict[str, Any]]:
+        return [entry.facts for entry in self.consortium.journal.events(*names, **where)]
+
+    def names(self, study: str = "demo") -> list[str]:
+        return [entry.event for entry in self.consortium.journal.events(study=study)]
+
+    def weights(self, study: str = "demo") -> Arrays:
+        """The weights of the last round that the journal says is closed."""
+        last = self.events("round closed", study=study)[-1]
+        return self.consortium.study(study).load(last["round"], last["weights"])
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of rounds and scheduler: nothing there waits in earnest."""
+    clock = Clock()
+    monkeypatch.setattr(rounds, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def world(tmp_path: Path, clock: Clock) -> World:
+    return World(tmp_path, clock)
+
+
+@pytest.fixture
+def consortium(world: World) -> Consortium:
+    return world.consortium
+
+
+@pytest.fixture
+def refusing() -> ConsentError:
+    return ConsentError("The policy forbids it.", code="policy-cap")
+
+
+@pytest.fixture
+def three(world: World) -> World:
+    world.join("a", step=1.0)
+    world.join("b", step=2.0)
+    world.join("c", step=6.0)
+    world.publish()
+    return world

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from common.errors import FederationError, GliofedError, PrivacyError
+from common.files import held
+from common.identity import Identity, fingerprint
+from common.weights import save
+from server import cli
+from server.provisioning import Consortium
+from server.scheduler import run_study
+
+Run = Callable[..., Result]
+
+
+def words(result: Result) -> str:
+    """What a command printed, on one line."""
+    return " ".join(result.output.split())
+
+
+@pytest.fixture
+def run() -> Run:
+    runner = CliRunner()
+
+    def invoke(*arguments: Any, fails: type[BaseException] | None = None) -> Result:
+        result = runner.invoke(cli.app, [str(a) for a in arguments])
+        if fails is None:
+            assert result.exit_code == 0, (result.output, result.exception)
+        else:
+            assert isinstance(result.exception, fails), (result.output, result.exception)
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def folder(world: Any) -> Path:
+    path: Path = world.consortium.folder
+    return path
+
+
+@pytest.fixture
+def served(folder: Path, world: Any) -> Any:
+    """Whether somebody serves the consortium is not asked."""
+    with held(Consortium.open(folder).lock, what="it is served"):
+        yield
+
+
+def finish(world: Any) -> None:
+    study = world.consortium.study("demo")
+    study.want("running")
+    run_study(world.consortium, study, world.fleet)
+
+
+def test_init(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    result = run("init", folder, "--name", "Gliomas", "--host", "fed.example.org", "--port", "9443")
+    consortium = Consortium.open(folder)
+    assert "Founded Gliomas. Hospitals will connect to fed.example.org:9443." in words(result)
+    assert fingerprint(consortium.identity.public) in words(result)
+
+
+@pytest.mark.parametrize("missing", ["--name", "--host", "--port"])
+def test_init_needs_all_that_hospitals_need(run: Run, tmp_path: Path, missing: str) -> None:
+    options = {"--name": "x", "--host": "localhost", "--port": "1"}
+    del options[missing]
+    arguments = [part for option in options.items() for part in option]
+    assert run("init", tmp_path / "new", *arguments, fails=SystemExit).exit_code == 2
+
+
+def test_admit(run: Run, world: Any, folder: Path) -> None:
+    identity = Identity.create(world.folder / "a.key")
+    request = world.request("a", identity)
+    result = run("admit", folder, request, "--out", world.folder / "a.kit")
+    assert fingerprint(identity.public) in words(result)
+    assert (world.folder / "a.kit").exists()
+
+
+@pytest.mark.parametrize(("mode", "warned"), [('"patient-dp"', False), ('"none"', True)])
+def test_study(run: Run, world: Any, folder: Path, mode: str, warned: bool) -> None:
+    result = run("study", folder, world.protocol_file(privacy__mode=mode))
+    digest = world.consortium.study("demo").protocol.digest
+    assert f"Published demo, protocol {digest[:16]}." in words(result)
+    assert ("WITHOUT differential privacy" in words(result)) is warned
+
+
+def test_serve(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    class Fake:
+        def __init__(self, children: Any, *, told: Callable[[str, str, str], None]) -> None:
+            started.extend(child.name for child in children)
+            self.told = told
+
+        def run(self) -> None:
+            self.told("gateway", "started", "7")
+
+    monkeypatch.setattr(cli, "Supervisor", Fake)
+    monkeypatch.setattr(cli, "stop_on_signals", lambda _supervisor: None)
+    result = run("serve", folder)
+    assert started == ["superlink", "gateway", "executor"]
+    assert "Serving Gliomas at localhost:9443" in words(result)
+    assert "gateway started (7)" in words(result)
+
+
+def test_serving_twice_is_refused(run: Run, folder: Path, served: None) -> None:
+    run("serve", folder, fails=GliofedError)
+
+
+def test_launch_without_waiting(run: Run, world: Any, folder: Path, served: None) -> None:
+    world.publish()
+    run("launch", folder, "demo", "--no-wait")
+    assert world.consortium.study("demo").wanted == "running"
+    assert world.names()[-1] == "study launched"
+
+
+def test_launch_says_that_nobody_serves(run: Run, world: Any, folder: Path) -> None:
+    world.publish()
+    assert "Nothing serves this consortium" in words(run("launch", folder, "demo", "--no-wait"))
+
+
+def test_launch_with_starting_weights(run: Run, world: Any, folder: Path, served: None) -> None:
+    world.join("a", "b")
+    study = world.publish()
+    initial = world.folder / "initial.safetensors"
+    save(initial, {"x": np.full(3, 4.0, np.float32)}, {})
+    run("launch", folder, "demo", "--no-wait", "--initial", initial)
+    assert study.initial.read_bytes() == initial.read_bytes()
+    finish(world)
+    assert world.events("study started")[0]["source"] == "launch --initial"
+    result = run("launch", folder, "demo", "--no-wait", "--initial", initial)
+    assert "starting weights stay" in words(result)
+    assert "demo is finished" in words(result)
+    assert world.consortium.study("demo").wanted == "finished"
+
+
+def test_launch_refuses_damaged_weights(run: Run, world: Any, folder: Path) -> None:
+    study = world.publish()
+    (world.folder / "bad").write_bytes(b"nonsense")
+    run(
+        "launch", folder, "demo", "--no-wait", "--initial", world.folder / "bad", fails=GliofedError
+    )
+    assert not study.initial.exists()
+    assert study.wanted == "published"
+
+
+def in_background(world: Any) -> threading.Thread:
+    """Run the study as soon as it is wanted, as the executor would."""
+
+    def work() -> None:
+        study = world.consortium.study("demo")
+        for _ in range(400):
+            if study.wanted == "running":
+                run_study(world.consortium, study, world.fleet)
+                return
+            threading.Event().wait(0.02)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        threading.Event().wait(0.02)
+
+    class Time:
+        pass
+
+    Time.sleep = staticmethod(sleep)  # type: ignore[attr-defined]
+    monkeypatch.setattr(cli, "time", Time)
+
+
+def test_launch_follows_a_study_to_its_end(
+    run: Run, world: Any, folder: Path, served: None, quick: None
+) -> None:
+    world.join("a", "b")
+    world.publish(privacy__mode='"none"')
+    thread = in_background(world)
+    result = run("launch", folder, "demo")
+    thread.join()
+    for part in ("study launched", "round opened: round 1", "round closed: round 2", "finished"):
+        assert part in words(result)
+    assert "WITHOUT differential privacy" in words(result)
+
+
+def test_launch_fails_with_what_paused_the_study(
+    run: Run, world: Any, folder: Path, served: None, quick: None
+) -> None:
+    world.join("a", "b")
+    world.publish()
+    world.rounds().offer({})
+    world.hospitals["b"].refuses = PrivacyError("no")
+    thread = in_background(world)
+    result = run("launch", folder, "demo", fails=FederationError)
+    thread.join()
+    assert "missed its quorum 3 times" in str(result.exception)
+
+
+def test_a_study_that_ends_before_it_is_followed_is_seen(
+    run: Run, world: Any, folder: Path, served: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.join("a", "b")
+    world.publish()
+    original = cli._follow
+
+    def late(*arguments: Any, **options: Any) -> None:
+        finish(world)
+        original(*arguments, **options)
+
+    monkeypatch.setattr(cli, "_follow", late)
+    assert "study finished" in words(run("launch", folder, "demo"))
+
+
+def test_stop(run: Run, world: Any, folder: Path) -> None:
+    world.join("a", "b")
+    study = world.publish()
+    study.want("running")
+    assert "demo stops" in words(run("stop", folder, "demo"))
+    assert study.wanted == "stopped"
+    finish(world)
+    run("stop", folder, "demo", fails=GliofedError)
+
+
+def test_status_tells_everything(run: Run, world: Any, folder: Path) -> None:
+    world.join("a", "b", "c")
+    world.join("d", approves=False)
+    world.publish()
+    world.rounds().offer({})
+    world.hospitals["c"].refuses = PrivacyError("The budget is spent.", code="privacy-cap")
+    finish(world)
+    result = words(run("status", folder))
+    for part in (
+        "Gliomas at localhost:9443; sites: a, b, c, d",
+        "state finished, rounds 2/2, approved by a, b, c",
+        "c declined: The budget is spent.",
+        "d declined: not-approved",
+        "Rounds",
+        "c (privacy-cap)",
+        "Dice on the sites' validation patients",
+        "0.250",
+        "Privacy spent per patient",
+        "2.000",
+    ):
+        assert part in result
+    assert "WITHOUT" not in result
+
+
+def test_status_of_a_paused_study_without_privacy(run: Run, world: Any, folder: Path) -> None:
+    world.join("a")
+    world.publish(privacy__mode='"none"')
+    with suppress(FederationError):
+        world.consortium.study("demo").want("stopped")
+        world.consortium.journal.append(
+            "study paused", study="demo", code="quorum", reason="Too few."
+        )
+    result = words(run("status", folder, "demo"))
+    assert "WITHOUT differential privacy" in result
+    assert "state paused, rounds 0/2, approved by nobody yet" in result
+    assert "Too few." in result
+
+
+def test_status_of_an_empty_consortium(run: Run, folder: Path) -> None:
+    assert "sites: none yet" in words(run("status", folder))
+
+
+def test_status_as_json(run: Run, world: Any, folder: Path) -> None:
+    world.join("a", "b")
+    world.publish()
+    finish(world)
+    for arguments in ((), ("demo",)):
+        value = json.loads(run("status", folder, *arguments, "--json").stdout)
+        assert value["consortium"] == "Gliomas"
+        assert value["sites"] == ["a", "b"]
+        assert [study["state"] for study in value["studies"]] == ["finished"]
+
+
+def test_release(run: Run, world: Any, folder: Path, tmp_path: Path) -> None:
+    world.join("a", "b")
+    world.publish()
+    finish(world)
+    result = run("release", folder, "demo", "--out", tmp_path / "model", "--round", "1")
+    assert "Released demo 1.0.1 (round 1)" in words(result)
+    assert (tmp_path / "model" / "release.json").exists()
+
+
+def test_without_a_command_the_help_is_shown(run: Run) -> None:
+    result = run(fails=SystemExit)
+    for command in ("init", "admit", "study", "serve", "launch", "stop", "status", "release"):
+        assert command in result.output
+
+
+FAILURES: list[tuple[list[str], int, str]] = [
+    (["status", "nowhere"], 10, "state"),
+    (["status", "HERE", "absent"], 10, "state"),
+    (["admit", "HERE", "nothing.json", "--out", "kit"], 10, "state"),
+    (["admit", "HERE", "statement.json", "--out", "kit"], 11, "identity"),
+    (["study", "HERE", "nothing.toml"], 12, "protocol"),
+    (["launch", "HERE", "absent", "--no-wait"], 10, "state"),
+    (["stop", "HERE", "absent"], 10, "state"),
+    (["release", "HERE", "absent", "--out", "model"], 10, "state"),
+    (["init", "HERE", "--name", "x", "--host", "localhost", "--port", "1"], 10, "state"),
+    (["init", "new", "--name", "x", "--host", "localhost", "--port", "0"], 10, "state"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    FAILURES,
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_failures_end_with_their_exit_code(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "statement.json").write_text("{}")
+    given = [str(folder) if argument == "HERE" else argument for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["gliofed-server", *given])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    printed = capsys.readouterr()
+    assert printed.err.startswith("Error: ")
+    assert "What to do: " in printed.err
+    assert "Traceback" not in printed.err
+    assert said
+
+
+def test_a_failure_is_json_where_json_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gliofed-server", "status", str(tmp_path), "--json"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 10
+    assert json.loads(capsys.readouterr().out)["error"] == "state"

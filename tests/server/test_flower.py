@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from common.errors import FederationError
+from common.wire import MESSAGE_TYPES, Order, Report, pack
+from server import flower
+from server.flower import GridFleet
+
+ORDER = Order(kind="train", study="demo", round=1, protocol="{}")
+REPORT = Report(kind="train", study="demo", round=1, status="done")
+
+
+@dataclass
+class FakeGrid:
+    """A Grid with named nodes; replies are put into ``replies`` by message id."""
+
+    nodes: dict[str, int] = field(default_factory=dict)
+    takes: bool = True
+    asked: int = 0
+    pushed: list[Message] = field(default_factory=list)
+    replies: dict[str, Message] = field(default_factory=dict)
+
+    def get_nodes(self) -> list[Any]:
+        self.asked += 1
+        return [SimpleNamespace(name=name, node_id=number) for name, number in self.nodes.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self.pushed += messages
+        return [f"ticket-{len(self.pushed)}" if self.takes else ""]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        (ticket,) = message_ids
+        return [self.replies.pop(ticket)] if ticket in self.replies else []
+
+
+@pytest.fixture(autouse=True)
+def task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower makes messages only inside a task."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def fleet(grid: FakeGrid, *, every_s: float = 0.0) -> GridFleet:
+    made: Any = grid
+    return GridFleet(made, online_every_s=every_s)
+
+
+def test_sites_are_known_by_their_registered_names() -> None:
+    grid = FakeGrid({"a": 11, "b": 22, "": 33})
+    sites = fleet(grid)
+    assert sites.online() == {"a", "b"}
+    grid.nodes = {"b": 22}
+    assert sites.online() == {"b"}
+
+
+def test_the_superlink_is_not_asked_at_every_look() -> None:
+    grid = FakeGrid({"a": 11})
+    sites = fleet(grid, every_s=60.0)
+    for _ in range(5):
+        assert sites.online() == {"a"}
+    assert grid.asked == 1
+
+
+@pytest.mark.parametrize("kind", list(MESSAGE_TYPES))
+def test_an_order_goes_to_its_site_with_its_type_and_time_to_live(kind: Any) -> None:
+    grid = FakeGrid({"a": 11, "b": 22})
+    sites = fleet(grid)
+    sites.online()
+    content = pack(ORDER, None)
+    assert sites.send("b", kind, content, ttl_s=30.0) == "ticket-1"
+    (message,) = grid.pushed
+    assert message.metadata.dst_node_id == 22
+    assert message.metadata.message_type == MESSAGE_TYPES[kind]
+    assert message.metadata.ttl == 30.0
+    assert message.content == content
+
+
+def test_an_order_that_flower_does_not_take_is_a_failure() -> None:
+    grid = FakeGrid({"a": 11}, takes=False)
+    sites = fleet(grid)
+    sites.online()
+    with pytest.raises(FederationError, match="order for a") as caught:
+        sites.send("a", "train", pack(ORDER, None), ttl_s=1.0)
+    assert caught.value.code == "order-push"
+
+
+def asked() -> Message:
+    return Message(RecordDict(), dst_node_id=11, message_type=MessageType.TRAIN)
+
+
+def test_a_reply_is_collected_once() -> None:
+    grid = FakeGrid({"a": 11})
+    sites = fleet(grid)
+    assert sites.collect("ticket-1") is None
+    grid.replies["ticket-1"] = Message(pack(REPORT, None), reply_to=asked())
+    delivery = sites.collect("ticket-1")
+    assert delivery is not None
+    assert delivery.failure == ""
+    assert delivery.content == pack(REPORT, None)
+    assert sites.collect("ticket-1") is None
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_an_error_of_flower_is_a_lost_order(code: int) -> None:
+    grid = FakeGrid({"a": 11})
+    grid.replies["ticket-1"] = Message(Error(code, "patient 7"), reply_to=asked())
+    delivery = fleet(grid).collect("ticket-1")
+    assert delivery is not None
+    assert delivery.content is None
+    assert delivery.failure == f"flower-{code}"
+
+
+@pytest.mark.parametrize(
+    ("status", "again"), [(401, False), (403, False), (404, False), (502, True), (503, True)]
+)
+def test_a_refused_call_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, status: int, again: bool
+) -> None:
+    calls: list[int] = []
+    request = httpx.Request("POST", "https://localhost")
+
+    def call() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            response = httpx.Response(status, request=request)
+            raise httpx.HTTPStatusError("no", request=request, response=response)
+        return "done"
+
+    retries = flower._retries()
+    retries.wait_function = lambda _seconds: None
+    if again:
+        assert retries.invoke(call) == "done"
+    else:
+        with pytest.raises(httpx.HTTPStatusError):
+            retries.invoke(call)
+    assert len(calls) == 1 + again
+
+
+class FakeControl:
+    """The SuperLink's control calls that are used."""
+
+    def __init__(self) -> None:
+        self.nodes: list[str] = []
+        self.stopped: list[int] = []
+        self.bundle = b""
+        self.answers = True
+
+    def __enter__(self) -> FakeControl:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def ListNodes(self, _: Any) -> Any:  # noqa: N802  Flower's name
+        return SimpleNamespace(nodes_info=[SimpleNamespace(name=name) for name in self.nodes])
+
+    def RegisterNode(self, request: Any) -> None:  # noqa: N802  Flower's name
+        assert request.public_key
+        self.nodes.append(request.name)
+
+    def ListRuns(self, _: Any) -> Any:  # noqa: N802  Flower's name
+        runs = {
+            1: SimpleNamespace(run_id=1, status=SimpleNamespace(status="finished")),
+            2: SimpleNamespace(run_id=2, status=SimpleNamespace(status="running")),
+        }
+        return SimpleNamespace(run_dict=runs)
+
+    def StopRun(self, request: Any) -> None:  # noqa: N802  Flower's name
+        self.stopped.append(request.run_id)
+
+    def StartRun(self, request: Any) -> Any:  # noqa: N802  Flower's name
+        self.bundle = request.fab.content
+        return SimpleNamespace(HasField=lambda _name: self.answers, run_id=7)
+
+
+@pytest.fixture
+def control(monkeypatch: pytest.MonkeyPatch) -> FakeControl:
+    fake = FakeControl()
+    monkeypatch.setattr(flower, "_control", lambda _consortium: fake)
+    return fake
+
+
+def test_each_admitted_site_is_registered_once(world: Any, control: FakeControl) -> None:
+    known: set[str] = set()
+    flower.register_sites(world.consortium, known)
+    assert control.nodes == []
+    world.join("a", "b")
+    control.nodes.append("b")
+    for _ in range(2):
+        flower.register_sites(world.consortium, known)
+    assert control.nodes == ["b", "a"]
+    assert known == {"a", "b"}
+
+
+def test_the_one_run_carries_no_code(world: Any, control: FakeControl) -> None:
+    from common.wire import check_bundle
+
+    assert flower.start_run(world.consortium) == 7
+    assert control.stopped == [2]
+    check_bundle(control.bundle)
+
+
+def test_a_run_that_does_not_start_is_a_failure(world: Any, control: FakeControl) -> None:
+    control.answers = False
+    with pytest.raises(FederationError, match="did not start a run"):
+        flower.start_run(world.consortium)
