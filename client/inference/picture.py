@@ -101,8 +101,8 @@ def _slices(mask: NDArray[np.uint8], image: NDArray[np.float32]) -> list[int]:
     places = np.flatnonzero(area) if area.any() else np.arange(depth)
     shares = (np.arange(_SLICES) + 0.5) / _SLICES
     if places.size < _SLICES:  # a small tumour is shown with the slices around it
-        first = int(np.clip(places[0] - (_SLICES - places.size) // 2, 0, max(0, depth - _SLICES)))
-        return [min(first + number, depth - 1) for number in range(_SLICES)]
+        near = sorted(range(depth), key=lambda z: int(np.abs(places - z).min()))[:_SLICES]
+        return sorted(near) + [depth - 1] * (_SLICES - len(near))
     chosen = np.searchsorted(np.cumsum(area) / max(1, area.sum()), shares)
     if np.unique(chosen).size < _SLICES:
         chosen = places[(shares * places.size).astype(int)]

@@ -1,0 +1,66 @@
+"""gliofed-clinic: one command, its table, its JSON and its refusals."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.inference import cli
+from client.inference.installed import activate
+from tests.consortia import World
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def clinic(command: Run) -> Run:
+    return functools.partial(command, cli.main)
+
+
+@pytest.fixture
+def case(cohort: Path) -> Path:
+    return min(path for path in cohort.iterdir() if path.is_dir())
+
+
+def test_segment_with_a_release(clinic: Run, world: World, case: Path, tmp_path: Path) -> None:
+    said = clinic("segment", case, "--out", tmp_path / "out", "--model", world.release)
+    assert said.code == 0
+    assert "whole tumour" in said.out
+    assert "nobody said whose signature" in said.err
+    assert "Research use only" in said.err
+    assert (tmp_path / "out" / "result.json").is_file()
+    again = clinic("segment", case, "--out", tmp_path / "out", "--model", world.release, "--json")
+    assert (again.code, again.json["error"]) == (10, "state")
+
+
+def test_segment_with_the_sites_model(
+    clinic: Run, world: World, case: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    none = clinic("segment", case, "--out", out, "--site", world.site.folder)
+    assert (none.code, "No model is installed" in none.err) == (18, True)
+    activate(world.site, world.model(), {"cases": 1, "dice": {"WT": 0.1}})
+    said = clinic("segment", case, "--out", out, "--site", world.site.folder, "--json")
+    assert said.code == 0
+    assert said.json == json.loads((out / "result.json").read_text())
+    assert not any("whose signature" in warning for warning in said.json["warnings"])
+
+
+def test_one_model_must_be_named(clinic: Run, world: World, case: Path, tmp_path: Path) -> None:
+    for extra in ([], ["--model", world.release, "--site", world.site.folder]):
+        said = clinic("segment", case, "--out", tmp_path / "out", *extra)
+        assert (said.code, "--model or --site" in said.err) == (18, True)
+
+
+def test_a_case_that_is_none(clinic: Run, world: World, tmp_path: Path) -> None:
+    (tmp_path / "case").mkdir()
+    said = clinic(
+        "segment", tmp_path / "case", "--out", tmp_path / "out", "--model", world.release, "--json"
+    )
+    assert (said.code, said.json["error"]) == (15, "case-none")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,75 @@
+"""The picture of a segmentation: the right side on the left, the tumour in the slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from client.inference.picture import _slices, _window, draw_overview
+
+
+def test_the_picture_shows_right_on_the_left(tmp_path: Path) -> None:
+    """A bright half in the patient's right must come out on the left of every panel."""
+    volume = np.full((20, 24, 16), 10.0, np.float32)
+    volume[10:] = 100.0  # the first axis runs to the left: this half is the patient's left
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    drawn = []
+    for name, sign in (("las", 1), ("ras", -1)):
+        path = tmp_path / f"{name}.png"
+        data = volume if sign == 1 else volume[::-1]
+        grid = affine if sign == 1 else np.diag([1.0, 1.0, 1.0, 1.0])
+        labels = np.zeros(data.shape, np.uint8)
+        draw_overview(
+            path,
+            {"t2f": np.ascontiguousarray(data), "t1c": np.ascontiguousarray(data)},
+            labels,
+            grid,
+            volumes={"NCR": 0.0, "ED": 0.0, "ET": 0.0},
+        )
+        drawn.append(imread(path)[..., :3].mean(axis=2))
+    assert np.array_equal(*drawn)
+    quarter = drawn[0].shape[1] // 4
+    panel = drawn[0][:, :quarter]
+    assert panel[:, quarter // 2 :].mean() > 2 * panel[:, : quarter // 2].mean()
+
+
+def volume(*slices: int, area: int = 4) -> np.ndarray:
+    mask = np.zeros((10, 10, 20), np.uint8)
+    for z in slices:
+        mask[2 : 2 + area, 2 : 2 + area, z] = 1
+    return mask
+
+
+BRAIN = np.ones((10, 10, 20), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (volume(*range(4, 12)), [4, 6, 8, 10]),
+        (volume(7), [5, 6, 7, 8]),
+        (volume(0), [0, 1, 2, 3]),
+        (volume(19), [16, 17, 18, 19]),
+        (volume(5, 15), [4, 5, 6, 15]),
+        (volume(3, 4, 5, 6, area=1) + volume(9, area=8), [3, 4, 6, 9]),
+        (volume(), [2, 7, 12, 17]),
+    ],
+    ids=["evenly", "one slice", "lowest", "highest", "two apart", "mostly in one", "none"],
+)
+def test_slices_follow_the_tumour(mask: np.ndarray, expected: list[int]) -> None:
+    assert _slices(mask, BRAIN) == expected
+
+
+def test_slices_of_an_empty_and_of_a_shallow_volume() -> None:
+    assert _slices(volume(), np.zeros_like(BRAIN)) == [2, 7, 12, 17]
+    assert _slices(volume()[..., :2], BRAIN[..., :2]) == [0, 1, 1, 1]
+
+
+def test_the_window_holds_the_head_and_a_margin() -> None:
+    inside = np.zeros((50, 60, 5), bool)
+    inside[20:30, 1:59, 2] = True
+    assert _window(inside) == (slice(18, 32), slice(0, 60))
+    assert _window(np.zeros((7, 8, 9), bool)) == (slice(0, 7), slice(0, 8))

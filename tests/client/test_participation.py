@@ -1,0 +1,442 @@
+"""What a site does with an order, from the signature to the reply, on phantoms."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from client import studies
+from client.consent import check_order
+from client.participation import Participation
+from client.site import Site
+from common.errors import CaseError, ConsentError, PrivacyError, UpdateError
+from common.identity import Identity, Statement
+from common.privacy import Fact, Mechanism
+from common.protocol import APPROVAL, StudyProtocol
+from common.weights import Arrays, digest, norm
+from common.wire import Content, Report
+from server.provisioning import Consortium
+from tests.consortia import STUDY, answer, edit, events, order, tiny_protocol
+
+OPEN = {"privacy": {"mode": "none"}}
+SECRET = "patient Anna Tamm, born 1961"
+
+
+class Hospital:
+    """A joined site, its answers, and the coordinator who gives the orders."""
+
+    def __init__(self, site: Site, coordinator: Identity) -> None:
+        self.site = site
+        self.coordinator = coordinator
+        self.participation = Participation.open(site.folder)
+
+    def ask(
+        self, study: StudyProtocol, kind: Any, /, *, signer: Identity | None = None, **changes: Any
+    ) -> tuple[Report, Arrays]:
+        content = order(signer or self.coordinator, study, kind, **changes)
+        return answer(self.participation, content)
+
+    def approve(self, protocol: StudyProtocol) -> None:
+        """Let the site see the study, and a person approve it."""
+        self.ask(protocol, "offer")
+        self.site.decide(protocol.study, "approve", by="Dr. Tamm")
+
+    def train(
+        self, protocol: StudyProtocol, *, number: int = 1, weights: Arrays | None = None
+    ) -> tuple[Report, Arrays]:
+        weights = weights or studies.starting_weights(protocol)
+        return self.ask(protocol, "train", number=number, weights=weights)
+
+    def facts(self) -> tuple[Fact, ...]:
+        with studies.open_ledger(self.site) as ledger:
+            return ledger.facts()
+
+
+@pytest.fixture
+def hospital(site: Site, consortium: Consortium) -> Hospital:
+    return Hospital(site, consortium.identity)
+
+
+@pytest.fixture
+def approving(hospital: Hospital, protocol: StudyProtocol) -> Hospital:
+    hospital.approve(protocol)
+    return hospital
+
+
+def test_an_offer_waits_for_a_person(hospital: Hospital, protocol: StudyProtocol) -> None:
+    report, arrays = hospital.ask(protocol, "offer")
+    assert (report.status, report.code, report.approval) == ("pending", "not-approved", "")
+    assert arrays == {}
+    hospital.site.decide(STUDY, "approve", by="Dr. Tamm")
+    report, _ = hospital.ask(protocol, "offer")
+    assert report.status == "done"
+    body = Statement.loads(report.approval).opened(
+        kind=APPROVAL, signer=hospital.site.identity.public
+    )
+    assert (body["protocol"], body["decision"]) == (protocol.digest, "approve")
+
+
+def test_a_refused_offer_says_why_and_is_journalled_once(
+    hospital: Hospital, protocol: StudyProtocol
+) -> None:
+    hospital.ask(protocol, "offer")
+    hospital.site.decide(STUDY, "refuse", by="Dr. Tamm", why="ethics board")
+    for _ in range(5):
+        report, _ = hospital.ask(protocol, "offer")
+        assert (report.status, report.code) == ("refused", "refused-by-site")
+        assert "ethics board" in report.reason
+    assert len(events(hospital.site, "order refused")) == 1
+    hospital.train(protocol)
+    assert len(events(hospital.site, "order refused")) == 2
+
+
+@pytest.mark.parametrize("kind", ["initial", "train", "evaluate"])
+def test_nothing_is_done_before_a_person_approved(
+    hospital: Hospital, protocol: StudyProtocol, kind: str
+) -> None:
+    weights = studies.starting_weights(protocol)
+    report, arrays = hospital.ask(protocol, kind, weights=weights)
+    assert (report.status, report.code) == ("refused", "not-approved")
+    assert arrays == {}
+    assert hospital.facts() == ()
+    assert not (hospital.site.folder / "cache").exists()
+
+
+def test_a_decision_taken_back_counts_at_once(approving: Hospital, protocol: StudyProtocol) -> None:
+    approving.site.decide(STUDY, "refuse", by="Dr. Tamm", why="no")
+    report, arrays = approving.train(protocol)
+    assert (report.code, arrays, approving.facts()) == ("refused-by-site", {}, ())
+
+
+def test_starting_weights_are_those_of_the_seed(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    report, arrays = approving.ask(protocol, "initial")
+    assert report.status == "done"
+    assert digest(arrays) == digest(studies.starting_weights(protocol))
+
+
+def test_training_is_charged_recorded_and_kept(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    weights = studies.starting_weights(protocol)
+    report, update = approving.train(protocol, weights=weights)
+    assert (report.status, report.code, report.reason) == ("done", "", "")
+    assert report.case_count == "1-9"
+    assert {name: a.shape for name, a in update.items()} == {
+        name: a.shape for name, a in weights.items()
+    }
+    facts = approving.facts()
+    assert [(f.study, f.round, f.steps, f.state) for f in facts] == [
+        (STUDY, 1, 1, "confirmed"),
+        (STUDY, 1, 1, "confirmed"),
+    ]
+    assert {f.mechanism for f in facts} == {Mechanism(2.0, 0.5)}
+    assert {f.protocol for f in facts} == {protocol.digest}
+    spent = report.privacy_spent
+    assert spent is not None
+    assert (spent.steps, spent.delta) == (2, 1e-3)
+    assert 0 < spent.epsilon < 8
+    (sent,) = events(approving.site, "sent")
+    assert sent["what"] == "weight update"
+    assert sent["update"] == digest(update)
+    assert sent["bytes"] == sum(a.nbytes for a in update.values())
+    assert sent["norm"] == pytest.approx(norm(update), abs=1e-5)
+    assert sent["private"] is True
+    assert sent["case_count"] == "1-9"
+    assert sent["privacy_spent"]["steps"] == 2
+
+
+def test_the_same_order_again_costs_nothing(approving: Hospital, protocol: StudyProtocol) -> None:
+    _, first = approving.train(protocol)
+    approving.participation = Participation.open(approving.site.folder)  # as after a restart
+    report, again = approving.train(protocol)
+    assert digest(again) == digest(first)
+    assert report.status == "done"
+    assert len(approving.facts()) == 2
+    assert len(events(approving.site, "order given again")) == 1
+    assert [s["update"] for s in events(approving.site, "sent")] == [digest(first)] * 2
+
+
+def test_another_round_is_new_training_and_replaces_what_was_kept(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    _, first = approving.train(protocol)
+    _, second = approving.train(protocol, number=2)
+    assert digest(first) != digest(second)
+    assert len(approving.facts()) == 4
+    kept = list((approving.site.folder / "outbox" / STUDY).iterdir())
+    assert [path.name[:5] for path in kept] == ["0002-"]
+
+
+def test_a_study_ends_where_its_budget_ends(hospital: Hospital) -> None:
+    protocol = tiny_protocol(privacy={"max_epsilon": 3.0}, rounds=100)
+    hospital.approve(protocol)
+    weights = studies.starting_weights(protocol)
+    for number in range(1, 100):
+        report, arrays = hospital.train(protocol, number=number, weights=weights)
+        if report.status != "done":
+            break
+        assert report.privacy_spent is not None
+        assert report.privacy_spent.epsilon <= 3.0
+    assert (report.status, report.code, arrays) == ("refused", "privacy-cap", {})
+    assert number > 2
+    assert f"privacy budget of study {STUDY}" in report.reason
+    assert events(hospital.site, "order refused")[-1]["code"] == "privacy-cap"
+
+
+def test_a_round_that_does_not_fit_whole_spends_nothing(hospital: Hospital) -> None:
+    protocol = tiny_protocol(privacy={"max_epsilon": 3.0}, training={"local_steps": 50})
+    hospital.approve(protocol)
+    report, _ = hospital.train(protocol)
+    assert report.code == "privacy-cap"
+    assert hospital.facts() == ()
+
+
+def test_the_sites_own_cap_counts_over_all_studies(hospital: Hospital) -> None:
+    hospital.site = edit(hospital.site, "max_epsilon = 10.0", "max_epsilon = 2.5")
+    first = tiny_protocol(privacy={"max_epsilon": 2.5}, training={"local_steps": 3})
+    second = tiny_protocol(
+        study="another-one", privacy={"max_epsilon": 2.5}, training={"local_steps": 3}
+    )
+    codes = []
+    for number in (1, 2):
+        for protocol in (first, second):
+            hospital.approve(protocol)
+            codes.append(hospital.train(protocol, number=number)[0].code)
+    assert codes[0] == ""
+    assert codes[-1] == "privacy-cap"
+    with studies.open_ledger(hospital.site) as ledger:
+        assert ledger.spent(1e-3).epsilon <= 2.5
+
+
+def test_delta_must_fit_the_cohort(hospital: Hospital) -> None:
+    protocol = tiny_protocol(privacy={"delta": 0.09})
+    protocol = protocol.model_copy(
+        update={"privacy": protocol.privacy.model_copy(update={"delta": 0.25})}
+    )
+    with pytest.raises(PrivacyError) as caught:
+        studies.train_round(
+            hospital.site, protocol, studies.starting_weights(protocol), round_number=1
+        )
+    assert caught.value.code == "privacy-delta"
+    assert hospital.facts() == ()
+
+
+def test_without_privacy_only_if_both_say_so(hospital: Hospital) -> None:
+    protocol = tiny_protocol(**OPEN)
+    hospital.approve(protocol)
+    report, arrays = hospital.train(protocol)
+    assert (report.code, arrays) == ("policy-privacy", {})
+    with pytest.raises(ConsentError):
+        studies.train_round(
+            hospital.site, protocol, studies.starting_weights(protocol), round_number=1
+        )
+    hospital.site = edit(hospital.site, "privacy = false", "privacy = true")
+    report, arrays = hospital.train(protocol)
+    assert (report.status, report.privacy_spent) == ("done", None)
+    assert arrays
+    assert hospital.facts() == ()
+    (sent,) = events(hospital.site, "sent")
+    assert sent["private"] is False
+
+
+def test_permission_to_drop_privacy_changes_nothing_in_a_private_study(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    approving.site = edit(approving.site, "privacy = false", "privacy = true")
+    report, _ = approving.train(protocol)
+    assert report.privacy_spent is not None
+    assert len(approving.facts()) == 2
+
+
+@pytest.mark.parametrize("who", ["site", "study"])
+def test_either_side_may_keep_reports_back(hospital: Hospital, who: str) -> None:
+    if who == "site":
+        line = 'reports = ["dice", "case_count", "privacy_spent"]'
+        hospital.site = edit(hospital.site, line, "reports = []")
+        protocol = tiny_protocol()
+    else:
+        protocol = tiny_protocol(reports=[])
+    hospital.approve(protocol)
+    report, update = hospital.train(protocol)
+    assert (report.case_count, report.privacy_spent) == (None, None)
+    assert set(events(hospital.site, "sent")[0]) & {"case_count", "privacy_spent"} == set()
+    report, _ = hospital.ask(
+        protocol, "evaluate", number=1, weights=studies.starting_weights(protocol)
+    )
+    assert (report.status, report.dice) == ("done", None)
+    assert len(events(hospital.site, "sent")) == 1
+    assert update
+
+
+def test_validation_scores_leave_and_are_recorded(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    weights = studies.starting_weights(protocol)
+    report, arrays = approving.ask(protocol, "evaluate", number=1, weights=weights)
+    assert arrays == {}
+    assert report.dice is not None
+    assert set(report.dice) == {"WT", "TC", "ET"}
+    (sent,) = events(approving.site, "sent")
+    assert (sent["what"], sent["dice"]) == ("validation Dice", report.dice)
+
+
+def test_no_validation_patient_no_score(hospital: Hospital) -> None:
+    # In a study of this name none of the six patients is drawn for validation.
+    protocol = tiny_protocol(study="empty-validation-0")
+    split = studies.read_split(hospital.site, protocol)
+    assert split.patients["validation"] == 0
+    hospital.approve(protocol)
+    weights = studies.starting_weights(protocol)
+    report, _ = hospital.ask(protocol, "evaluate", weights=weights)
+    assert (report.status, report.dice) == ("done", None)
+    assert events(hospital.site, "sent") == []
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_weights_must_be_those_that_the_order_names(
+    approving: Hospital, protocol: StudyProtocol, kind: str
+) -> None:
+    weights = studies.starting_weights(protocol)
+    report, arrays = approving.ask(protocol, kind, weights=weights, weights_sha256="0" * 64)
+    assert (report.status, report.code, report.reason) == ("failed", "weights", "")
+    assert arrays == {}
+    assert approving.facts() == ()
+
+
+def test_a_protocol_signed_by_another_key_is_refused(
+    hospital: Hospital, protocol: StudyProtocol, tmp_path: Path
+) -> None:
+    stranger = Identity.create(tmp_path / "stranger.key")
+    for kind in ("offer", "train"):
+        report, _ = hospital.ask(protocol, kind, signer=stranger)
+        assert (report.status, report.code) == ("refused", "identity")
+    assert hospital.site.study_names() == []
+    refused = events(hospital.site, "order refused")
+    assert [fact["order"] for fact in refused] == ["offer", "train"]
+
+
+def test_a_changed_protocol_is_refused(approving: Hospital) -> None:
+    report, _ = approving.train(tiny_protocol(privacy={"max_epsilon": 9.0}))
+    assert (report.status, report.code) == ("refused", "protocol-changed")
+
+
+def test_an_order_for_another_study_than_its_protocol(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    report, _ = approving.ask(protocol, "initial", study="another-one")
+    assert (report.status, report.code) == ("refused", "mismatch")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "nonsense", '{"kind": 1}'])
+def test_a_protocol_that_is_none(hospital: Hospital, protocol: StudyProtocol, text: str) -> None:
+    report, _ = hospital.ask(protocol, "offer", protocol=text)
+    assert (report.status, report.code) == ("refused", "identity")
+
+
+def test_outside_its_hours_a_site_refuses(approving: Hospital, protocol: StudyProtocol) -> None:
+    approving.site = edit(approving.site, "00:00-24:00", "00:00-00:00")
+    report, _ = approving.train(protocol)
+    assert (report.status, report.code) == ("refused", "policy-hours")
+    assert [fact["code"] for fact in events(approving.site, "order refused")] == ["policy-hours"]
+    assert approving.facts() == ()
+
+
+def test_hours_are_read_on_the_hospitals_clock(
+    approving: Hospital, protocol: StudyProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Night(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Night:
+            assert tz is None
+            return cls(2030, 5, 1, 3, 0)
+
+    approving.site = edit(approving.site, "00:00-24:00", "20:00-06:00")
+    monkeypatch.setattr("client.participation.dt.datetime", Night)
+    seen: list[dt.datetime] = []
+
+    def check(*args: Any, **values: Any) -> None:
+        seen.append(values["now"])
+        check_order(*args, **values)
+
+    monkeypatch.setattr("client.participation.check_order", check)
+    monkeypatch.setattr(
+        Participation, "_record", lambda *_, **__: None
+    )  # the journal reads the real clock
+    report, _ = approving.ask(protocol, "initial")
+    assert report.status == "done"
+    assert seen[0].hour == 3
+
+
+def test_wrong_settings_become_a_code(approving: Hospital, protocol: StudyProtocol) -> None:
+    path = approving.site.folder / "site.toml"
+    path.write_text(path.read_text().replace("threads = 0", "threads = -1"))
+    report, _ = approving.train(protocol)
+    assert (report.status, report.code, report.reason) == ("failed", "state", "")
+
+
+def test_an_unforeseen_failure_leaves_only_a_code(
+    approving: Hospital, protocol: StudyProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Arrays:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(studies, "train_round", fail)
+    content = order(
+        approving.coordinator,
+        protocol,
+        "train",
+        number=1,
+        weights=studies.starting_weights(protocol),
+    )
+    reply = approving.participation.answer(content)
+    assert SECRET not in str(reply)
+    report = Report.model_validate_json(str(reply.config_records["gliofed"]["json"]))
+    assert (report.status, report.code, report.reason) == ("failed", "internal", "")
+    assert list(reply.array_records) == []
+    (failed,) = events(approving.site, "order failed")
+    assert SECRET in failed["reason"]
+
+
+def test_words_about_a_case_never_leave(
+    approving: Hospital, protocol: StudyProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Arrays:
+        raise CaseError(f"{SECRET} has no t1n.", do=SECRET, code="case-grid")
+
+    monkeypatch.setattr(studies, "train_round", fail)
+    reply, _ = approving.train(protocol)
+    assert (reply.status, reply.code) == ("failed", "case-grid")
+    assert SECRET not in reply.model_dump_json()
+    assert SECRET in events(approving.site, "order refused")[0]["reason"]
+
+
+def test_an_empty_cohort_leaves_as_a_code(
+    make_site: Callable[..., Site], consortium: Consortium, tmp_path: Path, protocol: StudyProtocol
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    site = make_site("south", tmp_path / "nothing")
+    hospital = Hospital(site, consortium.identity)
+    hospital.approve(protocol)
+    report, _ = hospital.train(protocol)
+    assert (report.status, report.code, report.reason) == ("failed", "case-none", "")
+    assert hospital.facts() == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict({}),
+        RecordDict({"gliofed": ConfigRecord({"json": "{}"})}),
+        RecordDict({"gliofed": ConfigRecord({"json": "?"}), "more": ConfigRecord({})}),
+    ],
+)
+def test_what_is_no_order_cannot_be_answered(hospital: Hospital, content: Content) -> None:
+    with pytest.raises(UpdateError):
+        hospital.participation.answer(content)

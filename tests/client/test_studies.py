@@ -1,0 +1,117 @@
+"""One study at one site: who is trained on, what is charged, on which device."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from client import studies
+from client.site import Machine, Site
+from client.training import ExecutionOptions
+from common.errors import CaseError, StateError
+from common.metrics import RegionScores
+from common.weights import digest
+from tests.consortia import tiny_protocol
+
+
+def test_all_scans_of_a_patient_are_one_patient(site: Site) -> None:
+    protocol = tiny_protocol()
+    patients = studies.training_patients(site, protocol)
+    cases = studies.read_split(site, protocol).train
+    assert len(patients) == 4
+    assert sum(len(scans) for scans in patients) == len(cases)
+    assert studies.training_cases(site, protocol) == len(cases)
+
+
+def test_an_empty_training_split_is_named(site: Site) -> None:
+    with pytest.raises(CaseError, match="training split of north is empty"):
+        studies.training_patients(site, tiny_protocol(study="empty-training-172"))
+
+
+def test_starting_weights_depend_on_the_seed_alone() -> None:
+    first, same, other = (
+        studies.starting_weights(tiny_protocol(seed=seed, rounds=rounds))
+        for seed, rounds in ((1, 2), (1, 5), (2, 2))
+    )
+    assert digest(first) == digest(same) != digest(other)
+
+
+def test_training_without_privacy_repeats_itself(site: Site) -> None:
+    protocol = tiny_protocol(privacy={"mode": "none"})
+    path = site.folder / "site.toml"
+    path.write_text(path.read_text().replace("privacy = false", "privacy = true"))
+    site = Site.open(site.folder)
+    weights = studies.starting_weights(protocol)
+    told: list[tuple[int, int]] = []
+    updates = [
+        studies.train_round(
+            site, protocol, weights, round_number=number, progress=lambda *d: told.append(d)
+        )
+        for number in (1, 1, 2)
+    ]
+    assert digest(updates[0]) == digest(updates[1]) != digest(updates[2])
+    assert told[:2] == [(1, 2), (2, 2)]
+
+
+def test_scores_have_only_the_regions_that_were_scored() -> None:
+    assert studies.mean_dice(RegionScores()) == {}
+    assert studies.mean_dice(RegionScores((10**9, 0, 0), (2, 1, 0))) == {"WT": 0.5, "TC": 0.0}
+
+
+def test_an_unreadable_patient_costs_the_round_nothing(
+    make_site: Callable[..., Site], own_cohort: Path
+) -> None:
+    protocol = tiny_protocol(privacy={"sampling_rate": 1.0, "max_epsilon": 10.0})
+    site = make_site("south", own_cohort)
+    for case in studies.read_split(site, protocol).train:
+        case.images["t1n"].path.write_bytes(b"no image")
+    update = studies.train_round(site, protocol, studies.starting_weights(protocol), round_number=1)
+    assert update
+    assert studies.privacy_spent(site, protocol).steps == 2
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_the_machine_is_as_its_settings_say(device: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        execution = studies.execution_for(Machine.model_validate({"device": device, "threads": 2}))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert isinstance(execution, ExecutionOptions)
+    if device == "cpu":
+        assert (execution.device, execution.precision) == ("cpu", "float32")
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_an_absent_device_is_named(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(StateError, match=f"device {device}") as caught:
+        studies.execution_for(Machine.model_validate({"device": device}))
+    assert caught.value.code == "device"
+
+
+def test_a_missing_ledger_stops_training(site: Site) -> None:
+    protocol = tiny_protocol()
+    (site.folder / "ledger.sqlite").unlink()
+    with pytest.raises(StateError) as caught:
+        studies.train_round(site, protocol, studies.starting_weights(protocol), round_number=1)
+    assert caught.value.code == "ledger-missing"
+
+
+def test_the_cache_serves_when_the_scans_are_away(
+    make_site: Callable[..., Site], own_cohort: Path, tmp_path: Path
+) -> None:
+    site = make_site("south", own_cohort)
+    patients = studies.training_patients(site, tiny_protocol())
+    first = [scan().image.sum() for scans in patients for scan in scans]
+    again = [scan().image.sum() for scans in patients for scan in scans]
+    assert first == again
+    assert any((site.folder / "cache").iterdir())
+    shutil.rmtree(site.folder / "cache")
+    assert [scan().image.sum() for scans in patients for scan in scans] == first

@@ -1,0 +1,277 @@
+"""The worker in front of a SuperNode that is a list: whatever goes wrong, an answer goes back."""
+
+from __future__ import annotations
+
+import io
+import time
+import zipfile
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.cli.build import build_fab_from_files
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
+
+from client import app as flower_app
+from client import studies, worker
+from client.site import Site
+from client.worker import Worker
+from common import freight
+from common.protocol import StudyProtocol
+from common.wire import MESSAGE_TYPES, Content, Report, bundle_sources, unpack_report
+from server.provisioning import Consortium
+from tests.consortia import approve, events, order
+
+SECRET = "patient Anna Tamm"
+NODE, RUN = 11, 22
+OURS = build_fab_from_files(bundle_sources())[0]
+
+
+class Ended(BaseException):
+    """The orders are used up, or the worker is killed."""
+
+
+class SuperNode:
+    """The runtime calls of a SuperNode: hands out ``orders`` and keeps what comes back."""
+
+    def __init__(self, fab: bytes = OURS) -> None:
+        self.fab = fab
+        self.orders: dict[str, Message] = {}
+        self.pushed: list[tuple[str, Message]] = []
+        self.ended: list[tuple[str, str]] = []
+        self.beats = 0
+        self.failures: list[Exception] = []
+        self.push_failures: list[Exception] = []
+
+    def give(self, token: str, kind: str, content: Content) -> None:
+        metadata = Metadata(
+            run_id=RUN,
+            message_id=token,
+            src_node_id=1,
+            dst_node_id=NODE,
+            reply_to_message_id="",
+            group_id="",
+            created_at=time.time(),
+            ttl=600.0,
+            message_type=MESSAGE_TYPES[kind],
+        )
+        self.orders[token] = Message(content=freight.join(content), metadata=metadata)
+
+    def client(self, token: str) -> Any:
+        return SimpleNamespace(
+            token=token,
+            close=lambda: None,
+            AcquireTask=self.acquire,
+            SendTaskHeartbeat=self.beat,
+        )
+
+    def acquire(self, _: object) -> Any:
+        if self.failures:
+            raise self.failures.pop(0)
+        if not self.orders:
+            raise Ended
+        return SimpleNamespace(token=next(iter(self.orders)), HasField=lambda _: True)
+
+    def beat(self, _: object) -> None:
+        self.beats += 1
+
+    def pull(self, client: Any) -> tuple[Message, Context, Any, Any]:
+        message = self.orders.pop(client.token)
+        context = Context(
+            run_id=RUN, node_id=NODE, node_config={}, state=RecordDict(), run_config={}
+        )
+        return message, context, SimpleNamespace(run_id=RUN), SimpleNamespace(content=self.fab)
+
+    def push(self, client: Any, message: Message, context: Any) -> None:
+        if self.push_failures:
+            raise self.push_failures.pop(0)
+        assert (context.node_id, context.run_id) == (NODE, RUN)
+        self.pushed.append((client.token, message))
+
+    def finish(self, client: Any, _: object, status: str, details: str) -> None:
+        assert details == ""
+        self.ended.append((client.token, status))
+
+    def reply(self) -> Message:
+        (one,) = self.pushed
+        return one[1]
+
+    def code(self) -> str:
+        """Return the code of the one failure that came back."""
+        reply = self.reply()
+        assert reply.has_error()
+        assert SECRET not in str(reply)
+        return str(reply.error.reason)
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> SuperNode:
+    node = SuperNode()
+
+    def client(_: object, interceptor: Any, *, name: str) -> Any:
+        token = getattr(interceptor, "token", None) or getattr(interceptor, "_token", "")
+        return node.client(str(token))
+
+    monkeypatch.setattr(Worker, "_client", client)
+    monkeypatch.setattr(worker, "pull_task_input", node.pull)
+    monkeypatch.setattr(worker, "push_message", node.push)
+    monkeypatch.setattr(worker, "push_task_output", node.finish)
+    monkeypatch.setattr("client.worker.time.sleep", lambda _: None)
+    monkeypatch.setattr(flower_app, "_participations", {})
+    return node
+
+
+@pytest.fixture
+def initial(site: Site, consortium: Consortium, protocol: StudyProtocol) -> Content:
+    """An approved order for the starting weights."""
+    approve(site, consortium, protocol)
+    return order(consortium.identity, protocol, "initial")
+
+
+def work(site: Site) -> None:
+    with pytest.raises(Ended):
+        Worker(site, "127.0.0.1:1").run()
+
+
+def test_an_order_is_answered_by_the_installed_code(
+    site: Site, node: SuperNode, initial: Content, protocol: StudyProtocol
+) -> None:
+    node.give("one", "initial", initial)
+    work(site)
+    reply = node.reply()
+    assert not reply.has_error()
+    report, arrays = unpack_report(
+        freight.split(reply.content), template=None, max_norm=1e6, any_arrays=True
+    )
+    assert (report.kind, report.status) == ("initial", "done")
+    assert arrays.keys() == studies.starting_weights(protocol).keys()
+    assert [token for token, _ in node.ended] == ["one"]
+    assert not (site.folder / "flower" / "order.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["offer", "initial", "train", "evaluate"])
+def test_every_kind_of_order_reaches_the_site(
+    site: Site, node: SuperNode, consortium: Consortium, protocol: StudyProtocol, kind: Any
+) -> None:
+    content = order(consortium.identity, protocol, kind, weights=studies.starting_weights(protocol))
+    node.give("one", kind, content)
+    work(site)
+    record = node.reply().content.config_records["gliofed"]
+    report = Report.model_validate_json(str(record["json"]))
+    assert (report.kind, report.code) == (kind, "not-approved")
+
+
+def bundle(**changes: bytes) -> bytes:
+    """Return our bundle with files added or replaced."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(OURS)) as ours, zipfile.ZipFile(content, "w") as made:
+        files = {name: ours.read(name) for name in ours.namelist()}
+        for name, data in {**files, **changes}.items():
+            made.writestr(name, data)
+    return content.getvalue()
+
+
+PROJECT = bundle_sources()["pyproject.toml"]
+FOREIGN = {
+    "code in it": bundle(**{"client/app.py": b"evil()"}),
+    "another app": bundle(**{"pyproject.toml": PROJECT.replace(b"client.app", b"evil.app")}),
+    "another text": bundle(**{"README.md": b"Trust me."}),
+    "no bundle": b"",
+    "no archive": bytes(100),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_bundle_is_refused_and_journalled(
+    site: Site, node: SuperNode, initial: Content, name: str
+) -> None:
+    node.fab = FOREIGN[name]
+    node.give("one", "initial", initial)
+    work(site)
+    assert node.code() == "bundle"
+    (refused,) = events(site, "order refused")
+    assert (refused["code"], refused["run"]) == ("bundle", RUN)
+
+
+def test_what_is_no_order_leaves_as_a_code(site: Site, node: SuperNode) -> None:
+    node.give("one", "train", RecordDict({}))
+    work(site)
+    assert node.code().startswith("update")
+    assert len(events(site, "order refused")) == 1
+
+
+def test_an_unforeseen_failure_leaves_as_a_code(
+    site: Site, node: SuperNode, initial: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr("client.app.Participation.answer", fail)
+    node.give("one", "initial", initial)
+    node.give("two", "initial", initial)
+    work(site)
+    assert {str(reply.error.reason) for _, reply in node.pushed} == {"internal"}
+    assert SECRET not in str(node.pushed)
+    failed = events(site, "order failed")
+    assert len(failed) == 2  # the worker went on to the second order
+    assert SECRET in failed[0]["reason"]
+
+
+def test_a_supernode_that_is_away_is_waited_for(
+    site: Site, node: SuperNode, initial: Content
+) -> None:
+    node.failures = [httpx.ConnectError("away"), RuntimeError("starting"), OSError("gone")]
+    node.give("one", "initial", initial)
+    work(site)
+    assert len(node.pushed) == 1
+
+
+def test_an_order_held_by_a_killed_worker_is_given_back(
+    site: Site, node: SuperNode, initial: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Ended
+
+    with monkeypatch.context() as killed:
+        killed.setattr("client.app.Participation.answer", die)
+        node.give("one", "initial", initial)
+        work(site)
+    held = site.folder / "flower" / "order.json"
+    assert held.exists()
+    assert held.stat().st_mode & 0o077 == 0
+    assert node.pushed == []
+    work(site)
+    assert node.code() == "worker-restarted"
+    assert node.ended[-1][0] == "one"
+    assert node.reply().metadata.reply_to_message_id == "one"
+    assert not held.exists()
+    assert len(events(site, "order lost")) == 1
+    work(site)
+    assert len(node.pushed) == 1
+
+
+def test_a_lost_order_that_nobody_wants_back_is_dropped(
+    site: Site, node: SuperNode, initial: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise Ended
+
+    with monkeypatch.context() as killed:
+        killed.setattr("client.app.Participation.answer", die)
+        node.give("one", "initial", initial)
+        work(site)
+    node.push_failures = [httpx.ConnectError("another SuperNode by now")]
+    node.give("two", "initial", initial)
+    work(site)
+    assert [token for token, _ in node.pushed] == ["two"]
+
+
+def test_the_real_client_speaks_to_the_given_address(site: Site) -> None:
+    client = Worker(site, "127.0.0.1:1")._client(
+        RuntimeTokenHttpInterceptor("token"), name="flwr-clientapp"
+    )
+    worker._beat(client)  # nobody listens: the beat is lost without a word
+    client.close()

@@ -1,0 +1,264 @@
+"""A whole study in one process: three phantom hospitals, real rounds, a model for the clinic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord
+
+from client import studies
+from client.inference.installed import activate, active_model
+from client.inference.model import open_model
+from client.inference.segment import segment
+from client.participation import Participation
+from client.site import Site
+from client.training import ExecutionOptions
+from common.privacy import Mechanism
+from common.protocol import StudyProtocol
+from common.weights import digest, load, norm
+from common.wire import Content
+from server.provisioning import Consortium
+from server.release import release
+from server.report import study_report
+from tests.consortia import (
+    STUDY,
+    approve,
+    edit,
+    enrol,
+    events,
+    found,
+    publish,
+    rounds,
+    tiny_protocol,
+)
+
+NAMES = ("north", "south", "west")
+
+
+class Federation:
+    """A coordinator and three hospitals with a published study."""
+
+    def __init__(self, root: Path, cohorts: tuple[Path, ...], **changes: Any) -> None:
+        self.consortium: Consortium = found(root / "coordinator")
+        self.sites: dict[str, Site] = {
+            name: enrol(self.consortium, root / name, name=name, data=data)
+            for name, data in zip(NAMES, cohorts, strict=True)
+        }
+        self.protocol: StudyProtocol = publish(self.consortium, tiny_protocol(**changes))
+        self.hospitals: dict[str, Any] = {
+            name: Participation.open(site.folder) for name, site in self.sites.items()
+        }
+
+    def approve(self, *names: str) -> None:
+        for name in names:
+            approve(self.sites[name], self.consortium, self.protocol)
+
+    def run(self) -> None:
+        consortium = Consortium.open(self.consortium.folder)
+        rounds(consortium, STUDY, self.hospitals).run()
+
+    def report(self) -> dict[str, Any]:
+        return study_report(
+            self.consortium.study(STUDY), self.consortium.journal, admitted=list(NAMES)
+        )
+
+    def closed(self) -> list[dict[str, Any]]:
+        entries = self.consortium.journal.events("round closed", study=STUDY)
+        return [entry.facts for entry in entries]
+
+    def steps(self, name: str) -> int:
+        return studies.privacy_spent(self.sites[name], self.protocol).steps
+
+
+@pytest.fixture
+def federation(tmp_path: Path, cohorts: tuple[Path, ...]) -> Federation:
+    return Federation(tmp_path, cohorts, aggregation={"quorum": 2})
+
+
+def test_from_approval_to_a_segmented_patient(
+    federation: Federation, cohorts: tuple[Path, ...], tmp_path: Path
+) -> None:
+    federation.approve("north", "south")
+    federation.run()
+    closed = federation.closed()
+    assert [facts["round"] for facts in closed] == [1, 2]
+    assert all(facts["took_part"] == ["north", "south"] for facts in closed)
+    for name in ("north", "south"):
+        assert federation.steps(name) == 4
+        sent = [f for f in events(federation.sites[name], "sent") if f["what"] == "weight update"]
+        accepted = [
+            entry.facts["update"]
+            for entry in federation.consortium.journal.events("reply accepted", site=name)
+        ]
+        assert [fact["update"] for fact in sent] == accepted
+    assert federation.steps("west") == 0
+    assert events(federation.sites["west"], "training", "sent") == []
+    report = federation.report()
+    assert report["state"] == "finished"
+    assert report["not_approved"] == ["west"]
+    assert "not-approved" in report["declined"]["west"]
+    assert set(report["privacy_spent"]) == {"north", "south"}
+
+    # The new weights are the start plus the mean of what the two hospitals sent.
+    study = federation.consortium.study(STUDY)
+    before = study.load(1, closed[0]["weights"])
+    after = study.load(2, closed[1]["weights"])
+    changed = norm({name: after[name] - before[name] for name in before})
+    assert 0 < changed < 10
+
+    card = release(federation.consortium, STUDY, tmp_path / "model")
+    assert (card["sites"], card["never_approved"]) == (["north", "south"], ["west"])
+    west = federation.sites["west"]  # who did not train may still use the model
+    model = open_model(tmp_path / "model", signer=west.kit.coordinator_key)
+    cases = studies.read_split(west, model.protocol).test
+    scores = studies.mean_dice(studies.score(west, model.protocol, model.weights, cases))
+    assert activate(west, model, {"cases": len(cases), "dice": scores})
+    case = min(path for path in cohorts[2].iterdir() if path.is_dir())
+    result = segment(
+        case, tmp_path / "out", active_model(west), execution=ExecutionOptions(), trusted=True
+    )
+    assert result["model"]["weights_sha256"] == closed[1]["weights"]
+
+
+def test_a_site_over_its_cap_drops_out_and_says_so(federation: Federation) -> None:
+    federation.approve(*NAMES)
+    west = edit(federation.sites["west"], "max_epsilon = 10.0", "max_epsilon = 8.0")
+    with studies.open_ledger(west) as ledger:
+        caps = studies.caps(west, federation.protocol)
+        mechanism = Mechanism(2.0, 0.5)
+        left = ledger.steps_left(
+            study="earlier", mechanism=mechanism, study_cap=caps[0], site_cap=caps[1]
+        )
+        ledger.reserve(
+            study="earlier",
+            protocol="0" * 64,
+            round_number=1,
+            mechanism=mechanism,
+            clipping_norm=1.0,
+            steps=left,
+            study_cap=caps[0],
+            site_cap=caps[1],
+        )
+    federation.run()
+    # The earlier study spent all that the site allows: no step of this one fits.
+    assert [f["dropped"] for f in federation.closed()] == [{"west": "privacy-cap"}] * 2
+    assert federation.steps("west") == 0
+    assert "privacy budget" in federation.report()["declined"]["west"]
+    refused = events(federation.sites["west"], "order refused")
+    assert {fact["code"] for fact in refused} == {"privacy-cap"}
+
+
+def _scaled(content: Content, change: Callable[[np.ndarray], np.ndarray]) -> Content:
+    arrays = content.array_records["arrays"]
+    name = next(iter(arrays))
+    arrays[name] = Array(change(np.array(arrays[name].numpy())).astype(np.float32))
+    return content
+
+
+def _with_nan(array: np.ndarray) -> np.ndarray:
+    array.flat[0] = np.nan
+    return array
+
+
+def _extra(content: Content) -> Content:
+    content.array_records["arrays"]["patients"] = Array(np.zeros(3, np.float32))
+    return content
+
+
+def _fewer(content: Content) -> Content:
+    arrays = content.array_records["arrays"]
+    content["arrays"] = ArrayRecord(dict(list(arrays.items())[1:]))
+    return content
+
+
+def _talkative(content: Content) -> Content:
+    record = content.config_records["gliofed"]
+    report = json.loads(str(record["json"]))
+    content["gliofed"] = ConfigRecord({"json": json.dumps({**report, "patients": ["Anna"]})})
+    return content
+
+
+def _of_another_round(content: Content) -> Content:
+    record = content.config_records["gliofed"]
+    report = json.loads(str(record["json"]))
+    content["gliofed"] = ConfigRecord({"json": json.dumps({**report, "round": 7})})
+    return content
+
+
+TAMPERED: dict[str, tuple[Callable[[Content], Content], str]] = {
+    "NaN": (lambda content: _scaled(content, _with_nan), "update-not-finite"),
+    "1e30": (lambda content: _scaled(content, lambda a: np.full_like(a, 1e30)), "update-norm"),
+    "wrong shape": (lambda content: _scaled(content, lambda a: a[None]), "update-shape"),
+    "extra name": (_extra, "update-name"),
+    "missing name": (_fewer, "update-name"),
+    "extra field": (_talkative, "update-form"),
+    "another round": (_of_another_round, "update-form"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_tampered_reply_is_left_out(federation: Federation, name: str) -> None:
+    tamper, code = TAMPERED[name]
+    federation.approve(*NAMES)
+    west = federation.hospitals["west"]
+
+    def reply(content: Content) -> Content:
+        answered = west.answer(content)
+        return tamper(answered) if "arrays" in answered.array_records else answered
+
+    federation.hospitals["west"] = reply
+    federation.run()
+    assert [facts["dropped"] for facts in federation.closed()] == [{"west": code}] * 2
+    assert all(facts["took_part"] == ["north", "south"] for facts in federation.closed())
+    refused = federation.report()["refused_replies"]
+    assert [(one["site"], one["code"]) for one in refused] == [("west", code)] * 2
+    # The hospital's own journal says what it sent and what that cost.
+    assert len([f for f in events(federation.sites["west"], "sent") if "update" in f]) == 2
+    assert federation.steps("west") == 4
+
+
+class Killed(BaseException):
+    """The coordinator's process ends here."""
+
+
+def test_a_coordinator_killed_in_a_round_goes_on_without_new_cost(
+    federation: Federation, tmp_path: Path
+) -> None:
+    federation.approve(*NAMES)
+    whole = dict(federation.hospitals)
+
+    def killing(content: Content) -> Content:
+        answered: Content = whole["west"].answer(content)
+        report = json.loads(str(answered.config_records["gliofed"]["json"]))
+        if (report["kind"], report["round"]) == ("train", 2):
+            raise Killed
+        return answered
+
+    federation.hospitals["west"] = killing
+    with pytest.raises(Killed):
+        federation.run()
+    assert [facts["round"] for facts in federation.closed()] == [1]
+    first = {name: digest_of_outbox(federation.sites[name]) for name in NAMES}
+    federation.hospitals = {
+        name: Participation.open(site.folder) for name, site in federation.sites.items()
+    }
+    federation.run()
+    assert [facts["round"] for facts in federation.closed()] == [1, 2]
+    assert federation.closed()[1]["took_part"] == sorted(NAMES)
+    for name in NAMES:
+        assert federation.steps(name) == 4
+        assert len(events(federation.sites[name], "training")) == 2
+        assert len(events(federation.sites[name], "order given again")) == 1
+        assert digest_of_outbox(federation.sites[name]) == first[name]
+    assert len(federation.consortium.journal.events("study resumed")) == 1
+    assert len(federation.consortium.journal.events("study finished")) == 1
+
+
+def digest_of_outbox(site: Site) -> str:
+    (kept,) = (site.folder / "outbox" / STUDY).iterdir()
+    return digest(load(kept))
