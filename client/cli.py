@@ -13,18 +13,21 @@ from client import running
 from client import site as sites
 from client.consent import check_policy
 from client.imaging import preprocessing
+from client.practice import app as practice
 from client.site import Site
 from common import console
 from common.errors import CaseError, ConsentError
 from common.files import held
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
-from common.protocol import StudyProtocol, read_protocol
+from common.protocol import StudyProtocol
 from common.regions import REGIONS
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+
+app.add_typer(practice)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]
@@ -262,154 +265,6 @@ def install(
         console.say(f"{name} is verified, installed and active.")
     else:
         console.warn(f"{name} is installed but not active: the active model scores better here.")
-
-
-@app.command()
-def rehearse(
-    folder: Folder,
-    patients: Annotated[int, typer.Option(min=1, help="Phantom patients to make.")] = 8,
-    json: Json = False,
-) -> None:
-    """Rehearse a study on phantoms: no patient, no ledger, no network is touched."""
-    from client.rehearsal import rehearse as run_rehearsal
-    from client.site import Machine
-    from client.studies import execution_for
-
-    machine = Site.open(folder).settings.machine if (folder / "site.toml").exists() else Machine()
-    with console.progress("Rehearsing") as told:
-        found = run_rehearsal(
-            folder / "rehearsal",
-            patients=patients,
-            execution=execution_for(machine),
-            progress=told,
-        )
-    if json:
-        console.show_json(found)
-        return
-    rows = [[step, float(seconds)] for step, seconds in found["seconds"].items()]
-    console.show_table(f"Rehearsal with {patients} phantom patients", ["step", "seconds"], rows)
-    console.say(
-        f"One private step on {found['device']} takes {found['seconds_per_step']:.1f} s with half "
-        f"of {patients} patients drawn. The phantoms are in {found['folder']}."
-    )
-
-
-@app.command()
-def phantoms(
-    folder: Annotated[Path, typer.Argument(help="Folder for the cohort.", metavar="DIR")],
-    profile: Annotated[str, typer.Option(help="Scanner and case mix.")] = "reference",
-    patients: Annotated[int, typer.Option(min=1, help="How many patients.")] = 12,
-    size: Annotated[int, typer.Option(help="In-plane matrix: 64 is 3.75 mm, 96 is 2.5 mm.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other patients.")] = 0,
-) -> None:
-    """Write a cohort of synthetic patients in BraTS layout."""
-    from client.phantoms import PROFILES, write_cohort
-
-    if profile not in PROFILES:
-        raise typer.BadParameter(f"choose one of {', '.join(PROFILES)}", param_hint="--profile")
-    with console.progress("Making phantoms") as told:
-        made = write_cohort(
-            folder,
-            PROFILES[profile],
-            patients=patients,
-            size=size,
-            seed=seed,
-            progress=functools.partial(told, "Making phantoms"),
-        )
-    console.say(f"Wrote {len(made)} cases of {patients} synthetic patients to {folder}.")
-
-
-@app.command()
-def pretrain(
-    protocol: Annotated[Path, typer.Argument(help="A study protocol, TOML.")],
-    out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
-    work: Annotated[Path, typer.Option(help="Folder for the phantoms; may be removed after.")],
-    patients: Annotated[int, typer.Option(min=8, help="Phantom patients to train on.")] = 160,
-    steps: Annotated[int, typer.Option(min=3, help="Optimiser steps.")] = 600,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of phantoms, weights and draws.")] = 0,
-) -> None:
-    """Make starting weights for a study from phantoms alone, at no cost in privacy."""
-    from client.rehearsal import pretrain as run_pretraining
-    from client.site import Machine
-    from client.studies import execution_for
-    from common.weights import save
-
-    with console.progress("Pre-training") as told:
-        weights, dice = run_pretraining(
-            work,
-            protocol=read_protocol(protocol),
-            patients=patients,
-            steps=steps,
-            seed=seed,
-            execution=execution_for(Machine()),
-            progress=told,
-        )
-    made = {"made_by": "gliofed-site pretrain", "patients": patients, "steps": steps, "seed": seed}
-    save(out, weights, {key: str(value) for key, value in made.items()}, half=True)
-    words = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
-    console.say(f"Wrote {out}. Dice on phantoms held out: {words}.")
-
-
-@app.command("train-alone")
-def train_alone(
-    folder: Folder,
-    study: StudyName,
-    initial: Annotated[Path, typer.Option(help="Starting weights (safetensors).")],
-    out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
-) -> None:
-    """Train as the study does, but alone, to see what joining is worth. Nothing leaves the site."""
-    from client import studies as work
-    from client.rehearsal import train_alone as run_alone
-    from common.weights import load, save
-
-    site = Site.open(folder)
-    protocol = site.protocol(study)
-    with console.progress("Training alone") as told:
-        weights = run_alone(
-            protocol,
-            load(initial),
-            work.training_patients(site, protocol),
-            execution=work.execution_for(site.settings.machine),
-            progress=functools.partial(told, "Training alone"),
-        )
-    save(out, weights, {"study": study, "site": site.name})
-    console.say(f"Wrote {out}. It was trained on this site's patients: keep it here.")
-
-
-@app.command()
-def evaluate(
-    folder: Folder,
-    study: StudyName,
-    weights: Annotated[list[Path], typer.Option(help="Weights to score; may be repeated.")],
-    json: Json = False,
-) -> None:
-    """Score weights on the site's own test patients of a study. Nothing leaves the site."""
-    from client import studies as work
-    from common.weights import load
-
-    site = Site.open(folder)
-    protocol = site.protocol(study)
-    cases = work.read_split(site, protocol).test
-    found: list[dict[str, Any]] = []
-    for path in weights:
-        scores = work.score(site, protocol, load(path), cases)
-        found.append(
-            {
-                "weights": str(path),
-                "cases": len(cases),
-                "dice": work.mean_dice(scores),
-                "sums": scores.to_dict(),
-            }
-        )
-    if json:
-        console.show_json(found)
-        return
-    rows = [
-        [f["weights"], f["cases"], *(console.figure(f["dice"].get(r)) for r in REGIONS)]
-        for f in found
-    ]
-    columns = ["weights", "cases", *REGIONS]
-    console.show_table(f"Dice on the test patients of {site.name}", columns, rows)
 
 
 def main() -> None:

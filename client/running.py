@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from client.site import Site
-from common.processes import Child, free_port, script
+from common.processes import Child, free_port
 
 
 def children(site: Site) -> list[Child]:
@@ -15,7 +15,7 @@ def children(site: Site) -> list[Child]:
     (flower / "home").mkdir(parents=True, exist_ok=True)
     port = str(free_port())
     node = [
-        script("flower-supernode"),
+        *(sys.executable, "-m", "client.node"),
         *("--superlink", site.kit.address),
         *("--root-certificates", str(folder / "ca.crt")),
         *("--auth-supernode-private-key", str(folder / "keys" / "node.key")),
