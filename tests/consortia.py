@@ -26,8 +26,8 @@ from common.protocol import (
 from common.weights import Arrays, digest
 from common.wire import Content, Order, OrderKind, Report, pack, unpack_report
 from server import provisioning
-from server.provisioning import Consortium
 from server.fleet import MemoryFleet
+from server.provisioning import Consortium
 from server.rounds import Rounds
 
 STUDY = "glioma-10"
