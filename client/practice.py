@@ -112,6 +112,9 @@ def train_alone(
     study: StudyName,
     initial: Annotated[Path, typer.Option(help="Starting weights (safetensors).")],
     out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
+    private: Annotated[
+        bool, typer.Option(help="With the study's privacy, or without any: it stays here.")
+    ] = True,
 ) -> None:
     """Train as the study does, but alone, to see what joining is worth. Nothing leaves the site."""
     from client import studies as work
@@ -125,6 +128,7 @@ def train_alone(
             protocol,
             load(initial),
             work.training_patients(site, protocol),
+            private=private,
             execution=work.execution_for(site.settings.machine),
             progress=functools.partial(told, "Training alone"),
         )

@@ -152,13 +152,20 @@ def train_alone(
     weights: Arrays,
     patients: list[Patient],
     *,
+    private: bool,
     execution: ExecutionOptions,
     progress: Progress,
 ) -> Arrays:
-    """Train for as many rounds as the study has, with its privacy, but without the other sites.
+    """Train for as many rounds as the study has, but without the other sites.
 
     The result never leaves the site, so the ledger is not charged; it is for comparison only.
+    With ``private`` the steps are those of the study; without it they have as many patients as a
+    private step is expected to draw, no clipping and no noise.
     """
+    options = protocol.training
+    if protocol.private:
+        drawn = round(protocol.privacy.sampling_rate * protocol.privacy.nominal_patients)
+        options = options.model_copy(update={"patients_per_step": max(1, drawn)})
     network = build(protocol.network, seed=protocol.seed)
     load_arrays(network, weights)
     steps = protocol.training.local_steps
@@ -167,11 +174,11 @@ def train_alone(
         def told(done: int, total: int, *, before: int = number * steps) -> None:
             progress(before + done, total * protocol.rounds)
 
-        if protocol.private:
+        if private and protocol.private:
             train_privately(
                 network,
                 patients,
-                protocol.training,
+                options,
                 protocol.privacy,
                 CountingCharge(),
                 execution=execution,
@@ -181,7 +188,7 @@ def train_alone(
             train(
                 network,
                 patients,
-                protocol.training,
+                options,
                 seed=protocol.seed + number,
                 execution=execution,
                 progress=told,

@@ -10,7 +10,7 @@ work=${1:?usage: demo.sh FOLDER [DATA]}
 data=${2:-}
 [ -z "$data" ] || data=$(cd "$data" && pwd)
 export OMP_NUM_THREADS=1             # several hospitals share this machine's cores
-patients=${DEMO_PATIENTS:-40}
+patients=${DEMO_PATIENTS:-34}
 
 pids=()
 finish() {
@@ -78,14 +78,17 @@ for site in "${sites[@]}"; do until_true 120 test -f "$site/studies/demo/protoco
 run gliofed-site studies "${sites[0]}"
 for site in "${sites[@]}"; do run gliofed-site approve "$site" demo --by "Data officer of $site"; done
 
-heading "5. What is joining worth? Each hospital also trains alone, with the same steps and privacy"
-alone=()
-for site in "${sites[@]}"; do
-    echo "\$ gliofed-site train-alone $site demo --initial initial.safetensors --out $site-alone.safetensors"
-    gliofed-site train-alone "$site" demo --initial "$here/initial.safetensors" \
-        --out "$site-alone.safetensors" & alone+=($!)
+heading "5. What is joining worth? Each hospital also trains alone, with as many steps"
+for privacy in private no-private; do
+    alone=()
+    for site in "${sites[@]}"; do
+        echo "\$ gliofed-site train-alone $site demo --initial initial.safetensors --$privacy" \
+            "--out $site-$privacy.safetensors"
+        gliofed-site train-alone "$site" demo --initial "$here/initial.safetensors" --"$privacy" \
+            --out "$site-$privacy.safetensors" & alone+=($!)
+    done
+    for pid in "${alone[@]}"; do wait "$pid"; done
 done
-for pid in "${alone[@]}"; do wait "$pid"; done
 
 heading "6. The study runs"
 run gliofed-server launch coordinator demo --initial "$here/initial.safetensors"
@@ -105,7 +108,9 @@ heading "9. Was it worth it?"
 scored=()
 for site in "${sites[@]}"; do
     weights=(--weights "$here/initial.safetensors" --weights model/weights.safetensors)
-    for other in "${sites[@]}"; do weights+=(--weights "$other-alone.safetensors"); done
+    for privacy in private no-private; do
+        for other in "${sites[@]}"; do weights+=(--weights "$other-$privacy.safetensors"); done
+    done
     gliofed-site evaluate "$site" demo "${weights[@]}" --json >"$site-scores.json" & scored+=($!)
 done
 for pid in "${scored[@]}"; do wait "$pid"; done

@@ -36,14 +36,14 @@ def table(status: str, sites: list[str]) -> None:
     """Print Dice on the pooled held-out patients and what the study cost."""
     report = json.loads(Path(status).read_text())["studies"][0]
     scores = {site: json.loads(Path(f"{site}-scores.json").read_text()) for site in sites}
-    names = ["initial", "federated", *sites]
-    pooled = [RegionScores() for _ in names]
+    # In the order of demo.sh: starting weights, federated, alone with privacy, alone without.
+    pooled = [RegionScores() for _ in range(2 + 2 * len(sites))]
     for found in scores.values():
         for index, entry in enumerate(found):
             pooled[index] += RegionScores.from_dict(entry["sums"])
     rows: list[list[object]] = []
     for index, site in enumerate(sites):
-        site_pooled = pooled[2 + index]
+        alone, unprotected = pooled[2 + index], pooled[2 + len(sites) + index]
         with open_ledger(Site.open(Path(site))) as ledger:
             facts = ledger.facts(study="demo")
         parts = split(read_cohort(Site.open(Path(site)).data), "demo")
@@ -54,31 +54,36 @@ def table(status: str, sites: list[str]) -> None:
                 site,
                 f"{len(parts.train)} ({len(parts.test)})",
                 f"{took_part}/{report['rounds_planned']}",
-                _figures(site_pooled),
+                _figures(alone),
+                _figures(unprotected),
                 _figures(pooled[1]),
                 f"{spent['epsilon']:.2f}",
                 sum(fact.steps for fact in facts),
             ]
         )
     columns = ["site", "cases (held out)", "rounds"]
-    columns += [f"{'/'.join(REGIONS)} {how}" for how in ("alone", "federated")]
+    columns += ["alone, private", "alone, no privacy", "federated, private"]
     columns += ["epsilon", "steps charged"]
-    console.show_table("Dice on the pooled held-out patients of all sites", columns, rows)
-    initial, federated = _mean(pooled[0]), _mean(pooled[1])
-    alone = sum(_mean(scores) for scores in pooled[2:]) / len(sites)
+    title = f"Dice {'/'.join(REGIONS)} on the pooled held-out patients of all sites"
+    console.show_table(title, columns, rows)
+    private, unprotected = pooled[2 : 2 + len(sites)], pooled[2 + len(sites) :]
+    federated = _mean(pooled[1])
+    others = {
+        "the starting weights": _mean(pooled[0]),
+        "training alone with the same privacy (mean of the sites)": _mean_of(private),
+        "training alone without privacy (mean of the sites)": _mean_of(unprotected),
+    }
     delta = next(iter(report["privacy_spent"].values()))["delta"]
     epsilon = max(spent["epsilon"] for spent in report["privacy_spent"].values())
     console.say(
-        f"Mean Dice over regions, {pooled[0].count('WT')} held-out cases: starting weights "
-        f"{initial:.3f}, alone {alone:.3f} (mean of the sites), federated {federated:.3f}. "
-        f"Epsilon at most {epsilon:.2f} per patient at delta {delta:g}; alone trained with the "
-        "same privacy and steps."
+        f"Mean Dice over regions, {pooled[0].count('WT')} held-out cases: federated "
+        f"{federated:.3f}, at epsilon at most {epsilon:.2f} per patient (delta {delta:g})."
     )
-    for name, value in (("the starting weights", initial), ("training alone", alone)):
+    for name, value in others.items():
         if federated > value:
-            console.say(f"The federated model beats {name} by {federated - value:.3f}.")
+            console.say(f"It beats {name}, {value:.3f}, by {federated - value:.3f}.")
         else:
-            console.warn(f"The federated model did NOT beat {name} ({federated - value:+.3f}).")
+            console.warn(f"It did NOT beat {name}, {value:.3f}: {federated - value:+.3f}.")
 
 
 def _figures(scores: RegionScores) -> str:
@@ -88,6 +93,10 @@ def _figures(scores: RegionScores) -> str:
 def _mean(scores: RegionScores) -> float:
     values = [value for region in REGIONS if (value := scores.mean(region)) is not None]
     return sum(values) / len(values)
+
+
+def _mean_of(models: list[RegionScores]) -> float:
+    return sum(_mean(scores) for scores in models) / len(models)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,10 @@ def test_pretraining_gives_weights_and_their_scores(tmp_path: Path) -> None:
     assert {"phase 1 of 3", "phase 2 of 3", "phase 3 of 3"} <= set(told)
 
 
-@pytest.mark.parametrize("mode", ["patient-dp", "none"])
-def test_training_alone_charges_nobody(site: Site, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "private"), [("patient-dp", True), ("patient-dp", False), ("none", True)]
+)
+def test_training_alone_charges_nobody(site: Site, mode: str, private: bool) -> None:
     protocol = tiny_protocol(privacy={"mode": mode})
     start = studies.starting_weights(protocol)
     told: list[tuple[int, int]] = []
@@ -76,6 +78,7 @@ def test_training_alone_charges_nobody(site: Site, mode: str) -> None:
         protocol,
         start,
         studies.training_patients(site, protocol),
+        private=private,
         execution=PLAIN,
         progress=lambda *done: told.append(done),
     )
