@@ -281,7 +281,7 @@ def _show_check(site: Site, found: dict[str, Any]) -> None:
         for key in ("data", "layout", "cases", "patients", "labelled_cases", "cases_without_tumour")
     ]
     rows += [[key, value] for key, value in found["machine"].items()]
-    console.show_table(f"{site.name}", ["", ""], rows)
+    console.show_table(site.name, ["looked at", "found"], rows)
     if found["refused"]:
         refused = [[r["case"], r["file"], r["reason"]] for r in found["refused"]]
         console.show_table("Refused", ["case", "file", "reason"], refused)

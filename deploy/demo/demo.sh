@@ -18,7 +18,11 @@ finish() {
     for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
 }
 trap finish EXIT
-run() { echo; echo "\$ $*"; "$@"; }
+run() {
+    local word line="\$"
+    for word in "$@"; do [[ $word == *" "* ]] && line+=" \"$word\"" || line+=" $word"; done
+    echo; echo "$line"; "$@"
+}
 heading() { echo; echo "=== $* ($(($SECONDS)) s)"; }
 until_true() { # seconds, command...: wait until the command succeeds
     local end=$((SECONDS + $1)); shift

@@ -87,7 +87,8 @@ def table(status: str, sites: list[str]) -> None:
 
 
 def _figures(scores: RegionScores) -> str:
-    return "/".join(console.figure(scores.mean(region)) for region in REGIONS)
+    means = (scores.mean(region) for region in REGIONS)
+    return "/".join("-" if mean is None else f"{mean:.2f}" for mean in means)
 
 
 def _mean(scores: RegionScores) -> float:
