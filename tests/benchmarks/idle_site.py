@@ -1,0 +1,34 @@
+"""``gliofed-site run`` with the worker of ``idle_worker``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from client import running
+from client.site import Site
+from common import console
+from common.processes import Supervisor, stop_on_signals
+
+
+def main(folder: Path) -> None:
+    children = [
+        dataclasses.replace(
+            child,
+            command=[
+                "tests.benchmarks.idle_worker" if word == "client.worker" else word
+                for word in child.command
+            ],
+        )
+        for child in running.children(Site.open(folder))
+    ]
+    supervisor = Supervisor(
+        children, told=lambda name, event, detail: console.say(f"{name} {event} ({detail})")
+    )
+    stop_on_signals(supervisor)
+    supervisor.run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

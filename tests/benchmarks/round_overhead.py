@@ -1,0 +1,69 @@
+"""Seconds per round without any training: what the federation itself costs.
+
+Two sites over real processes and a model of 18.7 MB, beside stock Flower on the same machine.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import statistics
+import sys
+from pathlib import Path
+from typing import Final
+
+from common.networks import build, state_arrays
+from common.protocol import NetworkOptions
+from tests.benchmarks.result import Result
+from tests.benchmarks.stock import seconds_per_round
+from tests.deployment.stack import PROTOCOL, Stack, running_stack
+
+NETWORK: Final = NetworkOptions(filters=16, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
+ROUNDS: Final = 8
+MOST_S: Final = 6.0
+SITES: Final = ("north", "south")
+_NETWORK = "filters = 16\nblocks_down = [1, 2, 2, 4]\nblocks_up = [1, 1, 1]"
+
+
+def measure(folder: Path) -> Result:
+    """Return the seconds per round of gliofed and of stock Flower."""
+    weights = state_arrays(build(NETWORK, seed=0))
+    size = sum(array.nbytes for array in weights.values())
+    found = {"gliofed": _ours(folder / "ours")}
+    (folder / "stock").mkdir()
+    shapes = {name: array.shape for name, array in weights.items()}
+    found["stock Flower"] = seconds_per_round(folder / "stock", shapes, rounds=ROUNDS)
+    medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+    return Result(
+        title=f"Round without training, {size / 1e6:.1f} MB, two sites",
+        columns=["", "median s", "least s", "most s", "rounds"],
+        rows=[
+            [name, medians[name], min(seconds), max(seconds), len(seconds)]
+            for name, seconds in found.items()
+        ],
+        promise=f"at most {MOST_S:g} s a round",
+        holds=medians["gliofed"] <= MOST_S,
+        facts={"bytes": size, "median_s": medians, "seconds": found},
+    )
+
+
+def _ours(folder: Path) -> list[float]:
+    folder.mkdir()
+    with running_stack(folder) as stack:
+        for seed, name in enumerate(SITES):
+            stack.enrol(name, seed=seed, patients=4)
+        text = PROTOCOL.replace("blocks_down = [1, 1]\nblocks_up = [1]", _NETWORK)
+        stack.publish("idle", text=text, rounds=ROUNDS, local_steps=1)
+        stack.start("server")
+        for name in SITES:
+            stack.start(name, command=idle(stack, name))
+        stack.wait_for_offer("idle", *SITES)
+        stack.approve("idle", *SITES)
+        stack.call("gliofed-server", "launch", stack.coordinator, "idle")
+        closed = stack.journal.events("round closed", study="idle")
+        times = [dt.datetime.fromisoformat(entry.time).timestamp() for entry in closed]
+        return [after - before for before, after in itertools.pairwise(times)]
+
+
+def idle(stack: Stack, name: str) -> list[str]:
+    return [sys.executable, "-m", "tests.benchmarks.idle_site", str(stack.site(name))]
