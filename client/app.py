@@ -8,7 +8,6 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.participation import Participation
-from common import freight
 
 app = ClientApp()
 _participations: dict[str, Participation] = {}
@@ -18,8 +17,7 @@ def _answer(message: Message, context: Context) -> Message:
     folder = str(context.node_config["site"])
     if folder not in _participations:
         _participations[folder] = Participation.open(Path(folder))
-    answer = _participations[folder].answer(freight.split(message.content))
-    return Message(content=freight.join(answer), reply_to=message)
+    return Message(content=_participations[folder].answer(message.content), reply_to=message)
 
 
 app.train()(_answer)

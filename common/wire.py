@@ -1,7 +1,8 @@
 """What travels between coordinator and hospital, and the checks on both ends.
 
 An *order* goes to a site, a *report* comes back. Both are Flower records: one ``ConfigRecord``
-with validated JSON, and at most one ``ArrayRecord`` with float32 arrays. The report model is the
+with validated JSON, and at most one ``ArrayRecord`` with float32 arrays, all in one safetensors
+body: Flower would make signed calls at every hop for each array of its own. The report model is the
 outbound allow-list: a value that it has no field for cannot leave a hospital. Arrays are checked
 after decoding (names, shapes, dtypes, finite, norm), since Flower's own metadata is the sender's
 claim. Texts about failures are codes; a reason in words is sent only for failures whose words are
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import tomllib
 import zipfile
 import zlib
@@ -22,9 +22,10 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
-from flwr.common.constant import SType
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save as serialize
 
 from common.errors import (
     ConsentError,
@@ -50,12 +51,9 @@ MESSAGE_TYPES: Final[dict[str, str]] = {
 
 _SAYABLE = (ConsentError, ProtocolError, PrivacyError, IdentityError)
 _CASE_COUNT_EDGES = (1, 10, 20, 50, 100, 200, 500, 1000)
-_NPY: Final = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<kind>[^']{1,20})', 'fortran_order': False, "
-    rb"'shape': \((?P<shape>(\d{1,12}, ?)*(\d{1,12})?)\), \} {0,128}\n",
-    re.DOTALL,
-)
-"""Header of numpy's file format, version 1.0, of an array in C order."""
+_FORMAT: Final = "safetensors"
+_HEADER_BYTES: Final = 1024
+"""More than the format's header takes for one array."""
 
 
 class _Frozen(BaseModel):
@@ -123,12 +121,10 @@ def pack(value: Order | Report, arrays: Mapping[str, NDArray[np.float32]] | None
     """Return ``value`` and its arrays as the content of a Flower message."""
     content = RecordDict({"gliofed": ConfigRecord({"json": value.model_dump_json()})})
     if arrays is not None:
-        content["arrays"] = ArrayRecord(
-            {
-                name: Array(np.asarray(array, np.float32, order="C"))
-                for name, array in arrays.items()
-            }
+        data = serialize(
+            {name: np.asarray(value, np.float32, order="C") for name, value in arrays.items()}
         )
+        content["arrays"] = ArrayRecord({_FORMAT: Array("uint8", (len(data),), _FORMAT, data)})
     return content
 
 
@@ -187,39 +183,29 @@ def _read(model: Any, content: RecordDict) -> Any:
 
 
 def _decode(content: RecordDict, expected: Mapping[str, tuple[int, ...]] | None) -> Arrays:
-    """Decode and remove the arrays one by one, none larger than ``expected`` says."""
+    """Take the arrays out of ``content``; refuse more bytes than ``expected`` can need."""
     record = content.array_records.get("arrays")
     if record is None:
         return {}
-    if expected is not None and set(record) != set(expected):
-        names = sorted(set(record) ^ set(expected))
-        raise UpdateError(
-            f"The arrays' names are not those of the study: {', '.join(names[:5])[:300]}.",
-            code="update-name",
-        )
+    array = record.pop(_FORMAT, None)
+    if array is None or record:
+        raise UpdateError("The arrays are not in the form that gliofed speaks.", code="update-form")
+    if expected is not None:
+        due = sum(4 * math.prod(shape) + _HEADER_BYTES for shape in expected.values())
+        if len(array.data) > due + _HEADER_BYTES:
+            raise UpdateError("The arrays are larger than the study says.", code="update-size")
+    try:
+        parts = deserialize(array.data)  # type: ignore[no-untyped-call]  # safetensors has no types
+    except SafetensorError:
+        raise UpdateError("The arrays cannot be decoded.", code="update-form") from None
+    del array
     arrays: Arrays = {}
-    for name in list(record):
-        array = record.pop(name)
-        if expected is not None and len(array.data) > 4 * math.prod(expected[name]) + 4096:
-            raise UpdateError(
-                f"The array {name} is larger than the study says.", code="update-shape"
-            )
-        arrays[name] = _numpy(name, array)
+    while parts:
+        name, part = parts.pop()
+        if part["dtype"] != "F32":
+            raise UpdateError(f"The array {name[:200]} is not float32.", code="update-dtype")
+        arrays[name] = np.frombuffer(part["data"], "<f4").reshape(part["shape"])
     return arrays
-
-
-def _numpy(name: str, array: Array) -> NDArray[np.float32]:
-    """Decode an array that ``pack`` made; no other form that numpy knows is read."""
-    found = _NPY.match(array.data)
-    if array.stype != SType.NUMPY or found is None:
-        raise UpdateError(f"The array {name} cannot be decoded.", code="update-form")
-    if found["kind"] != b"<f4":
-        raise UpdateError(f"The array {name} is not float32.", code="update-dtype")
-    shape = tuple(int(size) for size in found["shape"].split(b",") if size.strip())
-    if len(array.data) - found.end() != 4 * math.prod(shape):
-        raise UpdateError(f"The array {name} is cut short or too long.", code="update-form")
-    flat = np.frombuffer(array.data, "<f4", offset=found.end())
-    return flat.reshape(shape).astype(np.float32)
 
 
 _BUNDLE_PROJECT = """\

@@ -46,7 +46,6 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from common import freight
 from common.errors import FederationError
 from common.processes import repeating
 from common.wire import MESSAGE_TYPES, Content, OrderKind, bundle_sources
@@ -76,7 +75,7 @@ class GridFleet:
 
     def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
         message = Message(
-            content=freight.join(content),
+            content=content,
             dst_node_id=self._nodes[site],
             message_type=MESSAGE_TYPES[kind],
             ttl=ttl_s,
@@ -91,7 +90,7 @@ class GridFleet:
         for reply in self._grid.pull_messages([ticket]):
             if reply.has_error():
                 return Delivery(None, f"flower-{reply.error.code}")
-            return Delivery(freight.split(reply.content), "")
+            return Delivery(reply.content, "")
         return None
 
 

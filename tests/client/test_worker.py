@@ -19,7 +19,6 @@ from client import app as flower_app
 from client import studies, worker
 from client.site import Site
 from client.worker import Worker
-from common import freight
 from common.protocol import StudyProtocol
 from common.wire import MESSAGE_TYPES, Content, Report, bundle_sources, unpack_report
 from server.provisioning import Consortium
@@ -58,7 +57,7 @@ class SuperNode:
             ttl=600.0,
             message_type=MESSAGE_TYPES[kind],
         )
-        self.orders[token] = Message(content=freight.join(content), metadata=metadata)
+        self.orders[token] = Message(content=content, metadata=metadata)
 
     def client(self, token: str) -> Any:
         return SimpleNamespace(
@@ -143,9 +142,7 @@ def test_an_order_is_answered_by_the_installed_code(
     work(site)
     reply = node.reply()
     assert not reply.has_error()
-    report, arrays = unpack_report(
-        freight.split(reply.content), template=None, max_norm=1e6, any_arrays=True
-    )
+    report, arrays = unpack_report(reply.content, template=None, max_norm=1e6, any_arrays=True)
     assert (report.kind, report.status) == ("initial", "done")
     assert arrays.keys() == studies.starting_weights(protocol).keys()
     assert [token for token, _ in node.ended] == ["one"]

@@ -1,15 +1,15 @@
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.cli.build import build_fab_from_files
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from common import errors
@@ -28,6 +28,7 @@ from common.wire import (
     unpack_order,
     unpack_report,
 )
+from tests.cargo import arrays_of, with_arrays, with_body
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (2, 3), "b": (4,), "c": ()}
 ORDER = Order(kind="train", study="demo", round=3, protocol="{}", weights_sha256="0" * 64)
@@ -47,34 +48,16 @@ def arrays(value: float = 0.5) -> Arrays:
     return {name: np.full(shape, value, np.float32) for name, shape in SHAPES.items()}
 
 
-def reply(json: str | None = None, **changes: Any) -> RecordDict:
+def reply(text: str | None = None, **changes: Any) -> RecordDict:
     """Return a reply with the arrays of ``changes`` in place of the good ones."""
     content = pack(REPORT, arrays())
-    if json is not None:
-        content["gliofed"] = ConfigRecord({"json": json})
-    for name, value in changes.items():
-        record = content.array_records["arrays"]
-        if value is None:
-            del record[name]
-        else:
-            record[name] = value if isinstance(value, Array) else Array(value)
+    if text is not None:
+        content["gliofed"] = ConfigRecord({"json": text})
+    if changes:
+        named = {**arrays_of(content), **changes}
+        kept = {name: value for name, value in named.items() if value is not None}
+        content = with_arrays(content, kept)
     return content
-
-
-def raw(data: bytes, *, stype: str = "numpy.ndarray", shape: tuple[int, ...] = (2, 3)) -> Array:
-    return Array(dtype="float32", shape=shape, stype=stype, data=data)
-
-
-def npy(value: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, value)
-    return file.getvalue()
-
-
-def npz(value: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, value)
-    return file.getvalue()
 
 
 def read(content: RecordDict, **options: Any) -> tuple[Report, Arrays]:
@@ -157,7 +140,6 @@ def test_malformed_replies_are_refused(form: str) -> None:
 def test_fields_beside_the_allow_list_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValidationError):
         Report.model_validate({**REPORT.model_dump(), field: value})
-    import json
 
     text = json.dumps({**REPORT.model_dump(), field: value})
     with pytest.raises(UpdateError, match=field) as caught:
@@ -172,7 +154,6 @@ def test_a_score_is_finite(number: str) -> None:
         read(reply(text))
 
 
-HUGE_HEADER = npy(np.zeros((2, 3), np.float32)).replace(b"(2, 3)", b"(999999999999, 999999)", 1)
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "nan": ({"b": np.full(4, np.nan, np.float32)}, "update-not-finite"),
     "inf": ({"b": np.full(4, np.inf, np.float32)}, "update-not-finite"),
@@ -180,25 +161,13 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "1e30": ({"b": np.full(4, 1e30, np.float32)}, "update-norm"),
     "shape": ({"b": np.zeros((2, 2), np.float32)}, "update-shape"),
     "size": ({"b": np.zeros(5, np.float32)}, "update-shape"),
-    "oversize": ({"b": np.zeros(10_000, np.float32)}, "update-shape"),
+    "oversize": ({"b": np.zeros(10_000, np.float32)}, "update-size"),
     "missing": ({"b": None}, "update-name"),
     "extra": ({"d": np.zeros(4, np.float32)}, "update-name"),
     "renamed": ({"b": None, "B": np.zeros(4, np.float32)}, "update-name"),
     "float64": ({"b": np.zeros(4)}, "update-dtype"),
     "float16": ({"b": np.zeros(4, np.float16)}, "update-dtype"),
     "integers": ({"b": np.zeros(4, np.int32)}, "update-dtype"),
-    "big endian": ({"b": np.zeros(4, ">f4")}, "update-dtype"),
-    "text": ({"b": np.array(["Jane"] * 4)}, "update-dtype"),
-    "another serialisation": ({"a": raw(npy(np.zeros((2, 3))), stype="pickle")}, "update-form"),
-    "no bytes": ({"a": raw(b"")}, "update-form"),
-    "noise": ({"a": raw(b"\x93NUMPY\x01\x00v\x00{'descr': ")}, "update-form"),
-    "truncated": ({"a": raw(npy(np.zeros((2, 3), np.float32))[:-1])}, "update-form"),
-    "padded": ({"a": raw(npy(np.zeros((2, 3), np.float32)) + b"x")}, "update-form"),
-    "a header of terabytes": ({"a": raw(HUGE_HEADER)}, "update-form"),
-    "an archive": ({"a": raw(npz(np.zeros((2, 3), np.float32)))}, "update-form"),
-    "a broken archive": ({"a": raw(b"PK\x03\x04 nothing")}, "update-form"),
-    "a pickle": ({"a": raw(b"\x80\x04N.")}, "update-form"),
-    "objects": ({"a": raw(npy(np.zeros((2, 3), np.float32)).replace(b"<f4", b"|O", 1))}, "?"),
 }
 
 
@@ -207,13 +176,40 @@ def test_bad_arrays_are_refused(case: str) -> None:
     changes, code = BAD_ARRAYS[case]
     with pytest.raises(UpdateError) as caught:
         read(reply(**changes))
-    assert caught.value.code == code or code == "?"
+    assert caught.value.code == code
 
 
-def test_metadata_that_lies_changes_nothing() -> None:
-    data = npy(np.ones((2, 3), np.float32))
-    _, got = read(reply(a=Array(dtype="int8", shape=(99,), stype="numpy.ndarray", data=data)))
-    assert got["a"].shape == (2, 3)
+def header(**fields: Any) -> bytes:
+    text = json.dumps({"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24], **fields}})
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+BAD_BODIES = {
+    "no bytes": b"",
+    "noise": b"PK\x03\x04 nothing",
+    "a pickle": b"\x80\x04N.",
+    "truncated": header() + bytes(23),
+    "padded": header() + bytes(25),
+    "a shape of terabytes": header(shape=[2**40, 2**30]) + bytes(24),
+    "offsets out of the body": header(data_offsets=[0, 2**40]) + bytes(24),
+    "a negative shape": header(shape=[-2, -3]) + bytes(24),
+    "a header of terabytes": (2**40).to_bytes(8, "little") + bytes(24),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BODIES)
+def test_a_body_that_is_not_sound_is_refused(case: str) -> None:
+    with pytest.raises(UpdateError) as caught:
+        read(with_body(pack(REPORT, None), BAD_BODIES[case]))
+    assert caught.value.code == "update-form"
+
+
+def test_arrays_in_another_form_are_refused() -> None:
+    content = pack(REPORT, None)
+    content["arrays"] = ArrayRecord({"a": Array(np.ones((2, 3), np.float32))})
+    with pytest.raises(UpdateError) as caught:
+        read(content)
+    assert caught.value.code == "update-form"
 
 
 @pytest.mark.parametrize("status", ["pending", "refused", "failed"])

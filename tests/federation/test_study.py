@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import ConfigRecord
 
 from client import studies
 from client.inference.installed import activate, active_model
@@ -25,6 +25,7 @@ from common.wire import Content
 from server.provisioning import Consortium
 from server.release import release
 from server.report import study_report
+from tests.cargo import arrays_of, with_arrays
 from tests.consortia import (
     STUDY,
     approve,
@@ -154,10 +155,9 @@ def test_a_site_over_its_cap_drops_out_and_says_so(federation: Federation) -> No
 
 
 def _scaled(content: Content, change: Callable[[np.ndarray], np.ndarray]) -> Content:
-    arrays = content.array_records["arrays"]
+    arrays = arrays_of(content)
     name = next(iter(arrays))
-    arrays[name] = Array(change(np.array(arrays[name].numpy())).astype(np.float32))
-    return content
+    return with_arrays(content, {**arrays, name: change(arrays[name].copy()).astype(np.float32)})
 
 
 def _with_nan(array: np.ndarray) -> np.ndarray:
@@ -166,14 +166,11 @@ def _with_nan(array: np.ndarray) -> np.ndarray:
 
 
 def _extra(content: Content) -> Content:
-    content.array_records["arrays"]["patients"] = Array(np.zeros(3, np.float32))
-    return content
+    return with_arrays(content, {**arrays_of(content), "patients": np.zeros(3, np.float32)})
 
 
 def _fewer(content: Content) -> Content:
-    arrays = content.array_records["arrays"]
-    content["arrays"] = ArrayRecord(dict(list(arrays.items())[1:]))
-    return content
+    return with_arrays(content, dict(list(arrays_of(content).items())[1:]))
 
 
 def _talkative(content: Content) -> Content:

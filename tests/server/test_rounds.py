@@ -17,6 +17,7 @@ from common.weights import digest, norm, save
 from common.wire import Content, Order, Report, pack
 from server.fleet import Delivery, MemoryFleet
 from server.rounds import StoppedError
+from tests.cargo import arrays_of, with_arrays
 
 
 def means(world: Any) -> list[float]:
@@ -103,7 +104,7 @@ def test_weights_come_from_the_protocol_and_not_from_replies(world: Any) -> None
     def boast(order: Order, good: Content) -> Content:
         report = Report.model_validate_json(str(good.config_records["gliofed"]["json"]))
         big = report.model_copy(update={"case_count": "1000+"})
-        return pack(big, {n: a.numpy() for n, a in good.array_records["arrays"].items()})
+        return pack(big, arrays_of(good))
 
     world.hospitals["a"].replies["train"] = boast
     world.run()
@@ -121,8 +122,7 @@ def test_only_the_trained_parameters_travel_back(world: Any) -> None:
     save(study.initial, {head: np.zeros(3, np.float32), body: np.ones(3, np.float32)}, {})
 
     def only(order: Order, good: Content) -> Content:
-        del good.array_records["arrays"][body]
-        return good
+        return with_arrays(good, {n: a for n, a in arrays_of(good).items() if n != body})
 
     world.hospitals["a"].replies["train"] = only
     world.hospitals["b"].replies["train"] = only
@@ -401,7 +401,7 @@ def test_the_memory_fleet_gives_each_site_its_own_order() -> None:
     got: list[list[str]] = []
 
     def site(kind: str, given: Content) -> Content:
-        got.append(list(given.array_records["arrays"]))
+        got.append(list(arrays_of(given)))
         given.array_records["arrays"].clear()
         return given
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 
 from common.identity import Identity, Statement
 from common.protocol import APPROVAL
 from common.wire import Content, Order, Report, pack
+from tests.cargo import arrays_of, with_arrays, with_body
 
 
 def means(world: Any) -> list[float]:
@@ -68,13 +69,11 @@ def other(order: Order, **changes: Any) -> Content:
 
 
 def with_array(good: Content, value: Any, name: str = "conv_final.0.weight") -> Content:
-    good.array_records["arrays"][name] = value if isinstance(value, Array) else Array(value)
-    return good
+    return with_arrays(good, {**arrays_of(good), name: value})
 
 
 def without(good: Content) -> Content:
-    good.array_records["arrays"].popitem()
-    return good
+    return with_arrays(good, dict(list(arrays_of(good).items())[1:]))
 
 
 def as_json(good: Content, text: str) -> Content:
@@ -87,7 +86,7 @@ MALICE: dict[str, tuple[Callable[[Order, Content], Content], str]] = {
     "inf": (lambda _o, g: with_array(g, np.full(3, np.inf, np.float32)), "update-not-finite"),
     "1e30": (lambda _o, g: with_array(g, np.full(3, 1e30, np.float32)), "update-norm"),
     "shape": (lambda _o, g: with_array(g, np.zeros((3, 1), np.float32)), "update-shape"),
-    "oversize": (lambda _o, g: with_array(g, np.zeros(99_999, np.float32)), "update-shape"),
+    "oversize": (lambda _o, g: with_array(g, np.zeros(99_999, np.float32)), "update-size"),
     "dtype": (lambda _o, g: with_array(g, np.zeros(3)), "update-dtype"),
     "extra": (lambda _o, g: with_array(g, np.zeros(3, np.float32), "more"), "update-name"),
     "missing": (lambda _o, g: without(g), "update-name"),
@@ -95,14 +94,9 @@ MALICE: dict[str, tuple[Callable[[Order, Content], Content], str]] = {
     "no update": (lambda _o, g: Content({"gliofed": g["gliofed"]}), "update-name"),
     "empty update": (
         lambda _o, g: Content({"gliofed": g["gliofed"], "arrays": ArrayRecord()}),
-        "update-name",
-    ),
-    "an archive": (
-        lambda _o, g: with_array(
-            g, Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=b"PK\x03\x04")
-        ),
         "update-form",
     ),
+    "an archive": (lambda _o, g: with_body(g, b"PK\x03\x04"), "update-form"),
     "words": (lambda _o, g: as_json(g, '{"patient": "Jane"}'), "update-form"),
     "depth": (lambda _o, g: as_json(g, "[" * 9999), "update-form"),
     "another round": (lambda o, _g: other(o, round=o.round + 1), "update-form"),
