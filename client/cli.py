@@ -101,6 +101,12 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
         console.warn(f"{study} trains WITHOUT differential privacy.")
     site.decide(study, "approve", by=by)
     console.say(f"{by} approved {study}, protocol {protocol.digest[:16]}.")
+    would = _would_spend(protocol)
+    if would is not None:
+        console.say(
+            f"Its {protocol.rounds} rounds spend epsilon {would:.2f} per patient; it ends here "
+            f"before it passes {protocol.privacy.max_epsilon:g}."
+        )
 
 
 @app.command()
@@ -290,12 +296,14 @@ def _show_check(site: Site, found: dict[str, Any]) -> None:
 def _study_row(site: Site, name: str) -> dict[str, object]:
     protocol = site.protocol(name)
     decided = site.decision(name)
+    would = _would_spend(protocol)
     return {
         "study": name,
         "title": protocol.title,
         "protocol": protocol.digest,
         "private": protocol.private,
-        "privacy": _privacy(protocol),
+        "would_spend": would,
+        "privacy": _privacy(protocol, would),
         "rounds": protocol.rounds,
         "network": protocol.network.name,
         "expires": str(protocol.expires),
@@ -304,11 +312,23 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
     }
 
 
-def _privacy(protocol: StudyProtocol) -> str:
+def _privacy(protocol: StudyProtocol, would: float | None) -> str:
     options = protocol.privacy
-    if not protocol.private:
+    if would is None:
         return "NONE"
-    return f"epsilon <= {options.max_epsilon:g} at delta {options.delta:g}"
+    return f"epsilon {would:.2f}, at most {options.max_epsilon:g} (delta {options.delta:g})"
+
+
+def _would_spend(protocol: StudyProtocol) -> float | None:
+    """Return the epsilon of all rounds of the study, if each is done once; None without privacy."""
+    if not protocol.private:
+        return None
+    from client.accountant import epsilon
+    from common.privacy import Mechanism
+
+    mechanism = Mechanism(protocol.privacy.noise_multiplier, protocol.privacy.sampling_rate)
+    steps = protocol.rounds * protocol.training.local_steps
+    return round(epsilon([(mechanism, steps)], protocol.privacy.delta), 3)
 
 
 def _policy(site: Site, protocol: StudyProtocol) -> str:

@@ -118,7 +118,17 @@ def brief(facts: Mapping[str, Any]) -> str:
         "by",
         "model",
     )
-    return ", ".join(f"{key.replace('_', ' ')} {facts[key]}" for key in shown if facts.get(key))
+    return ", ".join(
+        f"{key.replace('_', ' ')} {_words(facts[key])}" for key in shown if facts.get(key)
+    )
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key} ({why})" for key, why in value.items())
+    if isinstance(value, list):
+        return "; ".join(str(part) for part in value)
+    return str(value)
 
 
 def _cell(value: object) -> str:

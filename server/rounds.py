@@ -135,7 +135,7 @@ class Rounds:
                 "study approved",
                 site=site,
                 protocol=self._protocol.digest,
-                approval=Statement.loads(report.approval).signature,
+                approval=Statement.loads(report.approval).to_dict(),
             )
 
         state.waiting = set(sites)

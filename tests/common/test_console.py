@@ -120,4 +120,4 @@ def test_figures(value: float | None, text: str) -> None:
 
 def test_a_fact_is_told_in_brief() -> None:
     facts = {"round": 2, "site": "a", "took_part": ["a", "b"], "weights": "abc", "reason": ""}
-    assert console.brief(facts) == "round 2, site a, took part ['a', 'b']"
+    assert console.brief(facts) == "round 2, site a, took part a; b"
