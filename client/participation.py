@@ -18,8 +18,9 @@ from client.imaging import preprocessing
 from client.site import Site
 from common.errors import ConsentError, GliofedError, UpdateError
 from common.identity import Statement
+from common.parameters import trainable_names
 from common.protocol import StudyProtocol
-from common.weights import Arrays, digest, load, norm, save
+from common.weights import Arrays, check_like, digest, load, norm, save
 from common.wire import Content, Order, Report, case_count_bucket, pack, refusal, unpack_order
 
 
@@ -80,17 +81,40 @@ class Participation:
             now=dt.datetime.now(),
             preprocessing_sha256=preprocessing.digest(protocol.preprocessing),
         )
+        if order.round > protocol.rounds:
+            raise ConsentError(
+                f"Round {order.round} was ordered; {order.study} has {protocol.rounds} rounds.",
+                do="Ask the coordinator who ordered it.",
+                code="rounds",
+            )
         if order.kind == "initial":
             return self._report(order), studies.starting_weights(protocol)
         if order.weights_sha256 != digest(weights):
             raise UpdateError("The weights are not those that the order names.", code="weights")
         if order.kind == "evaluate":
-            scores = studies.validation_dice(site, protocol, weights)
-            dice = scores if self._may(site, protocol, "dice") and scores else None
-            if dice is not None:
-                self._record("sent", order, what="validation Dice", dice=dice)
-            return self._report(order, dice=dice), None
+            return self._evaluate(site, order, protocol, weights), None
         return self._train(site, order, protocol, weights)
+
+    def _evaluate(
+        self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays
+    ) -> Report:
+        """Score one set of weights a round: exact scores are no oracle for chosen weights."""
+        if not self._may(site, protocol, "dice"):
+            return self._report(order)
+        asked = {"study": order.study, "round": order.round, "what": "validation Dice"}
+        before = {entry.facts["weights"] for entry in site.journal.events("sent", **asked)}
+        if before - {order.weights_sha256}:
+            raise ConsentError(
+                f"Round {order.round} of {order.study} was evaluated here with other weights.",
+                do="Ask the coordinator why it wants scores of two models in one round.",
+                code="evaluated-already",
+            )
+        dice = studies.validation_dice(site, protocol, weights) or None
+        if dice is not None:
+            self._record(
+                "sent", order, what="validation Dice", dice=dice, weights=order.weights_sha256
+            )
+        return self._report(order, dice=dice)
 
     def _train(
         self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays
@@ -107,6 +131,12 @@ class Participation:
             for old in kept.parent.glob("*.safetensors"):
                 if old != update_path:
                     old.unlink()
+        due = trainable_names(weights, protocol.network.name, protocol.training.trainable)
+        check_like(
+            update,
+            {name: weights[name].shape for name in due},
+            max_norm=protocol.aggregation.max_update_norm,
+        )
         report = self._report(
             order,
             case_count=(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
@@ -285,6 +286,36 @@ def test_validation_scores_leave_and_are_recorded(
     assert set(report.dice) == {"WT", "TC", "ET"}
     (sent,) = events(approving.site, "sent")
     assert (sent["what"], sent["dice"]) == ("validation Dice", report.dice)
+
+
+def test_one_round_is_scored_for_one_model_only(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    weights = studies.starting_weights(protocol)
+    for _ in range(2):  # the same order again is answered again
+        assert approving.ask(protocol, "evaluate", number=1, weights=weights)[0].status == "done"
+    other = {name: array + 1 for name, array in weights.items()}
+    report, _ = approving.ask(protocol, "evaluate", number=1, weights=other)
+    assert (report.status, report.code, report.dice) == ("refused", "evaluated-already", None)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_no_round_after_the_last(approving: Hospital, protocol: StudyProtocol, kind: Any) -> None:
+    weights = studies.starting_weights(protocol)
+    number = protocol.rounds + 1
+    report, arrays = approving.ask(protocol, kind, number=number, weights=weights)
+    assert (report.status, report.code, arrays) == ("refused", "rounds", {})
+
+
+def test_an_update_that_fails_its_checks_does_not_leave(
+    approving: Hospital, protocol: StudyProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = studies.starting_weights(protocol)
+    spoilt = {name: np.full_like(array, np.nan) for name, array in weights.items()}
+    monkeypatch.setattr(studies, "train_round", lambda *_, **__: spoilt)
+    report, arrays = approving.ask(protocol, "train", number=1, weights=weights)
+    assert (report.status, report.code, arrays) == ("failed", "update-not-finite", {})
+    assert not events(approving.site, "sent")
 
 
 def test_no_validation_patient_no_score(hospital: Hospital) -> None:
