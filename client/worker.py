@@ -36,10 +36,11 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no types
 
 from client.app import app
 from client.site import Site
-from common.errors import GliofedError
+from common.errors import GliofedError, StateError
 from common.files import read_json, write_secret
 from common.processes import repeating
 from common.wire import check_bundle
@@ -102,7 +103,9 @@ class Worker:
                 )
                 reply = _failure(message, error.code)
             except Exception:  # noqa: BLE001  the process's edge: the text must not leave
-                self._site.journal.append("order failed", reason=traceback.format_exc()[-4000:])
+                self._site.journal.append(
+                    "order failed", run=run.run_id, reason=traceback.format_exc()[-4000:]
+                )
                 reply = _failure(message, "internal")
             push_message(client, reply, context)
             push_task_output(client, context, status, "")
@@ -121,11 +124,16 @@ class Worker:
         """Answer the order that an earlier worker held when it was killed, if there is one."""
         if not self._held.exists():
             return
-        held = read_json(self._held, what="held order")
         self._site.journal.append("order lost", reason="the worker was killed")
-        message = message_from_proto(
-            MessageProto.FromString(base64.b64decode(str(held["message"])))
-        )
+        try:
+            held = read_json(self._held, what="held order")
+            message = message_from_proto(
+                MessageProto.FromString(base64.b64decode(str(held["message"])))
+            )
+        except (StateError, KeyError, ValueError, DecodeError):
+            # Without it the coordinator hears of the loss from Flower, a minute later.
+            self._held.unlink(missing_ok=True)
+            return
         client = self._client(RuntimeTokenHttpInterceptor(held["token"]), name="flwr-clientapp")
         with contextlib.closing(client), contextlib.suppress(*_CALL_ERRORS):
             context = _Node(int(held["node_id"]), message.metadata.run_id)

@@ -272,3 +272,16 @@ def test_the_real_client_speaks_to_the_given_address(site: Site) -> None:
     )
     worker._beat(client)  # nobody listens: the beat is lost without a word
     client.close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"message": "?"}', '{"message": "AAAA"}'])
+def test_a_damaged_held_order_stops_nobody(
+    site: Site, node: SuperNode, initial: Content, content: str
+) -> None:
+    held = site.folder / "flower" / "order.json"
+    held.parent.mkdir(exist_ok=True)
+    held.write_text(content)
+    node.give("one", "initial", initial)
+    work(site)
+    assert [token for token, _ in node.pushed] == ["one"]
+    assert not held.exists()
