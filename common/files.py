@@ -15,12 +15,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from common.errors import StateError
 
+_PARTIAL: Final = ".partial-"
 
-def _explain(error: OSError, path: Path) -> StateError:
+
+def unwritable(path: Path, error: OSError) -> StateError:
+    """Return the error to raise when ``path`` could not be written because of ``error``."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StateError(
             f"The disk is full: {path} was not written; what was there before is unchanged.",
@@ -28,35 +31,36 @@ def _explain(error: OSError, path: Path) -> StateError:
             code="disk-full",
         )
     return StateError(
-        f"Cannot write {path}: {error.strerror}.", do="Check the folder's owner and permissions."
+        f"Cannot write {path}: {error.strerror or error}.",
+        do="Check that the folder exists, that its disk works and that this user may write there.",
+        code="disk-write",
     )
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+def replacing(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well it becomes ``path`` atomically.
 
-    Raises StateError when the disk is full or the folder cannot be written; no half file stays.
+    ``durable`` waits until file and name are on the disk; without it a power failure may lose the
+    file, but a killed process never leaves half of it under its name. Raises StateError when the
+    disk is full or the folder cannot be written; no half file stays.
     """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
         os.close(handle)
         temporary = Path(name)
         yield temporary
         temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
         temporary = None
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if durable:
+            _sync(path.parent)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -96,10 +100,30 @@ def is_held(path: Path) -> bool:
         return True
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def sweep(folder: Path, *, older_than_s: float = 86_400.0) -> int:
+    """Remove what killed processes left half-written below ``folder``; return how many files."""
+    limit = time.time() - older_than_s
+    removed = 0
+    for partial in folder.rglob(f"{_PARTIAL}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process sweeps as well
+            if partial.stat().st_mtime < limit:
+                partial.unlink()
+                removed += 1
+    return removed
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Write ``data`` to ``path`` atomically; raise StateError."""
-    with replacing(path, mode=mode) as temporary:
+    with replacing(path, mode=mode, durable=durable) as temporary:
         temporary.write_bytes(data)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_secret(path: Path, data: bytes) -> None:

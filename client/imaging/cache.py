@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from client.imaging.case import Case
 from client.imaging.preprocessing import Prepared, digest, prepare
-from client.imaging.storage import sweep, unwritable, write_whole
 from common.errors import CaseError
+from common.files import replacing, sweep, unwritable, write_bytes
 from common.protocol import PreprocessingOptions
 from common.regions import MODALITIES
 
@@ -69,7 +69,8 @@ class PreparedCache:
                 do="Try again when nothing writes to them.",
                 code="case-changed",
             )
-        write_whole(path, lambda file: _write(file, prepared))
+        with replacing(path, mode=0o600) as partial, partial.open("wb") as file:
+            _write(file, prepared)
         loaded = self._load(path)
         return prepared if loaded is None else loaded
 
@@ -101,7 +102,7 @@ class PreparedCache:
             ) from error
         if settled:
             text = json.dumps({"identity": identity, "sha256": sha256}).encode()
-            write_whole(note, lambda file: file.write(text), durable=False)
+            write_bytes(note, text, mode=0o600, durable=False)
         return sha256
 
     def _load(self, path: Path) -> Prepared | None:

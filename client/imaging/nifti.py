@@ -12,7 +12,7 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -21,8 +21,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import DTypeLike, NDArray
 
-from client.imaging.storage import write_whole
 from common.errors import CaseError
+from common.files import write_secret
 
 _GZIP: Final = b"\x1f\x8b"
 _KINDS: Final = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the header's first field
@@ -115,11 +115,7 @@ def write_volume(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) ->
     image.set_qform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
 
-    def write(file: BinaryIO) -> None:
-        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
-            packed.write(image.to_bytes())
-
-    write_whole(path, write)
+    write_secret(path, gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
 
 
 def _read(stream: Any, path: Path, index: int | None) -> tuple[NDArray[Any], NDArray[np.float64]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from client.phantoms.cases import make_case, session_count
 from client.phantoms.profiles import Profile
 from common.errors import StateError
+from common.files import write_bytes
 from common.regions import LABELS
 
 VERSION: Final = "1"
@@ -143,7 +143,7 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
             code="phantom-folder",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(mark, json.dumps(record, indent=2).encode() + b"\n")
+    write_bytes(mark, json.dumps(record, indent=2).encode() + b"\n")
 
 
 def _write_case(
@@ -177,11 +177,4 @@ def _write_image(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) ->
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"synthetic phantom"
-    _replace(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write ``path`` so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0), durable=False)

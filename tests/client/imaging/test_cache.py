@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from client.imaging import cache as module
-from client.imaging import storage
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case, Image
 from client.imaging.preprocessing import Prepared, prepare
+from common import files
 from common.errors import CaseError, StateError
 from common.protocol import PreprocessingOptions
 
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_no_half_entry(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", full)
-        with pytest.raises(StateError, match="No space left") as caught:
+        with pytest.raises(StateError, match="disk is full") as caught:
             cache.get(case)
     assert caught.value.code == "disk-full"
     assert "Free space" in caught.value.do
@@ -240,7 +240,7 @@ def test_what_a_killed_process_left_is_removed_in_time(folder: Path) -> None:
     os.utime(old, (time.time() - 90_000,) * 2)
     PreparedCache(folder, OPTIONS)
     assert [path.name for path in folder.iterdir()] == [new.name]
-    assert storage.sweep(folder) == 0
+    assert files.sweep(folder) == 0
 
 
 def test_two_processes_may_fill_one_entry(

@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from client.imaging import storage
 from client.imaging.nifti import read_volume, write_volume
+from common import files
 from common.errors import CaseError, StateError
 
 DATA = np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5)
@@ -192,8 +192,8 @@ def test_a_failed_write_leaves_the_old_file(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
-    with pytest.raises(StateError, match="No space left"):
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(StateError, match="disk is full"):
         write_volume(path, DATA + 1, AFFINE)
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["mask.nii.gz"]
