@@ -28,5 +28,5 @@ def children(site: Site) -> list[Child]:
     environment = {"FLWR_HOME": str(flower / "home")}
     return [
         Child("supernode", node, log / "supernode.log", environment),
-        Child("worker", worker, log / "worker.log", environment),
+        Child("worker", worker, log / "worker.log", environment, ends=("supernode",)),
     ]

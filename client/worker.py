@@ -4,28 +4,24 @@ It stands where Flower would unpack a bundle and start a new process for each me
 is looked at, never installed and never run: one that is not the code-free bundle of this product is
 refused. Torch and the cache stay warm between rounds. Texts of failures stay at the site.
 
-If the worker is killed while it holds an order, the next worker finds the order's token, tells the
-coordinator at once that it was lost, and takes the next order.
+A worker that dies leaves its order with the SuperNode, perhaps with half an answer, for which the
+SuperNode would wait for ever: ``client.running`` restarts both together, and the coordinator, who
+hears of it at once, orders again.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import httpx
 from flwr.app import Message
 from flwr.app.error import Error
-from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.auth import load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
@@ -36,12 +32,10 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # has no types
 
 from client.app import app
 from client.site import Site
-from common.errors import GliofedError, StateError
-from common.files import read_json, write_secret
+from common.errors import GliofedError
 from common.processes import repeating
 from common.wire import check_bundle
 
@@ -51,24 +45,15 @@ _POLL_S: Final = 0.2
 _HEARTBEAT_S: Final = 10.0
 
 
-class _Node(NamedTuple):
-    """What Flower needs to know of a context to push a message."""
-
-    node_id: int
-    run_id: int
-
-
 class Worker:
     """Works for the SuperNode whose runtime listens at ``address``."""
 
     def __init__(self, site: Site, address: str) -> None:
         self._site = site
         self._address = address
-        self._held = site.folder / "flower" / "order.json"
 
     def run(self) -> None:
         """Take orders until the process ends."""
-        self._give_back_lost_order()
         secret = load_superexec_auth_secret(secret_file=str(self._site.superexec_secret))
         acquire = self._client(
             SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE),
@@ -91,7 +76,6 @@ class Worker:
         status = SubStatus.FAILED
         with contextlib.closing(client), repeating(lambda: _beat(client), every_s=_HEARTBEAT_S):
             message, context, run, fab = pull_task_input(client)
-            self._hold(token, message, context.node_id)
             try:
                 context.node_config = {"site": str(self._site.folder)}
                 check_bundle(fab.content)
@@ -109,37 +93,6 @@ class Worker:
                 reply = _failure(message, "internal")
             push_message(client, reply, context)
             push_task_output(client, context, status, "")
-        self._held.unlink(missing_ok=True)
-
-    def _hold(self, token: str, message: Message, node_id: int) -> None:
-        proto = message_to_proto(remove_content_from_message(message))
-        held = {
-            "token": token,
-            "node_id": str(node_id),
-            "message": base64.b64encode(proto.SerializeToString()).decode(),
-        }
-        write_secret(self._held, json.dumps(held).encode())
-
-    def _give_back_lost_order(self) -> None:
-        """Answer the order that an earlier worker held when it was killed, if there is one."""
-        if not self._held.exists():
-            return
-        self._site.journal.append("order lost", reason="the worker was killed")
-        try:
-            held = read_json(self._held, what="held order")
-            message = message_from_proto(
-                MessageProto.FromString(base64.b64decode(str(held["message"])))
-            )
-        except (StateError, KeyError, ValueError, DecodeError):
-            # Without it the coordinator hears of the loss from Flower, a minute later.
-            self._held.unlink(missing_ok=True)
-            return
-        client = self._client(RuntimeTokenHttpInterceptor(held["token"]), name="flwr-clientapp")
-        with contextlib.closing(client), contextlib.suppress(*_CALL_ERRORS):
-            context = _Node(int(held["node_id"]), message.metadata.run_id)
-            push_message(client, _failure(message, "worker-restarted"), context)
-            push_task_output(client, None, SubStatus.FAILED, "")
-        self._held.unlink(missing_ok=True)
 
     def _client(self, interceptor: Any, *, name: str) -> RuntimeHttpClient:
         return RuntimeHttpClient.from_server_address(

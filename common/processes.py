@@ -38,12 +38,17 @@ _STOP_GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class Child:
-    """A command to keep running; its output goes to ``log``."""
+    """A command to keep running; its output goes to ``log``.
+
+    ``ends`` names the children that are ended, and so started anew, whenever this one has ended:
+    they hold what it left half done.
+    """
 
     name: str
     command: Sequence[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    ends: tuple[str, ...] = ()
 
 
 class Supervisor:
@@ -86,22 +91,14 @@ class Supervisor:
                         due[child.name] = now + pause[child.name]
                         del self._running[child.name]
                         self._told(child.name, "ended", _reason(process.returncode))
+                        _end([self._running[name] for name in child.ends if name in self._running])
                 if on_tick is not None:
                     on_tick()
         finally:
             self._stop_all()
 
     def _stop_all(self) -> None:
-        for process in reversed(self._running.values()):
-            if process.poll() is None:
-                process.terminate()
-        deadline = time.monotonic() + _STOP_GRACE_S
-        for process in self._running.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        _end(list(reversed(self._running.values())))
 
 
 def stop_on_signals(supervisor: Supervisor) -> None:
@@ -159,6 +156,20 @@ def _start(child: Child) -> subprocess.Popen[bytes]:
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             start_new_session=True,
         )
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask the processes to end; kill those that take too long."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + _STOP_GRACE_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.1, deadline - time.monotonic()))
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _die_with_parent() -> None:

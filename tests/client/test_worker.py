@@ -146,7 +146,6 @@ def test_an_order_is_answered_by_the_installed_code(
     assert (report.kind, report.status) == ("initial", "done")
     assert arrays.keys() == studies.starting_weights(protocol).keys()
     assert [token for token, _ in node.ended] == ["one"]
-    assert not (site.folder / "flower" / "order.json").exists()
 
 
 @pytest.mark.parametrize("kind", ["offer", "initial", "train", "evaluate"])
@@ -226,62 +225,9 @@ def test_a_supernode_that_is_away_is_waited_for(
     assert len(node.pushed) == 1
 
 
-def test_an_order_held_by_a_killed_worker_is_given_back(
-    site: Site, node: SuperNode, initial: Content, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: object) -> None:
-        raise Ended
-
-    with monkeypatch.context() as killed:
-        killed.setattr("client.app.Participation.answer", die)
-        node.give("one", "initial", initial)
-        work(site)
-    held = site.folder / "flower" / "order.json"
-    assert held.exists()
-    assert held.stat().st_mode & 0o077 == 0
-    assert node.pushed == []
-    work(site)
-    assert node.code() == "worker-restarted"
-    assert node.ended[-1][0] == "one"
-    assert node.reply().metadata.reply_to_message_id == "one"
-    assert not held.exists()
-    assert len(events(site, "order lost")) == 1
-    work(site)
-    assert len(node.pushed) == 1
-
-
-def test_a_lost_order_that_nobody_wants_back_is_dropped(
-    site: Site, node: SuperNode, initial: Content, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: object) -> None:
-        raise Ended
-
-    with monkeypatch.context() as killed:
-        killed.setattr("client.app.Participation.answer", die)
-        node.give("one", "initial", initial)
-        work(site)
-    node.push_failures = [httpx.ConnectError("another SuperNode by now")]
-    node.give("two", "initial", initial)
-    work(site)
-    assert [token for token, _ in node.pushed] == ["two"]
-
-
 def test_the_real_client_speaks_to_the_given_address(site: Site) -> None:
     client = Worker(site, "127.0.0.1:1")._client(
         RuntimeTokenHttpInterceptor("token"), name="flwr-clientapp"
     )
     worker._beat(client)  # nobody listens: the beat is lost without a word
     client.close()
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", '{"message": "?"}', '{"message": "AAAA"}'])
-def test_a_damaged_held_order_stops_nobody(
-    site: Site, node: SuperNode, initial: Content, content: str
-) -> None:
-    held = site.folder / "flower" / "order.json"
-    held.parent.mkdir(exist_ok=True)
-    held.write_text(content)
-    node.give("one", "initial", initial)
-    work(site)
-    assert [token for token, _ in node.pushed] == ["one"]
-    assert not held.exists()

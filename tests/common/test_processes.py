@@ -214,3 +214,27 @@ def test_a_free_port_is_free() -> None:
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", free_port()))
+
+
+def test_a_child_that_ends_takes_along_those_that_hold_its_work(tmp_path: Path) -> None:
+    told = Told()
+    children = [
+        Child("server", SLEEP, tmp_path / "server.log"),
+        Child("worker", SLEEP, tmp_path / "worker.log", ends=("server",)),
+        Child("other", SLEEP, tmp_path / "other.log"),
+    ]
+    supervisor = Supervisor(children, told=told)
+    first: dict[str, int] = {}
+
+    def done() -> bool:
+        if not first and len(supervisor.pids) == 3:
+            first.update(supervisor.pids)
+            os.kill(first["worker"], signal.SIGKILL)
+        again = supervisor.pids
+        if not first or len(again) < 3:
+            return False
+        return again["worker"] != first["worker"] and again["server"] != first["server"]
+
+    run_until(supervisor, done)
+    started = [name for name, event, _ in told.events if event == "started"]
+    assert sorted(started) == ["other", "server", "server", "worker", "worker"]

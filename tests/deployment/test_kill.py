@@ -129,26 +129,26 @@ def test_any_process_may_be_killed_at_any_moment(
     check(stack, study)
 
 
-def test_worker_that_is_killed_while_training_is_back_within_seconds(stack: Stack) -> None:
-    study = "training"
+@pytest.mark.parametrize("moment", ["training", "sent"])
+def test_a_worker_killed_at_work_is_back_within_seconds(stack: Stack, moment: str) -> None:
+    """At "sent" it may die with half of its answer handed to the SuperNode."""
+    study = f"worker-{moment}"
     launch(stack, study)
     site = stack.opened("north")
-    until(lambda: site.journal.events("training", study=study, round=2), timeout_s=60, what="train")
-    pid = stack.child("north", "worker")
-    os.kill(pid, signal.SIGKILL)
+    until(lambda: site.journal.events(moment, study=study, round=2), timeout_s=60, what=moment)
+    os.kill(stack.child("north", "worker"), signal.SIGKILL)
     killed = time.monotonic()
-    until(lambda: site.journal.events("order lost"), timeout_s=15, what="order given back")
     until(
-        lambda: site.journal.events("sent", study=study, round=2),
-        timeout_s=40,
-        what="second answer",
+        lambda: stack.journal.events("reply accepted", study=study, round=2, site="north"),
+        timeout_s=50,
+        what="the answer of the next worker",
     )
-    assert time.monotonic() - killed < 40
+    assert time.monotonic() - killed < 50
     finish(stack, study)
     check(stack, study)
-    (lost,) = stack.journal.events("order lost", study=study)
-    assert (lost.facts["site"], lost.facts["round"]) == ("north", 2)
-    assert not stack.journal.events("round failed", study=study)
+    lost = stack.journal.events("order lost", study=study)
+    assert {(entry.facts["site"], entry.facts["round"]) for entry in lost} <= {("north", 2)}
+    assert lost or moment == "sent"
 
 
 @pytest.mark.parametrize("name", ["server", "north"])
