@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final
 
 import httpx
@@ -53,16 +54,23 @@ from server.fleet import Delivery
 from server.provisioning import Consortium
 
 _HEARTBEAT_S: Final = 10.0
+_GLANCE_S: Final = 0.05
 _ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
 """What a call to the SuperLink raises when it is down, restarted, or no longer knows our task."""
 
 
 class GridFleet:
-    """The sites that a Flower ``Grid`` reaches, by the name that they were registered under."""
+    """The sites that a Flower ``Grid`` reaches, by the name that they were registered under.
 
-    def __init__(self, grid: Grid, *, online_every_s: float = 1.0) -> None:
+    Replies are pulled by ``pulls`` threads, each of which holds one reply at most: Flower waits, up
+    to three minutes, for a site whose upload is slow or broke off, and the others must not.
+    """
+
+    def __init__(self, grid: Grid, *, online_every_s: float = 1.0, pulls: int = 8) -> None:
         self._grid = grid
+        self._pool = ThreadPoolExecutor(pulls, thread_name_prefix="pull")
+        self._pulling: dict[str, Future[Delivery | None]] = {}
         self._online_every_s = online_every_s
         self._nodes: dict[str, int] = {}
         self._asked = float("-inf")
@@ -86,6 +94,14 @@ class GridFleet:
         return str(ticket)
 
     def collect(self, ticket: str) -> Delivery | None:
+        pull = self._pulling.get(ticket) or self._pool.submit(self._pull, ticket)
+        self._pulling[ticket] = pull
+        if not wait([pull], timeout=_GLANCE_S).done:
+            return None
+        del self._pulling[ticket]
+        return pull.result()
+
+    def _pull(self, ticket: str) -> Delivery | None:
         """Pull one reply. One at a time: Flower loads everything that a call asks for at once."""
         for reply in self._grid.pull_messages([ticket]):
             if reply.has_error():

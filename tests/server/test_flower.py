@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -213,3 +214,35 @@ def test_a_run_that_does_not_start_is_a_failure(world: Any, control: FakeControl
     control.answers = False
     with pytest.raises(FederationError, match="did not start a run"):
         flower.start_run(world.consortium)
+
+
+def test_a_site_whose_upload_stalls_holds_nobody_up() -> None:
+    done = threading.Event()
+
+    class Stalling(FakeGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            (ticket,) = message_ids
+            if ticket == "ticket-1" and ticket in self.replies:
+                done.wait(30)
+            return super().pull_messages([ticket])
+
+    grid = Stalling({"a": 11, "b": 22})
+    sites = fleet(grid)
+    assert sites.online() == {"a", "b"}
+    for site in ("a", "b"):
+        ticket = sites.send(site, "train", pack(ORDER, None), ttl_s=60)
+        order = grid.pushed[-1]
+        order.metadata.__dict__["_message_id"] = ticket
+        grid.replies[ticket] = Message(pack(REPORT, None), reply_to=order)
+    assert sites.collect("ticket-1") is None
+    delivery = sites.collect("ticket-2")
+    assert delivery is not None
+    assert delivery.content is not None
+    assert sites.collect("ticket-1") is None
+    done.set()
+    for _ in range(100):
+        late = sites.collect("ticket-1")
+        if late is not None:
+            break
+    assert late is not None
+    assert late.content is not None
