@@ -183,13 +183,24 @@ def parse_protocol(data: dict[str, Any], *, source: str) -> StudyProtocol:
         return StudyProtocol.model_validate(data)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or 'protocol'}: {item['msg']}"
+            f"  {'.'.join(str(part) for part in item['loc']) or 'protocol'}: {_wrong(item)}"
             for item in error.errors()
         ]
         raise ProtocolError(
             f"{source} is not a valid study protocol ({len(lines)} problems):\n" + "\n".join(lines),
             do="\nCorrect each line named above and publish again.",
         ) from None
+
+
+def _wrong(item: Any) -> str:
+    """Return what is wrong with a key, in words that do not need pydantic."""
+    if item["type"] == "extra_forbidden":
+        return "unknown key"
+    if item["type"] == "missing":
+        return "is missing"
+    if isinstance(item["input"], str | int | float):
+        return f"{item['msg']}; given is {str(item['input'])[:60]!r}"
+    return str(item["msg"])
 
 
 def read_protocol(path: Path) -> StudyProtocol:

@@ -95,7 +95,7 @@ def test_every_wrong_key_and_value_is_named_in_one_pass() -> None:
 @pytest.mark.parametrize("missing", ["study", "title", "expires", "rounds", "training", "privacy"])
 def test_a_missing_key_is_named(missing: str) -> None:
     data = {key: value for key, value in DATA.items() if key != missing}
-    with pytest.raises(ProtocolError, match=rf"1 problems\):\n  {missing}: Field required"):
+    with pytest.raises(ProtocolError, match=rf"1 problems\):\n  {missing}: is missing"):
         parse_protocol(data, source="study.toml")
 
 
