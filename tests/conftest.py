@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -19,6 +20,8 @@ from tests import consortia
 from tests.consortia import World
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("gliofed", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gliofed")
 
 MakeSite = Callable[..., Site]
 

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UpdateError
@@ -40,7 +40,6 @@ def test_masks_of_different_shape_are_not_broadcast() -> None:
         dice(np.zeros((2, 3), bool), np.zeros(3, bool))
 
 
-@settings(deadline=None)
 @given(scores(), scores(), scores())
 def test_scores_are_a_commutative_monoid(a: RegionScores, b: RegionScores, c: RegionScores) -> None:
     assert a + b == b + a
@@ -48,7 +47,6 @@ def test_scores_are_a_commutative_monoid(a: RegionScores, b: RegionScores, c: Re
     assert a + RegionScores() == a
 
 
-@settings(deadline=None)
 @given(scores())
 def test_scores_survive_json(value: RegionScores) -> None:
     assert RegionScores.from_dict(json.loads(json.dumps(value.to_dict()))) == value

@@ -106,7 +106,7 @@ def test_accountant_without_an_answer_stops_everything(path: Path, answer: float
         reserve(ledger)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     taken=st.lists(
         st.tuples(

@@ -41,7 +41,7 @@ def same(one: Arrays, other: Arrays, *, rtol: float = 1e-5) -> bool:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sites=weighted)
 def test_the_order_of_sites_does_not_matter(make: Make, sites: list[tuple[Arrays, float]]) -> None:
     first = combine(make, sites)
@@ -49,19 +49,19 @@ def test_the_order_of_sites_does_not_matter(make: Make, sites: list[tuple[Arrays
         assert same(combine(make, list(order)), first)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(update=updates, weight=st.floats(1e-3, 1e6))
 def test_one_site_alone_is_the_result(make: Make, update: Arrays, weight: float) -> None:
     assert same(combine(make, [(update, weight)]), update)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(update=updates, weights=st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=4))
 def test_agreement_is_kept(make: Make, update: Arrays, weights: list[float]) -> None:
     assert same(combine(make, [(update, weight) for weight in weights]), update)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sites=weighted)
 def test_the_result_lies_between_the_updates(make: Make, sites: list[tuple[Arrays, float]]) -> None:
     result = combine(make, sites)
@@ -71,7 +71,7 @@ def test_the_result_lies_between_the_updates(make: Make, sites: list[tuple[Array
         assert (value <= stack.max(0) + 1e-3).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sites=weighted)
 def test_names_shapes_and_dtype_are_those_of_the_updates(
     make: Make, sites: list[tuple[Arrays, float]]
@@ -81,7 +81,7 @@ def test_names_shapes_and_dtype_are_those_of_the_updates(
     assert all(value.dtype == np.float32 for value in result.values())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sites=weighted)
 def test_updates_are_left_as_they_were(make: Make, sites: list[tuple[Arrays, float]]) -> None:
     before = [{name: value.copy() for name, value in update.items()} for update, _ in sites]
