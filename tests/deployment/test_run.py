@@ -224,5 +224,5 @@ def test_the_decisions_are_signed_by_the_hospitals(stack: Stack) -> None:
         decided = site.decision("pilot")
         assert decided is not None
         (known,) = stack.journal.events("study approved", site=name)
-        assert known.facts["approval"] == decided[1].signature
+        assert known.facts["approval"] == decided[1].to_dict()
         assert isinstance(decided[1], Statement)
