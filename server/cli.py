@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -190,15 +190,15 @@ def _follow(consortium: Consortium, study: str, *, seen: int) -> None:
             time.sleep(0.5)
 
 
-def _show(report: dict[str, object]) -> None:
+def _show(report: dict[str, Any]) -> None:
     if not report["private"]:
         console.warn(f"{report['study']} trains WITHOUT differential privacy.")
     console.say(
         f"\n{report['study']}: {report['title']}\n"
         f"state {report['state']}, rounds {report['rounds_closed']}/{report['rounds_planned']}, "
-        f"approved by {', '.join(report['approved']) or 'nobody yet'}"  # type: ignore[arg-type]
+        f"approved by {', '.join(report['approved']) or 'nobody yet'}"
     )
-    for site, reason in report["declined"].items():  # type: ignore[attr-defined]
+    for site, reason in report["declined"].items():
         console.say(f"{site} declined: {reason}")
     rows = [
         [
@@ -207,7 +207,7 @@ def _show(report: dict[str, object]) -> None:
             ", ".join(f"{site} ({why})" for site, why in r["dropped"].items()) or "-",
             float(r["seconds"]),
         ]
-        for r in report["rounds"]  # type: ignore[attr-defined]
+        for r in report["rounds"]
     ]
     if rows:
         console.show_table("Rounds", ["round", "took part", "dropped out", "seconds"], rows)
@@ -217,7 +217,7 @@ def _show(report: dict[str, object]) -> None:
             site,
             *(float(dice.get(region, float("nan"))) for region in ("WT", "TC", "ET")),
         ]
-        for e in report["evaluations"]  # type: ignore[attr-defined]
+        for e in report["evaluations"]
         for site, dice in e["dice"].items()
     ]
     if scores:
@@ -225,7 +225,7 @@ def _show(report: dict[str, object]) -> None:
         console.show_table(title, ["round", "site", "WT", "TC", "ET"], scores)
     spent = [
         [site, float(s["epsilon"]), f"{s['delta']:g}", s["steps"]]
-        for site, s in report["privacy_spent"].items()  # type: ignore[attr-defined]
+        for site, s in report["privacy_spent"].items()
     ]
     if spent:
         console.show_table(

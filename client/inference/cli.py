@@ -36,12 +36,12 @@ def segment(
     from client.site import Site
     from client.training import choose_execution
 
-    if (model is None) == (site is None):
-        raise ModelError("Say which model to use.", do="Give either --model or --site.")
-    if site is not None:
+    if site is not None and model is None:
         chosen, trusted = active_model(Site.open(site)), True
+    elif model is not None and site is None:
+        chosen, trusted = open_model(model), False
     else:
-        chosen, trusted = open_model(model), False  # type: ignore[arg-type]
+        raise ModelError("Say which model to use.", do="Give either --model or --site.")
     with console.working("Segmenting"):
         result = run_segment(case, out, chosen, execution=choose_execution(), trusted=trusted)
     if json:

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from client.cohort import read_cohort, split
+from client.cohort import Case, read_cohort, split
 from client.imaging.nifti import read_volume
 from client.site import Site
 from client.studies import open_ledger
@@ -24,9 +24,8 @@ def held_out(folder: str) -> None:
     site = Site.open(Path(folder))
     cases = split(read_cohort(site.data), "demo").test
 
-    def tumour(case: object) -> int:
-        label = case.label  # type: ignore[attr-defined]
-        return int((read_volume(label, empty_ok=True).data > 0).sum())
+    def tumour(case: Case) -> int:
+        return int((read_volume(case.label, empty_ok=True).data > 0).sum()) if case.label else 0
 
     chosen = max(cases, key=tumour)
     print(chosen.images["t1c"].path.parent)  # noqa: T201
