@@ -11,11 +11,12 @@ Invariants:
   empty draw is a step: it adds its noise and is charged.
 - Adding or removing one patient moves the sum by at most C, whatever the patient's images hold: an
   unreadable scan or a gradient that is not finite counts as zero, and no step is ever skipped.
-- Draws, noise and crops come from the operating system's entropy through AES-CTR. Gradients and
-  noise are whole multiples of one grid, so that their sum is exact and its last bits tell nothing
-  (Mironov 2012, "On significance of the least significant bits for differential privacy").
+- Draws, noise and crops come from the operating system's entropy, or the result says that it is
+  not safe. Gradients and noise are whole multiples of one grid and their sum is exact:
+  ``client.noise`` says why that matters and what remains.
+- Sampling, clip, noise and optimiser are in one place, however many devices compute gradients.
 
-Out of scope: the caps (``common.privacy``), what a failure or a duration tells about the patients.
+Out of scope: the caps (``common.ledger``), what a failure or a duration tells about the patients.
 
 Source: Abadi et al. 2016, "Deep learning with differential privacy", arXiv:1607.00133; several
 crops of one patient share a clip as in De et al. 2022, arXiv:2204.13650.
@@ -24,19 +25,23 @@ crops of one patient share a clip as in De et al. 2022, arXiv:2204.13650.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from numpy.typing import NDArray
 
+from client.noise import RandomBytes as RandomBytes
+from client.noise import SystemRandom as SystemRandom
+from client.noise import check_exact, uniforms
+from client.noise import grid as grid
+from client.noise import noise as noise
 from client.training import (
     ExecutionOptions,
     Learner,
@@ -47,18 +52,14 @@ from client.training import (
     drawing,
 )
 from common.errors import PrivacyError
-from common.privacy import Cap, Ledger, Mechanism
+from common.ledger import Ledger
+from common.low_rank import Subspace
+from common.privacy import Cap, Mechanism
 from common.protocol import PrivacyOptions, TrainingOptions
 
-_GRID_BITS: Final = 32
-"""The grid is the power of two at or below the clipping norm, over 2**32: sums of 2**20 patients
-and noise of 10,000 clipping norms stay whole numbers below 2**53, exact in float64."""
+_LOG = logging.getLogger(__name__)
 
-_MARGIN: Final = 1 - 2.0**-40
-"""Keeps a clipped gradient inside the norm whatever float64 rounds."""
-
-RandomBytes = Callable[[int], bytes]
-"""Gives that many unpredictable bytes, never the same twice."""
+_ROUNDING: Final = 2.0**-53
 
 
 class Charge(Protocol):
@@ -76,14 +77,18 @@ class Charge(Protocol):
 
 @dataclass(frozen=True)
 class LedgerCharge:
-    """Charges each step to the hospital's ledger."""
+    """Charges each step to the hospital's ledger, to everybody who might be drawn.
+
+    ``patients`` are the pseudonyms of all patients of the training, drawn or not.
+    """
 
     ledger: Ledger
     study: str
     protocol: str
     round_number: int
+    patients: frozenset[str]
     study_cap: Cap
-    site_cap: Cap
+    patient_cap: Cap
 
     @contextlib.contextmanager
     def __call__(self, mechanism: Mechanism, *, clipping_norm: float) -> Iterator[None]:
@@ -91,11 +96,13 @@ class LedgerCharge:
             study=self.study,
             protocol=self.protocol,
             round_number=self.round_number,
+            purpose="training",
+            patients=self.patients,
             mechanism=mechanism,
             clipping_norm=clipping_norm,
             steps=1,
             study_cap=self.study_cap,
-            site_cap=self.site_cap,
+            patient_cap=self.patient_cap,
         )
         yield
         self.ledger.confirm(number)
@@ -118,43 +125,33 @@ class CountingCharge:
         self.confirmed += 1
 
 
-class SystemRandom:
-    """AES-256-CTR under a key of the operating system: ``RandomBytes`` for everything private."""
+def sample(entropy: RandomBytes, count: int, *, rate: float) -> list[int]:
+    """Return the places of those of ``count`` patients who are drawn: Poisson sampling.
 
-    def __init__(self) -> None:
-        cipher = Cipher(algorithms.AES(secrets.token_bytes(32)), modes.CTR(bytes(16)))
-        self._stream = cipher.encryptor()
-
-    def __call__(self, count: int) -> bytes:
-        return self._stream.update(bytes(count))
-
-
-def uniforms(entropy: RandomBytes, count: int) -> NDArray[np.float64]:
-    """Return ``count`` numbers from [0, 1), multiples of 2**-53."""
-    whole = np.frombuffer(entropy(8 * count), "<u8") >> np.uint64(11)
-    return whole.astype(np.float64) * 2.0**-53
-
-
-def normals(entropy: RandomBytes, count: int) -> NDArray[np.float64]:
-    """Return ``count`` standard normal numbers by Box and Muller 1958, in float64."""
-    half = (count + 1) // 2
-    # 1 - u lies in (0, 1], where the logarithm is finite.
-    radius = np.sqrt(-2 * np.log(1 - uniforms(entropy, half)))
-    angle = 2 * np.pi * uniforms(entropy, half)
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    Each is drawn with chance ``rate``, to 2**-53, whatever becomes of the others.
+    """
+    return [int(place) for place in np.flatnonzero(uniforms(entropy, count) < rate)]
 
 
 def clip(gradient: torch.Tensor, clipping_norm: float) -> torch.Tensor:
-    """Return a flat float64 gradient, scaled down to ``clipping_norm`` if its L2 norm is above."""
+    """Return a flat float64 gradient, scaled down to ``clipping_norm`` if its L2 norm is above.
+
+    The result's true norm is never above it, whatever float64 rounds: the norm of n numbers is
+    computed to n / 2 + 5 roundings, however they are added, and so much less is allowed. A gradient
+    that is not finite becomes zero.
+    """
     # The largest entry is taken out first: squares of huge entries would overflow.
     largest = float(gradient.abs().max()) if gradient.numel() else 0.0
     if largest == 0.0:
         return gradient
+    if not math.isfinite(largest):
+        return torch.zeros_like(gradient)
+    margin = 1 - (gradient.numel() + 16) * _ROUNDING
     scaled = gradient / largest
     length = float(torch.linalg.vector_norm(scaled))
-    if largest * length <= clipping_norm * _MARGIN:
+    if largest * length <= clipping_norm * margin:
         return gradient
-    return scaled * (clipping_norm / length * _MARGIN)
+    return scaled * (clipping_norm / length * margin)
 
 
 def clipped_sum(
@@ -163,30 +160,19 @@ def clipped_sum(
     """Return the sum of the clipped gradients on the grid, and how many of them were None.
 
     Clipped gradients are cut towards zero, to whole multiples of ``grid(clipping_norm)``, which
-    never makes them longer.
+    never makes them longer. The sum is exact: the order does not matter.
+
+    Raises PrivacyError (code ``privacy-exact``) where it would not be.
     """
     unit = grid(clipping_norm)
     total, missing = zero.clone(), 0
-    for gradient in gradients:
+    for count, gradient in enumerate(gradients, start=1):
+        check_exact(count, noise_multiplier=0.0, clipping_norm=clipping_norm)
         if gradient is None:
             missing += 1
         else:
             total += torch.trunc(clip(gradient, clipping_norm) / unit)
     return total * unit, missing
-
-
-def grid(clipping_norm: float) -> float:
-    """Return the grid that gradients and noise are rounded to, a power of two."""
-    return 2.0 ** (math.floor(math.log2(clipping_norm)) - _GRID_BITS)
-
-
-def noise(
-    entropy: RandomBytes, count: int, *, noise_multiplier: float, clipping_norm: float
-) -> torch.Tensor:
-    """Return Gaussian noise of deviation ``noise_multiplier * clipping_norm``, on the grid."""
-    unit = grid(clipping_norm)
-    scale = noise_multiplier * clipping_norm / unit
-    return torch.from_numpy(np.rint(normals(entropy, count) * scale) * unit)
 
 
 def refuse_batch_statistics(network: torch.nn.Module) -> None:
@@ -212,16 +198,19 @@ def train_privately(
     charge: Charge,
     *,
     execution: ExecutionOptions,
+    subspace: Subspace | None = None,
     entropy: RandomBytes | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train ``network`` in place for ``local_steps`` private steps and return its update.
 
-    ``entropy`` is ``SystemRandom()`` if it is None, as it must be outside tests.
+    ``subspace`` is needed where low rank is trained. ``entropy`` is ``SystemRandom()`` if it is
+    None; with any other, as tests have it, the result says that it is not ``safe``: who knows the
+    entropy can take the noise off.
 
-    Raises PrivacyError: before anything, for a network with batch statistics or a protocol
-    without privacy; before a step that ``charge`` does not allow, with the network as the steps
-    before left it.
+    Raises PrivacyError: before anything, for a network with batch statistics, a protocol without
+    privacy or one whose sums would not be exact; before a step that ``charge`` does not allow,
+    with the network as the steps before left it. Raises ProtocolError as ``Learner`` does.
     """
     if privacy.mode != "patient-dp":
         raise PrivacyError(
@@ -230,36 +219,50 @@ def train_privately(
             code="privacy-mode",
         )
     refuse_batch_statistics(network)
+    check_exact(
+        len(patients),
+        noise_multiplier=privacy.noise_multiplier,
+        clipping_norm=privacy.clipping_norm,
+    )
+    safe = entropy is None
+    if entropy is None:
+        entropy = SystemRandom()
+    else:
+        _LOG.warning("The noise is not from the operating system: the update must not leave.")
     started = time.monotonic()
-    entropy = entropy or SystemRandom()
     mechanism = Mechanism(privacy.noise_multiplier, privacy.sampling_rate)
-    learner = Learner(network, options, execution)
+    learner = Learner(network, options, execution, subspace=subspace)
     unusable = 0
-    for step in range(options.local_steps):
-        with charge(mechanism, clipping_norm=privacy.clipping_norm):
-            drawn = uniforms(entropy, len(patients)) < privacy.sampling_rate
-            # A patient's crops have a seed of their own: they do not depend on who else is drawn.
-            draws = [
-                drawing(patients[place], options, _generator(entropy))
-                for place in np.flatnonzero(drawn).tolist()
-            ]
-            total, missing = clipped_sum(
-                contributions(learner, draws, prefetch=execution.prefetch),
-                learner.zero(),
-                clipping_norm=privacy.clipping_norm,
-            )
-            total += noise(
-                entropy,
-                learner.size,
-                noise_multiplier=privacy.noise_multiplier,
-                clipping_norm=privacy.clipping_norm,
-            ).to(total.device)
-            learner.step(total / (privacy.sampling_rate * privacy.nominal_patients))
-        unusable += missing
-        if progress is not None:
-            progress(step + 1, options.local_steps)
+    # Noise is drawn while gradients are computed. All other draws of a step come before it, so
+    # that what each of them gets does not depend on who is faster.
+    with ThreadPoolExecutor(1) as background:
+        for step in range(options.local_steps):
+            with charge(mechanism, clipping_norm=privacy.clipping_norm):
+                # A patient's crops have a seed of their own: they do not depend on who else is
+                # drawn.
+                draws = [
+                    drawing(patients[place], options, _generator(entropy))
+                    for place in sample(entropy, len(patients), rate=privacy.sampling_rate)
+                ]
+                noises = background.submit(
+                    noise,
+                    entropy,
+                    learner.size,
+                    noise_multiplier=privacy.noise_multiplier,
+                    clipping_norm=privacy.clipping_norm,
+                )
+                total, missing = clipped_sum(
+                    contributions(learner, draws, prefetch=execution.prefetch),
+                    learner.zero(),
+                    clipping_norm=privacy.clipping_norm,
+                )
+                total += noises.result().to(total.device)
+                learner.step(total / (privacy.sampling_rate * privacy.nominal_patients))
+            unusable += missing
+            if progress is not None:
+                progress(step + 1, options.local_steps)
     return TrainingResult(
-        learner.update(), options.local_steps, time.monotonic() - started, unusable
+        learner.update(), options.local_steps, time.monotonic() - started, unusable, safe=safe
     )
 
 

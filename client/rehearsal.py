@@ -6,10 +6,14 @@ Phantoms are synthetic patients: nothing here touches a patient, the ledger or t
 from __future__ import annotations
 
 import functools
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+import torch
 
 from client.cohort import read_cohort, split
 from client.evaluation import evaluate
@@ -17,7 +21,7 @@ from client.imaging.cache import PreparedCache
 from client.phantoms import PROFILES, write_cohort
 from client.private_training import CountingCharge, train_privately
 from client.studies import mean_dice
-from client.training import ExecutionOptions, Patient, Progress, train
+from client.training import ExecutionOptions, Patient, Progress, Subspace, train
 from common.networks import build, load_arrays, state_arrays
 from common.protocol import (
     NetworkOptions,
@@ -30,6 +34,16 @@ from common.weights import Arrays
 
 PHASES: Final = ((2e-3, 0.5), (1e-3, 0.3), (3e-4, 0.2))
 """Learning rate and share of the steps of each phase of pre-training."""
+
+MEASURED: Final = TrainingOptions(local_steps=2, crop_size=(64, 64, 64), learning_rate=1e-3)
+"""The steps by which precisions are compared, with crops and network as a protocol has them if it
+says nothing else. The last is measured; those before it warm up."""
+
+_TURNS: Final = 3
+_WORTH: Final = 1.05
+"""Times that bfloat16 must be faster to be advised: float32 rounds less."""
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def rehearse(
@@ -78,6 +92,9 @@ def rehearse(
         progress=functools.partial(progress, "private training"),
     )
     seconds["private_training"] = result.seconds
+    by_precision = compare_precisions(
+        loaders[0], execution=execution, progress=functools.partial(progress, "precision")
+    )
     began = time.monotonic()
     scores = evaluate(network, loaders[0], crop_size=(48, 48, 48), execution=execution)
     seconds["prediction_per_case"] = (time.monotonic() - began) / len(loaders[0])
@@ -89,9 +106,49 @@ def rehearse(
         "steps_charged": charge.confirmed,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "seconds_per_step": round(result.seconds / steps, 2),
+        "precision": execution.precision,
+        "seconds_by_precision": {name: round(value, 4) for name, value in by_precision.items()},
+        "site_toml": f'precision = "{advise(by_precision)}"',
         "dice_untrained": mean_dice(scores),
         "folder": str(folder),
     }
+
+
+def compare_precisions(
+    patient: Patient, *, execution: ExecutionOptions, progress: Progress
+) -> dict[Precision, float]:
+    """Return the median seconds of one private step on ``patient`` in each precision.
+
+    They take turns, so that the machine is the same for both. A device without bfloat16 has
+    float32 alone.
+    """
+    kinds: list[Precision] = ["float32"]
+    if torch.amp.is_autocast_available(torch.device(execution.device).type):
+        kinds.append("bfloat16")
+    case = patient[0]()  # reading a scan takes as long in both
+    privacy = PrivacyOptions(sampling_rate=1.0, nominal_patients=1)
+    seconds: dict[Precision, list[float]] = {kind: [] for kind in kinds}
+    for turn in range(_TURNS):
+        for kind in kinds:
+            ends: list[float] = []
+            train_privately(
+                build(NetworkOptions(), seed=0),
+                [[lambda: case]],
+                MEASURED,
+                privacy,
+                CountingCharge(),
+                execution=replace(execution, precision=kind),
+                progress=lambda *_, ends=ends: ends.append(time.monotonic()),
+            )
+            seconds[kind].append(ends[-1] - ends[-2])
+        progress(turn + 1, _TURNS)
+    return {kind: statistics.median(taken) for kind, taken in seconds.items()}
+
+
+def advise(seconds: Mapping[Precision, float]) -> Precision:
+    """Return the precision to use, by the seconds that each took."""
+    faster = seconds.get("bfloat16", float("inf")) * _WORTH < seconds["float32"]
+    return "bfloat16" if faster else "float32"
 
 
 def pretrain(
@@ -150,7 +207,7 @@ def pretrain(
 def train_alone(
     protocol: StudyProtocol,
     weights: Arrays,
-    patients: list[Patient],
+    patients: Sequence[Patient],
     *,
     private: bool,
     execution: ExecutionOptions,
@@ -174,6 +231,7 @@ def train_alone(
         def told(done: int, total: int, *, before: int = number * steps) -> None:
             progress(before + done, total * protocol.rounds)
 
+        subspace = Subspace(protocol.seed, number + 1)
         if private and protocol.private:
             train_privately(
                 network,
@@ -182,6 +240,7 @@ def train_alone(
                 protocol.privacy,
                 CountingCharge(),
                 execution=execution,
+                subspace=subspace,
                 progress=told,
             )
         else:
@@ -191,6 +250,7 @@ def train_alone(
                 options,
                 seed=protocol.seed + number,
                 execution=execution,
+                subspace=subspace,
                 progress=told,
             )
     return state_arrays(network)

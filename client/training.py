@@ -5,105 +5,69 @@ gradient, the mean over them; the loss of a crop depends on that crop alone; wha
 contributes depends on nothing but the weights, the patient and the random numbers handed in.
 ``ExecutionOptions`` change speed and rounding, never what is computed or what it costs in privacy.
 
+Several devices share the crops of one patient, and one place does all the rest: who is drawn, the
+clip, the noise and the optimiser. torch's DistributedDataParallel would share the patients instead.
+It averages gradients over its ranks in the backward pass, before anybody could clip those of one
+patient, and it waits for all ranks, so that one which happened to draw nobody stops the others.
+
 Out of scope: clipping and noise (``client.private_training``), scores (``client.evaluation``).
 """
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from common.errors import CaseError
-from common.networks import trainable_names
+from client.crops import Crops as Crops
+from client.crops import Patient as Patient
+from client.crops import PreparedCase as PreparedCase
+from client.crops import draw_crops as draw_crops
+from client.crops import draw_patient as draw_patient
+from client.execution import ExecutionOptions as ExecutionOptions
+from client.execution import choose_device as choose_device
+from client.execution import choose_execution as choose_execution
+from client.execution import choose_precision as choose_precision
+from common.errors import CaseError, ProtocolError
+from common.low_rank import Subspace as Subspace
+from common.low_rank import basis
+from common.networks.segresnet import PaddedNetwork
+from common.parameters import update_shapes
 from common.protocol import TrainingOptions
-from common.regions import labels_to_regions
 
 _LOG = logging.getLogger(__name__)
 
-
-class PreparedCase(Protocol):
-    """What training reads of a prepared case."""
-
-    @property
-    def image(self) -> NDArray[np.float32]:
-        """Normalised image, (4, X, Y, Z), 0 outside the brain."""
-
-    @property
-    def labels(self) -> NDArray[np.uint8] | None:
-        """Label map, (X, Y, Z)."""
-
-
-Patient = Sequence[Callable[[], PreparedCase]]
-"""One loader for each scan session of a patient, called when that scan is drawn."""
-
 Progress = Callable[[int, int], None]
 """Told after each step how many are done, of how many."""
-
-Crops = tuple[torch.Tensor, torch.Tensor]
-"""Images (K, 4, *crop) float32 and regions (K, 3, *crop) uint8, on the CPU."""
-
-
-@dataclass(frozen=True)
-class ExecutionOptions:
-    """How a machine computes. Nothing here can change the privacy that is promised."""
-
-    device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass; weights, norms and sums stay float32 or wider."""
-    channels_last: bool = True
-    prefetch: int = 2
-    """Patients whose crops are drawn in the background; 0 draws them when they are needed."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """What a site's training gave.
 
-    ``update`` is the change of each trained array. ``seconds`` and ``unusable``, the number of
-    contributions that were zero because a scan could not be read or a gradient was not finite,
-    depend on patients without noise: they are for the hospital's own eyes.
+    ``update`` is the change of each trained array, or its factor B (``common.low_rank``).
+    ``seconds`` and ``unusable``, the number of contributions that were zero because a scan could
+    not be read or a gradient was not finite, depend on patients without noise: they are for the
+    hospital's own eyes.
     """
 
     update: dict[str, NDArray[np.float32]]
     steps: int
     seconds: float
     unusable: int
-
-
-def choose_device() -> torch.device:
-    """Return the fastest kind of device that this machine has."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def choose_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
-    """Return bfloat16 on a GPU that has it, float32 elsewhere: on CPUs it is often slower."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16"
-    return "float32"
-
-
-def choose_execution(device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> ExecutionOptions:
-    """Return the options for this machine, on its fastest device or on the one that is named."""
-    chosen = choose_device() if device == "auto" else torch.device(device)
-    return ExecutionOptions(
-        device=chosen.type,
-        precision=choose_precision(chosen),
-        channels_last=chosen.type != "mps",  # which has no such kernels for volumes
-    )
+    safe: bool
+    """Whether every step had clipping and noise from the operating system's entropy. Under a
+    protocol with privacy no other update may leave."""
 
 
 def dice_bce(logits: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
@@ -123,141 +87,132 @@ def dice_bce(logits: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     return dice.mean(1) + entropy.flatten(1).mean(1)
 
 
-def draw_crops(
-    case: PreparedCase,
-    options: TrainingOptions,
-    rng: np.random.Generator,
-    *,
-    count: int | None = None,
-) -> Crops:
-    """Return ``count`` random crops of a case, ``crops_per_patient`` by default.
+@dataclass
+class _Replica:
+    """The network on one device, which computes the gradient of a share of a patient's crops."""
 
-    With ``foreground_probability`` a crop is centred on a random tumour voxel, if there is one,
-    else its place is uniform. Where the volume is smaller than the crop, zeros fill up.
+    network: torch.nn.Module
+    trained: dict[str, torch.nn.Parameter]
+    bases: dict[str, torch.Tensor]
+    """A of each parameter that changes by low rank."""
+    device: torch.device
+    execution: ExecutionOptions
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    """One for as long as the replica lives: cuDNN keeps its plans for each thread."""
 
-    Raises CaseError for a case without labels.
-    """
-    count = options.crops_per_patient if count is None else count
-    labels = case.labels
-    if labels is None:
-        raise CaseError(
-            "A case without a label map cannot be trained on.",
-            do="Add its label map or leave the case out of the cohort.",
-            code="case-unlabelled",
+    def gradient(self, images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+        """Return the flat gradient of the mean loss over these crops, on this device."""
+        images = self._moved(images).to(next(iter(self.trained.values())).dtype)
+        if self.execution.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last_3d)
+        # Autocast is of the thread that enters it.
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.execution.precision == "bfloat16"
+        ):
+            logits = self.network(images)
+        loss = dice_bce(logits, self._moved(regions)).mean()
+        parts = torch.autograd.grad(
+            loss, list(self.trained.values()), allow_unused=True, materialize_grads=True
         )
-    tumour = np.flatnonzero(labels)
-    images = np.zeros((count, case.image.shape[0], *options.crop_size), np.float32)
-    regions = np.zeros((count, 3, *options.crop_size), np.uint8)
-    for image, region in zip(images, regions, strict=True):
-        centre: Sequence[np.intp] | None = None
-        if tumour.size and rng.random() < options.foreground_probability:
-            centre = np.unravel_index(rng.choice(tumour), labels.shape)
-        source, target = _window(labels.shape, options.crop_size, centre, rng)
-        image[:, *target] = case.image[:, *source]
-        region[:, *target] = labels_to_regions(labels[source])
-        if options.augmentation == "light":
-            _augment(image, region, rng)
-    return torch.from_numpy(images), torch.from_numpy(regions)
+        return torch.cat(
+            [
+                # W = W0 + B A, so that the gradient of B is that of W times A transposed.
+                (part.flatten(1) @ self.bases[name].T if name in self.bases else part).reshape(-1)
+                for name, part in zip(self.trained, parts, strict=True)
+            ]
+        )
 
-
-def _window(
-    shape: Sequence[int],
-    crop: Sequence[int],
-    centre: Sequence[np.intp] | None,
-    rng: np.random.Generator,
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return the slices to read from a volume and to write in a crop."""
-    source, target = [], []
-    for axis, (size, wanted) in enumerate(zip(shape, crop, strict=True)):
-        taken, spare = min(size, wanted), max(0, size - wanted)
-        if centre is None:
-            start = int(rng.integers(0, spare + 1))
-        else:
-            start = min(max(int(centre[axis]) - wanted // 2, 0), spare)
-        offset = (wanted - taken) // 2
-        source.append(slice(start, start + taken))
-        target.append(slice(offset, offset + taken))
-    return tuple(source), tuple(target)
-
-
-def _augment(
-    image: NDArray[np.float32], region: NDArray[np.uint8], rng: np.random.Generator
-) -> None:
-    """Flip, rescale, shift and add noise, in place; outside the brain stays 0."""
-    axes = tuple(axis for axis in (1, 2, 3) if rng.random() < 0.5)
-    image[...] = np.flip(image, axes)
-    region[...] = np.flip(region, axes)
-    brain = (image != 0).any(axis=0)
-    scale = rng.uniform(0.9, 1.1, (4, 1)).astype(np.float32)
-    shift = rng.uniform(-0.1, 0.1, (4, 1)).astype(np.float32)
-    values = image[:, brain] * scale + shift
-    values += rng.uniform(0, 0.1) * rng.standard_normal(values.shape, np.float32)
-    image[:, brain] = values
-
-
-def draw_patient(patient: Patient, options: TrainingOptions, rng: np.random.Generator) -> Crops:
-    """Return ``crops_per_patient`` crops, each from a random one of the patient's scans.
-
-    Raises CaseError if a scan cannot be read.
-    """
-    drawn = rng.integers(0, len(patient), options.crops_per_patient)
-    scans, counts = np.unique(drawn, return_counts=True)
-    parts = [
-        draw_crops(patient[scan](), options, rng, count=int(count))
-        for scan, count in zip(scans, counts, strict=True)
-    ]
-    return torch.cat([images for images, _ in parts]), torch.cat([regions for _, regions in parts])
+    def _moved(self, part: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            return part.pin_memory().to(self.device, non_blocking=True)
+        return part.to(self.device)
 
 
 class Learner:
     """The trainable part of a network, with its optimiser; everything else is frozen.
 
-    The network is moved to the device and trained in place.
+    The network is moved to the first device and trained in place; each further device has a copy,
+    which follows it step by step. ``subspace`` is needed where low rank is trained.
+
+    Raises ProtocolError if a group of the options has no parameter in the network, or (code
+    ``model-subspace``) if low rank is to be trained without a subspace.
     """
 
     def __init__(
-        self, network: torch.nn.Module, options: TrainingOptions, execution: ExecutionOptions
+        self,
+        network: torch.nn.Module,
+        options: TrainingOptions,
+        execution: ExecutionOptions,
+        *,
+        subspace: Subspace | None = None,
     ) -> None:
-        self._network = network.to(execution.device).train()
+        network.to(execution.device).train()
         if execution.channels_last:
             network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self._execution = execution
-        self.device = torch.device(execution.device)
+        device = torch.device(execution.device)
         # MPS has no float64: sums over patients are then kept on the CPU.
-        self.exact_device = torch.device("cpu") if self.device.type == "mps" else self.device
-        wanted = set(trainable_names(network, options.trainable))
-        self._parameters = {n: p for n, p in network.named_parameters() if n in wanted}
+        self.exact_device = torch.device("cpu") if device.type == "mps" else device
+        kind = network.kind if isinstance(network, PaddedNetwork) else ""
+        shapes = {n: tuple(p.shape) for n, p in network.named_parameters()}
+        wanted = update_shapes(shapes, kind, options)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in wanted)
             parameter.grad = None
-        self._before = {n: p.detach().clone() for n, p in self._parameters.items()}
-        self.size = sum(parameter.numel() for parameter in self._parameters.values())
-        trained = list(self._parameters.values())
+        # More devices than crops would have nothing to do.
+        self._replicas = [
+            _replica(network if place == 0 else copy.deepcopy(network), name, execution)
+            for place, name in enumerate(execution.devices[: options.crops_per_patient])
+        ]
+        trained = self._replicas[0].trained
+        self._before = {name: p.detach().clone() for name, p in trained.items()}
+        self._leading = dict(trained)
+        """What the optimiser changes: a parameter, or in its place its factor B."""
+        for name, parameter in trained.items():
+            if wanted[name] == tuple(parameter.shape):
+                continue
+            if subspace is None:
+                raise ProtocolError(
+                    "Low rank is to be trained, but not in which round of which protocol.",
+                    do="Name the subspace.",
+                    code="model-subspace",
+                )
+            self._leading[name] = torch.nn.Parameter(parameter.new_zeros(wanted[name]))
+            known = basis(
+                name,
+                seed=subspace.seed,
+                round_number=subspace.round_number,
+                rank=options.rank,
+                columns=math.prod(parameter.shape[1:]),
+            )
+            for replica in self._replicas:
+                replica.bases[name] = torch.from_numpy(known).to(parameter.dtype).to(replica.device)
+        leading = list(self._leading.values())
+        self.size = sum(values.numel() for values in leading)
         self._optimizer: torch.optim.Optimizer
         if options.optimizer == "adam":
-            self._optimizer = torch.optim.Adam(trained, options.learning_rate)
+            self._optimizer = torch.optim.Adam(leading, options.learning_rate)
         else:
             self._optimizer = torch.optim.SGD(
-                trained, options.learning_rate, momentum=options.momentum
+                leading, options.learning_rate, momentum=options.momentum
             )
 
     def gradient(self, crops: Crops) -> torch.Tensor:
         """Return the gradient of one patient's mean loss, flat, float64 on ``exact_device``."""
-        kind = next(iter(self._parameters.values())).dtype
-        images, regions = (self._moved(part) for part in crops)
-        images = images.to(kind)
-        if self._execution.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self._execution.precision == "bfloat16"
-        ):
-            logits = self._network(images)
-        loss = dice_bce(logits, regions).mean()
-        parts = torch.autograd.grad(
-            loss, list(self._parameters.values()), allow_unused=True, materialize_grads=True
-        )
-        flat = torch.cat([part.reshape(-1) for part in parts])
-        return flat.to(self.exact_device).double()
+        first = self._replicas[0]
+        count = len(crops[0])
+        if len(self._replicas) == 1 or count == 1:
+            return first.gradient(*crops).to(self.exact_device).double()
+        parts = min(len(self._replicas), count)
+        shares = list(zip(*(part.tensor_split(parts) for part in crops), strict=True))
+        others = [
+            replica.thread.submit(replica.gradient, *share)
+            for replica, share in zip(self._replicas[1:], shares[1:], strict=False)
+        ]
+        total = self.zero()
+        found = [first.gradient(*shares[0]), *(other.result() for other in others)]
+        for (images, _), part in zip(shares, found, strict=True):
+            total += part.to(self.exact_device).double() * (len(images) / count)
+        return total
 
     def zero(self) -> torch.Tensor:
         """Return the gradient of nobody."""
@@ -265,24 +220,38 @@ class Learner:
 
     def step(self, gradient: torch.Tensor) -> None:
         """Let the optimiser follow ``gradient``, which is flat."""
-        sizes = [parameter.numel() for parameter in self._parameters.values()]
-        parts = torch.split(gradient, sizes)
-        for parameter, part in zip(self._parameters.values(), parts, strict=True):
-            parameter.grad = part.to(parameter.dtype).to(self.device).reshape(parameter.shape)
+        sizes = [values.numel() for values in self._leading.values()]
+        for values, part in zip(self._leading.values(), torch.split(gradient, sizes), strict=True):
+            values.grad = part.to(values.dtype).to(values.device).reshape(values.shape)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        first = self._replicas[0]
+        with torch.no_grad():
+            for name, known in first.bases.items():
+                change = (self._leading[name] @ known).reshape(first.trained[name].shape)
+                first.trained[name].copy_(self._before[name] + change)
+            for replica in self._replicas[1:]:
+                for name, parameter in first.trained.items():
+                    replica.trained[name].copy_(parameter, non_blocking=True)
 
     def update(self) -> dict[str, NDArray[np.float32]]:
-        """Return the change of each trained array since the start."""
+        """Return what changed since the start: of each parameter, or its factor B."""
+        bases = self._replicas[0].bases
+        changes = {
+            name: values.detach() if name in bases else values.detach() - self._before[name]
+            for name, values in self._leading.items()
+        }
+        # The copy is for B, which the optimiser would go on to change.
         return {
-            name: (parameter.detach() - self._before[name]).float().cpu().contiguous().numpy()
-            for name, parameter in self._parameters.items()
+            name: np.array(change.float().cpu().contiguous().numpy())
+            for name, change in changes.items()
         }
 
-    def _moved(self, part: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            return part.pin_memory().to(self.device, non_blocking=True)
-        return part.to(self.device)
+
+def _replica(network: torch.nn.Module, device: str, execution: ExecutionOptions) -> _Replica:
+    network = network.to(device)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    return _Replica(network, trained, {}, torch.device(device), execution)
 
 
 def drawing(
@@ -335,6 +304,7 @@ def train(
     *,
     seed: int,
     execution: ExecutionOptions,
+    subspace: Subspace | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train ``network`` in place for ``local_steps`` without privacy, and return its update.
@@ -342,7 +312,7 @@ def train(
     Each step takes the next ``patients_per_step`` patients of a shuffled round through all, or
     all if they are fewer, and follows the mean of their gradients. ``seed`` decides all draws.
 
-    Raises CaseError (code ``case-none``) without patients.
+    Raises CaseError (code ``case-none``) without patients, ProtocolError as ``Learner`` does.
     """
     if not patients:
         raise CaseError(
@@ -350,7 +320,7 @@ def train(
         )
     started = time.monotonic()
     rng = np.random.default_rng(seed)
-    learner = Learner(network, options, execution)
+    learner = Learner(network, options, execution, subspace=subspace)
     queue: deque[int] = deque()
     unusable = 0
     for step in range(options.local_steps):
@@ -373,5 +343,9 @@ def train(
         if progress is not None:
             progress(step + 1, options.local_steps)
     return TrainingResult(
-        learner.update(), options.local_steps, time.monotonic() - started, unusable
+        learner.update(),
+        options.local_steps,
+        time.monotonic() - started,
+        unusable,
+        safe=False,
     )

@@ -1,4 +1,4 @@
-"""Which parameters of a network a study trains, told by their names alone.
+"""Which parameters of a network a study trains, told by their names and shapes alone.
 
 Coordinator and site must agree on it without the coordinator loading torch: the site trains and
 sends exactly these arrays, the coordinator accepts exactly these. Fewer trained parameters mean
@@ -7,11 +7,13 @@ less noise under privacy (it grows with the square root of their number) and sma
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from common.errors import ProtocolError
+from common.protocol import TrainingOptions
 
 _SEGRESNET: Final = {
     "norms": re.compile(r"(^|\.)(norm\d+|conv_final\.0)\.(weight|bias)$"),
@@ -19,6 +21,11 @@ _SEGRESNET: Final = {
     "last_decoder": re.compile(r"(^|\.)(up_layers|up_samples)\.{last}\."),
 }
 GROUPS: Final = {"segresnet": _SEGRESNET}
+LOW_RANK: Final = "low_rank"
+"""The group of convolutions that change by a product of low rank; see ``common.low_rank``."""
+
+_VOLUME_KERNEL: Final = 5
+"""Axes of the weight of a convolution over volumes: out, in, X, Y, Z."""
 
 
 def trainable_names(names: Iterable[str], network: str, groups: tuple[str, ...]) -> tuple[str, ...]:
@@ -54,3 +61,36 @@ def trainable_names(names: Iterable[str], network: str, groups: tuple[str, ...])
             )
         chosen |= members
     return tuple(sorted(chosen))
+
+
+def update_shapes(
+    shapes: Mapping[str, tuple[int, ...]], network: str, options: TrainingOptions
+) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each array that a site sends, sorted by name.
+
+    ``shapes`` are those of all parameters. A parameter of a group that is trained in full has its
+    own shape. With ``low_rank`` every other convolution's ``.weight`` of shape (o, ...) has the
+    shape (o, rank), if that is fewer numbers.
+
+    Raises ProtocolError if a group has no parameter in this network.
+    """
+    groups = tuple(group for group in options.trainable if group != LOW_RANK)
+    chosen = {name: tuple(shapes[name]) for name in trainable_names(shapes, network, groups)}
+    if LOW_RANK in options.trainable:
+        thin = {
+            name: (shape[0], options.rank)
+            for name, shape in shapes.items()
+            if name not in chosen
+            and name.endswith(".weight")
+            and len(shape) == _VOLUME_KERNEL
+            and math.prod(shape[1:]) > options.rank
+        }
+        if not thin:
+            raise ProtocolError(
+                f"The network {network or 'given'} has no convolution to change by rank "
+                f"{options.rank}.",
+                do="Choose a smaller training.rank or another group in training.trainable.",
+                code="model-group",
+            )
+        chosen |= thin
+    return dict(sorted(chosen.items()))

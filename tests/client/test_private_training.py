@@ -1,7 +1,7 @@
-"""Conformance of the private training step with its definition and with Opacus."""
+"""The private training step keeps to its definition; ``test_conformance`` compares networks."""
 
 import contextlib
-import itertools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,30 +12,29 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from client.noise import MOST_CONTRIBUTIONS, grid
 from client.private_training import (
     CountingCharge,
     LedgerCharge,
-    SystemRandom,
     clip,
     clipped_sum,
-    grid,
-    noise,
-    normals,
     refuse_batch_statistics,
     train_privately,
-    uniforms,
 )
 from client.training import (
     ExecutionOptions,
     Learner,
     Patient,
+    Subspace,
+    TrainingResult,
     dice_bce,
     draw_patient,
     train,
 )
 from common.errors import CaseError, PrivacyError
+from common.ledger import Ledger
 from common.networks import build, state_arrays
-from common.privacy import Cap, Ledger, Mechanism
+from common.privacy import Cap, History, Mechanism
 from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
 
 torch.set_num_threads(1)
@@ -129,126 +128,6 @@ def test_clipped_sum_is_that_of_a_loop_over_patients() -> None:
     assert np.abs(on_grid.numpy() - expected).max() <= 4 * grid(0.5)
 
 
-def test_opacus_finds_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    from monai.networks.blocks.segresnet_block import ResBlock
-    from opacus.grad_sample import GradSampleModule
-    from opacus.optimizers import DPOptimizer
-
-    def forward(self: ResBlock, x: torch.Tensor) -> torch.Tensor:
-        inner = self.conv1(self.act(self.norm1(x)))
-        return x + self.conv2(self.act(self.norm2(inner)))
-
-    # Opacus' hooks do not bear the sum in place of MONAI's block.
-    monkeypatch.setattr(ResBlock, "forward", forward)
-    patients = cohort(3)
-    learner = Learner(build(TINY, seed=0).double(), OPTIONS, PLAIN)
-    found = gradients(learner, patients)
-
-    module = GradSampleModule(build(TINY, seed=0).double(), loss_reduction="sum")
-    optimizer = DPOptimizer(
-        torch.optim.SGD(module.parameters(), 1.0),
-        noise_multiplier=0.0,
-        max_grad_norm=0.5,
-        expected_batch_size=1,
-        loss_reduction="sum",
-    )
-    crops = [
-        draw_patient(one, OPTIONS, np.random.default_rng(place))
-        for place, one in enumerate(patients)
-    ]
-    images = torch.cat([images for images, _ in crops]).double().requires_grad_()
-    dice_bce(module(images), torch.cat([regions for _, regions in crops])).sum().backward()
-    for parameter in module.parameters():
-        # The mean over a patient's crops is one sample.
-        rows = parameter.grad_sample
-        parameter.grad_sample = rows.reshape(3, 2, *rows.shape[1:]).mean(1)
-    for place, gradient in enumerate(found):
-        parts = [p.grad_sample[place].reshape(-1) for p in module.parameters()]
-        assert (torch.cat(parts) - gradient).abs().max() < 1e-10
-    optimizer.clip_and_accumulate()
-    expected = torch.cat([p.summed_grad.reshape(-1) for p in module.parameters()])
-    total, _ = clipped_sum(found, learner.zero(), clipping_norm=0.5)
-    # Opacus adds 1e-6 to the norm that it divides by.
-    assert (total - expected).norm() < 1e-5
-
-
-@pytest.mark.parametrize("length", [1e-300, 1e-9, 0.4, 0.5, 0.7, 1e6, 1e200, 1e308])
-def test_clip_keeps_direction_and_bounds_the_norm(length: float) -> None:
-    direction = torch.randn(1000, generator=torch.Generator().manual_seed(0)).double()
-    direction /= direction.norm()
-    clipped = clip(direction * length, 0.5)
-    assert float(clipped.norm()) <= 0.5
-    assert torch.allclose(clipped, direction * min(length, 0.5), rtol=1e-10, atol=0)
-    assert not clip(torch.zeros(3, dtype=torch.float64), 0.5).any()
-
-
-@pytest.mark.parametrize("clipping_norm", [1e-3, 0.3, 1.0, 70.0])
-def test_one_patient_moves_the_sum_by_the_clipping_norm_at_most(clipping_norm: float) -> None:
-    rng = np.random.default_rng(0)
-    zero = torch.zeros(50, dtype=torch.float64)
-    vectors: list[torch.Tensor | None] = [
-        torch.from_numpy(rng.normal(size=50) * 10.0**power) for power in range(-4, 5)
-    ]
-    whole, _ = clipped_sum(vectors, zero, clipping_norm=clipping_norm)
-    for left_out in range(len(vectors)):
-        others = [v for place, v in enumerate(vectors) if place != left_out]
-        without, _ = clipped_sum(others, zero, clipping_norm=clipping_norm)
-        # Exact: both sums are whole multiples of the grid.
-        assert float((whole - without).norm()) <= clipping_norm
-    steps = whole / grid(clipping_norm)
-    assert torch.equal(steps, steps.round())
-    assert not zero.any()
-
-
-def test_extreme_patient_is_bounded() -> None:
-    learner = Learner(build(TINY, seed=0), OPTIONS, PLAIN)
-    found = gradients(learner, [patient(phantom(0, scale=1e6)), *cohort(2)])
-    total, _ = clipped_sum(found, learner.zero(), clipping_norm=0.01)
-    assert float(total.norm()) <= 0.03
-
-
-def test_noise_has_the_deviation_that_is_charged() -> None:
-    count = 200_000
-    drawn = noise(SystemRandom(), count, noise_multiplier=2.0, clipping_norm=0.3).numpy()
-    # Sum of squares: chi-square, whose relative deviation is sqrt(2 / count); six of them.
-    assert (drawn**2).sum() / (0.6**2 * count) == pytest.approx(1, abs=6 * math.sqrt(2 / count))
-    assert abs(drawn.mean()) < 6 * 0.6 / math.sqrt(count)
-    assert (drawn**4).mean() / (drawn**2).mean() ** 2 == pytest.approx(3, abs=0.15)
-    half = count // 2
-    assert abs(np.corrcoef(drawn[:half], drawn[half:])[0, 1]) < 6 / math.sqrt(half)
-    steps = drawn / grid(0.3)
-    assert np.array_equal(steps, np.rint(steps))
-
-
-def test_normals_follow_the_normal_distribution() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    values = normals(seeded(1), 100_001)
-    assert values.shape == (100_001,)
-    assert stats.kstest(values, "norm").pvalue > 1e-4
-    assert values.dtype == np.float64
-
-
-def test_randomness_is_never_repeated() -> None:
-    one, other = SystemRandom(), SystemRandom()
-    parts = [one(64), one(64), other(64), other(64)]
-    assert all(a != b for a, b in itertools.combinations(parts, 2))
-    drawn = uniforms(one, 10_000)
-    assert 0 <= drawn.min() < drawn.max() < 1
-    assert len(np.unique(drawn)) == 10_000
-
-
-@pytest.mark.parametrize("extreme", [b"\x00", b"\xff"])
-def test_extreme_bytes_give_finite_noise(extreme: bytes) -> None:
-    values = normals(lambda count: extreme * count, 4)
-    assert np.isfinite(values).all()
-    assert 0 <= uniforms(lambda count: extreme * count, 1)[0] < 1
-
-
-def test_sampling_follows_the_rate() -> None:
-    drawn = uniforms(seeded(2), 40_000) < 0.3
-    assert drawn.mean() == pytest.approx(0.3, abs=6 * math.sqrt(0.3 * 0.7 / 40_000))
-
-
 def run(
     patients: list[Patient],
     wanted: PrivacyOptions,
@@ -268,6 +147,20 @@ def run(
     )
     assert result.steps == steps
     return flat(result.update)
+
+
+def test_steps_that_cannot_be_exact_are_refused() -> None:
+    charge = CountingCharge()
+    many: list[Patient] = [[unreadable]] * (MOST_CONTRIBUTIONS + 1)
+    for patients, changes in (
+        (many, {}),
+        ([], {"clipping_norm": 1e-101}),
+        ([], {"clipping_norm": 1e101}),
+    ):
+        with pytest.raises(PrivacyError) as error:
+            run(patients, privacy(**changes), charge=charge)
+        assert error.value.code == "privacy-exact"
+    assert not charge.reserved
 
 
 def test_empty_draws_add_noise_and_are_charged() -> None:
@@ -375,16 +268,28 @@ def test_failing_step_stays_charged() -> None:
     assert (len(charge.reserved), charge.confirmed) == (1, 0)
 
 
+class Steps:
+    """An accountant to whom every step costs an epsilon of one."""
+
+    def epsilon(self, history: History, delta: float) -> float:  # noqa: ARG002
+        return float(sum(steps for _, steps in history))
+
+    def most(self, mechanism: Mechanism, beside: History, cap: Cap) -> int:  # noqa: ARG002
+        return max(0, int(cap.epsilon - self.epsilon(beside, cap.delta)))
+
+
 def test_ledger_is_charged_step_by_step(tmp_path: Path) -> None:
     Ledger.create(tmp_path / "ledger")
-    with Ledger(tmp_path / "ledger", accountant=lambda h, _: sum(n for _, n in h)) as ledger:
+    everybody = frozenset({"0" * 32, "f" * 32})
+    with Ledger(tmp_path / "ledger", accountant=Steps()) as ledger:
         charge = LedgerCharge(
             ledger,
             study="alpha",
             protocol="0" * 64,
             round_number=2,
+            patients=everybody,
             study_cap=Cap(5.0, 1e-3),
-            site_cap=Cap(100.0, 1e-3),
+            patient_cap=Cap(100.0, 1e-3),
         )
         for expected in (contextlib.nullcontext(), pytest.raises(PrivacyError)):
             with expected:
@@ -393,9 +298,10 @@ def test_ledger_is_charged_step_by_step(tmp_path: Path) -> None:
                 )
         facts = ledger.facts(study="alpha")
         assert [(fact.steps, fact.round, fact.state) for fact in facts] == [(1, 2, "confirmed")] * 5
-        assert {(fact.mechanism, fact.clipping_norm) for fact in facts} == {
-            (Mechanism(1.0, 0.5), 0.5)
+        assert {(fact.mechanism, fact.clipping_norm, fact.purpose) for fact in facts} == {
+            (Mechanism(1.0, 0.5), 0.5, "training")
         }
+        assert ledger.patients(study="alpha") == everybody
 
 
 @pytest.mark.parametrize(
@@ -442,3 +348,48 @@ def test_same_entropy_gives_the_same_update() -> None:
     assert np.array_equal(first, run(patients, privacy(), entropy=seeded(7)))
     assert not np.array_equal(first, run(patients, privacy(), entropy=seeded(8)))
     assert not np.array_equal(first, run(patients, privacy()))
+
+
+def test_only_noise_of_the_operating_system_is_safe(caplog: pytest.LogCaptureFixture) -> None:
+    def result(entropy: Callable[[int], bytes] | None) -> TrainingResult:
+        return train_privately(
+            build(TINY, seed=0),
+            [],
+            OPTIONS,
+            privacy(),
+            CountingCharge(),
+            execution=PLAIN,
+            entropy=entropy,
+        )
+
+    with caplog.at_level(logging.WARNING):
+        assert result(None).safe
+        assert not caplog.records
+        assert not result(seeded(0)).safe
+        assert "must not leave" in caplog.text
+    # Nor is an update without privacy.
+    assert not train(build(TINY, seed=0), cohort(1), OPTIONS, seed=0, execution=PLAIN).safe
+
+
+def test_factors_of_low_rank_are_clipped_and_noised() -> None:
+    options = OPTIONS.model_copy(update={"trainable": ("low_rank",), "rank": 4, "local_steps": 1})
+    constant = 4.0  # sampling rate times nominal patients
+
+    def result(wanted: PrivacyOptions, patients: list[Patient]) -> NDArray[np.float64]:
+        update = train_privately(
+            build(TINY, seed=0),
+            patients,
+            options,
+            wanted,
+            CountingCharge(),
+            execution=PLAIN,
+            subspace=Subspace(0, 1),
+        ).update
+        assert all(array.shape[1:] == (4,) for array in update.values())
+        return flat(update)
+
+    quiet = privacy(noise_multiplier=1e-12, clipping_norm=1e-3, sampling_rate=1.0)
+    moved = result(quiet, cohort(1)) * constant
+    assert np.linalg.norm(moved) == pytest.approx(1e-3, rel=1e-5)
+    noised = result(privacy(sampling_rate=1.0), []) * constant
+    assert noised.std() == pytest.approx(0.5, rel=6 / math.sqrt(2 * noised.size))

@@ -1,4 +1,5 @@
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,20 +12,18 @@ from client.training import (
     ExecutionOptions,
     Learner,
     Patient,
-    choose_device,
-    choose_execution,
-    choose_precision,
+    Subspace,
     contributions,
     dice_bce,
-    draw_crops,
     draw_patient,
     drawing,
     train,
 )
-from common.errors import CaseError
+from common.errors import CaseError, ProtocolError
+from common.low_rank import basis, expand
 from common.networks import build, state_arrays, trainable_names
+from common.parameters import update_shapes
 from common.protocol import NetworkOptions, TrainingOptions
-from common.regions import labels_to_regions
 
 torch.set_num_threads(1)
 TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
@@ -100,72 +99,6 @@ def test_loss_is_taken_in_full_precision() -> None:
     assert loss.dtype == torch.float32
 
 
-@pytest.mark.parametrize("shape", [(16, 16, 16), (30, 20, 17), (7, 40, 16), (5, 6, 7)])
-@pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_crops_show_the_case(shape: tuple[int, int, int], probability: float) -> None:
-    case = phantom(3, shape)
-    wanted = options(crops_per_patient=5, augmentation="none", foreground_probability=probability)
-    images, regions = draw_crops(case, wanted, np.random.default_rng(1))
-    assert images.shape == (5, 4, 16, 16, 16)
-    assert regions.shape == (5, 3, 16, 16, 16)
-    assert images.dtype == torch.float32
-    assert regions.dtype == torch.uint8
-    assert case.labels is not None
-    seen = {tuple(values) for values in case.image.reshape(4, -1).T}
-    whole = labels_to_regions(case.labels)
-    for image, region in zip(images.numpy(), regions.numpy(), strict=True):
-        inside = {tuple(values) for values in image.reshape(4, -1).T if values.any()}
-        assert inside <= seen
-        assert len(inside) == np.prod([min(n, 16) for n in shape])
-        assert region.sum() <= whole.sum()
-        if probability == 1.0:
-            assert region[0].any()
-
-
-def test_image_and_regions_stay_aligned() -> None:
-    labels = phantom(3, (24, 24, 24)).labels
-    assert labels is not None
-    case = Prepared(np.repeat(labels[None].astype(np.float32) * 10, 4, axis=0), labels)
-    images, regions = draw_crops(case, options(), np.random.default_rng(2), count=8)
-    assert np.array_equal(images.numpy()[:, 0] > 3, regions.numpy()[:, 0] > 0)
-    assert not np.array_equal(images[0], images[1])
-
-
-def test_augmentation_leaves_the_outside_alone() -> None:
-    case = phantom(1)
-    image = case.image.copy()
-    image[:, :5] = 0
-    crops, _ = draw_crops(
-        Prepared(image, case.labels), options(augmentation="light"), np.random.default_rng(5)
-    )
-    for crop in crops.numpy():
-        planes = (crop == 0).all(axis=(0, 2, 3))
-        assert planes.sum() == 5
-    assert np.array_equal(image[:, 5:], case.image[:, 5:])
-
-
-def test_case_without_tumour_or_labels() -> None:
-    empty = Prepared(phantom(1).image, np.zeros((16, 16, 16), np.uint8))
-    _, regions = draw_crops(empty, options(foreground_probability=1.0), np.random.default_rng(0))
-    assert not regions.any()
-    with pytest.raises(CaseError) as error:
-        draw_crops(Prepared(empty.image, None), options(), np.random.default_rng(0))
-    assert error.value.code == "case-unlabelled"
-
-
-def test_crops_come_from_all_scans_of_a_patient() -> None:
-    wanted = options(crops_per_patient=8, augmentation="none")
-    patient = cohort(1, scans=3)[0]
-    crops, _ = draw_patient(patient, wanted, np.random.default_rng(0))
-    sources = {float(load().image.sum()) for load in patient}
-    found = {float(crop.sum()) for crop in crops.numpy()}
-    assert crops.shape[0] == 8
-    assert len(found) == 3
-    assert sorted(found) == pytest.approx(sorted(sources), rel=1e-5)
-    again, _ = draw_patient(patient, wanted, np.random.default_rng(0))
-    assert torch.equal(crops, again)
-
-
 def test_only_the_chosen_groups_are_trained() -> None:
     network = build(TINY, seed=0)
     before = state_arrays(network)
@@ -231,6 +164,8 @@ def test_seed_decides_everything() -> None:
         (ExecutionOptions(prefetch=2), 0.0),
         (ExecutionOptions(channels_last=False, prefetch=0), 1e-3),
         (ExecutionOptions(precision="bfloat16", prefetch=1), 0.2),
+        (ExecutionOptions(("cpu", "cpu"), prefetch=0), 1e-3),
+        (ExecutionOptions(("cpu", "cpu"), precision="bfloat16", prefetch=1), 0.2),
     ],
 )
 def test_execution_changes_rounding_only(execution: ExecutionOptions, tolerance: float) -> None:
@@ -294,17 +229,119 @@ def test_without_patients_nothing_is_trained() -> None:
     assert error.value.code == "case-none"
 
 
-def test_choices_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert choose_precision(cpu) == "float32"
-    assert choose_execution("cpu") == ExecutionOptions("cpu", "float32", True)
-    assert choose_execution("mps") == ExecutionOptions("mps", "float32", False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert choose_device() == torch.device("cuda")
-    assert choose_execution() == ExecutionOptions("cuda", "bfloat16", True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device() == torch.device("mps")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device() == cpu
+LOW_RANK = {"trainable": ("low_rank", "norms"), "rank": 3}
+
+
+def whole(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def test_gradient_of_a_factor_is_that_of_the_change_that_it_makes() -> None:
+    """W = W0 + B A is written out, and autograd differentiates by B."""
+    network = build(TINY, seed=0).double()
+    crops = draw_patient(cohort(1)[0], options(), np.random.default_rng(0))
+    learner = Learner(network, options(**LOW_RANK), PLAIN, subspace=Subspace(5, 2))
+
+    reference = build(TINY, seed=0).double()
+    start = whole(reference)
+    shapes = update_shapes(
+        {n: tuple(p.shape) for n, p in start.items()}, "segresnet", options(**LOW_RANK)
+    )
+    leading, changed = {}, dict(start)
+    for name, weight in start.items():
+        if name not in shapes:
+            continue
+        leading[name] = torch.zeros(shapes[name], dtype=torch.float64, requires_grad=True)
+        change = leading[name]
+        if change.shape != weight.shape:
+            known = basis(name, seed=5, round_number=2, rank=3, columns=math.prod(weight.shape[1:]))
+            change = (change @ torch.from_numpy(known)).reshape(weight.shape)
+        changed[name] = weight + change
+    logits = torch.func.functional_call(reference, changed, (crops[0].double(),))
+    parts = torch.autograd.grad(dice_bce(logits, crops[1]).mean(), list(leading.values()))
+    expected = torch.cat([part.reshape(-1) for part in parts])
+    assert sum(shape[1:] == (3,) for shape in shapes.values()) >= 8
+    assert torch.allclose(learner.gradient(crops), expected, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_low_rank_training_sends_factors_that_expand_to_the_change(optimizer: str) -> None:
+    network = build(TINY, seed=0)
+    before = state_arrays(network)
+    shapes = {name: array.shape for name, array in before.items()}
+    wanted = options(**LOW_RANK, optimizer=optimizer, local_steps=4)
+    result = train(network, cohort(2), wanted, seed=0, execution=PLAIN, subspace=Subspace(5, 2))
+    assert {name: array.shape for name, array in result.update.items()} == update_shapes(
+        shapes, "segresnet", wanted
+    )
+    change = expand(result.update, shapes, seed=5, round_number=2, rank=3)
+    for name, array in state_arrays(network).items():
+        moved = array - before[name]
+        assert np.allclose(moved, change.get(name, 0 * moved), atol=1e-6)
+        assert moved.any() == (name in change)
+    again = build(TINY, seed=0)
+    other = train(again, cohort(2), wanted, seed=0, execution=PLAIN, subspace=Subspace(5, 3))
+    assert any(not np.array_equal(other.update[n], result.update[n]) for n in result.update)
+
+
+def test_low_rank_learns() -> None:
+    network = build(TINY, seed=0)
+    images, regions = draw_patient(
+        cohort(1)[0], options(augmentation="none"), np.random.default_rng(9)
+    )
+    with torch.no_grad():
+        before = float(dice_bce(network(images), regions).mean())
+    wanted = options(trainable=("low_rank", "head"), local_steps=25, learning_rate=0.05)
+    train(network, cohort(3), wanted, seed=1, execution=PLAIN, subspace=Subspace(0, 1))
+    with torch.no_grad():
+        assert float(dice_bce(network(images), regions).mean()) < 0.7 * before
+
+
+def test_low_rank_needs_its_subspace() -> None:
+    with pytest.raises(ProtocolError) as error:
+        train(build(TINY, seed=0), cohort(1), options(**LOW_RANK), seed=0, execution=PLAIN)
+    assert error.value.code == "model-subspace"
+
+
+@pytest.mark.parametrize("trainable", [("all",), ("head",), ("low_rank", "norms")])
+@pytest.mark.parametrize(("crops", "devices"), [(2, 2), (3, 2), (2, 3), (5, 4), (1, 2)])
+def test_devices_that_share_crops_stay_in_step(
+    trainable: tuple[str, ...], crops: int, devices: int
+) -> None:
+    wanted = options(crops_per_patient=crops, trainable=trainable, rank=3, optimizer="sgd")
+    one, several = (
+        Learner(
+            build(TINY, seed=0).double(),
+            wanted,
+            ExecutionOptions(("cpu",) * count, prefetch=0),
+            subspace=Subspace(1, 1),
+        )
+        for count in (1, devices)
+    )
+    for step in range(4):
+        drawn = draw_patient(cohort(2)[step % 2], wanted, np.random.default_rng(step))
+        gradient, shared = one.gradient(drawn), several.gradient(drawn)
+        assert (shared - gradient).abs().max() < 1e-12
+        one.step(gradient)
+        several.step(shared)
+    replicas = several._replicas
+    assert len(replicas) == min(devices, crops)
+    for replica in replicas[1:]:
+        assert replica.network is not replicas[0].network
+        for name, value in replica.network.named_parameters():
+            assert torch.equal(value, replicas[0].network.get_parameter(name))
+    for name, array in several.update().items():
+        assert array.any()
+        assert np.allclose(array, one.update()[name], atol=1e-7)
+
+
+def test_a_failing_device_is_heard() -> None:
+    learner = Learner(build(TINY, seed=0), options(), ExecutionOptions(("cpu", "cpu")))
+    crops = draw_patient(cohort(1)[0], options(), np.random.default_rng(0))
+    learner._replicas[1].network.register_forward_pre_hook(_fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        learner.gradient(crops)
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("no memory")

@@ -1,7 +1,8 @@
 import pytest
 
 from common.errors import ProtocolError
-from common.parameters import trainable_names
+from common.parameters import trainable_names, update_shapes
+from common.protocol import TrainingOptions
 
 NAMES = (
     "convInit.conv.weight",
@@ -52,3 +53,61 @@ def test_a_group_without_parameters_is_refused(
 ) -> None:
     with pytest.raises(ProtocolError, match=said):
         trainable_names(names, network, groups)
+
+
+SHAPES = {
+    name: (8, 8, 3, 3, 3)
+    if name.endswith("conv.weight")
+    else (3,)
+    if name.endswith("conv.bias")
+    else (8,)
+    for name in NAMES
+} | {"up_samples.0.0.conv.weight": (8, 16, 1, 1, 1), "conv_final.2.conv.weight": (3, 8, 1, 1, 1)}
+CONVOLUTIONS = {name for name in NAMES if name.endswith("conv.weight")}
+
+
+@pytest.mark.parametrize(
+    ("groups", "rank", "full", "thin"),
+    [
+        (("all",), 8, set(NAMES), set()),
+        (("norms",), 8, CHOSEN["norms",], set()),
+        # Eight columns are no more numbers than eight factors.
+        (("low_rank",), 8, set(), CONVOLUTIONS - {"conv_final.2.conv.weight"}),
+        (("low_rank",), 7, set(), CONVOLUTIONS),
+        (
+            ("low_rank",),
+            16,
+            set(),
+            CONVOLUTIONS - {"conv_final.2.conv.weight", "up_samples.0.0.conv.weight"},
+        ),
+        (("norms", "low_rank"), 7, CHOSEN["norms",], CONVOLUTIONS),
+        (
+            ("low_rank", "last_decoder", "head"),
+            4,
+            CHOSEN["last_decoder",] | CHOSEN["head",],
+            CONVOLUTIONS - CHOSEN["last_decoder",] - CHOSEN["head",],
+        ),
+    ],
+)
+def test_shapes_of_what_a_site_sends(
+    groups: tuple[str, ...], rank: int, full: set[str], thin: set[str]
+) -> None:
+    options = TrainingOptions.model_validate(
+        {"local_steps": 1, "learning_rate": 1, "trainable": groups, "rank": rank}
+    )
+    found = update_shapes(SHAPES, "segresnet", options)
+    assert list(found) == sorted(full | thin)
+    assert found == {
+        name: (SHAPES[name][0], rank) if name in thin else SHAPES[name] for name in full | thin
+    }
+
+
+def test_low_rank_needs_no_names_of_a_network_but_convolutions() -> None:
+    options = TrainingOptions(local_steps=1, learning_rate=1, trainable=("low_rank",))
+    shapes = {"x.weight": (6, 4, 3, 3, 3), "linear.weight": (6, 400), "x.kernel": (6, 4, 3, 3, 3)}
+    assert update_shapes(shapes, "", options) == {"x.weight": (6, 8)}
+    with pytest.raises(ProtocolError, match="no convolution to change by rank 8") as error:
+        update_shapes({"linear.weight": (6, 400)}, "", options)
+    assert error.value.code == "model-group"
+    with pytest.raises(ProtocolError, match="no group of parameters named low_rank"):
+        trainable_names(shapes, "segresnet", ("low_rank",))

@@ -1,0 +1,125 @@
+"""What one patient gives to one step: random crops of their scans.
+
+Invariants: all chance comes from the generator that is handed in, and what is drawn of a patient
+depends on nothing but that generator, the patient and the options.
+
+Out of scope: who is drawn (``client.training``, ``client.private_training``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.errors import CaseError
+from common.protocol import TrainingOptions
+from common.regions import labels_to_regions
+
+
+class PreparedCase(Protocol):
+    """What training reads of a prepared case."""
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """Normalised image, (4, X, Y, Z), 0 outside the brain."""
+
+    @property
+    def labels(self) -> NDArray[np.uint8] | None:
+        """Label map, (X, Y, Z)."""
+
+
+Patient = Sequence[Callable[[], PreparedCase]]
+"""One loader for each scan session of a patient, called when that scan is drawn."""
+
+Crops = tuple[torch.Tensor, torch.Tensor]
+"""Images (K, 4, *crop) float32 and regions (K, 3, *crop) uint8, on the CPU."""
+
+
+def draw_crops(
+    case: PreparedCase,
+    options: TrainingOptions,
+    rng: np.random.Generator,
+    *,
+    count: int | None = None,
+) -> Crops:
+    """Return ``count`` random crops of a case, ``crops_per_patient`` by default.
+
+    With ``foreground_probability`` a crop is centred on a random tumour voxel, if there is one,
+    else its place is uniform. Where the volume is smaller than the crop, zeros fill up.
+
+    Raises CaseError for a case without labels.
+    """
+    count = options.crops_per_patient if count is None else count
+    labels = case.labels
+    if labels is None:
+        raise CaseError(
+            "A case without a label map cannot be trained on.",
+            do="Add its label map or leave the case out of the cohort.",
+            code="case-unlabelled",
+        )
+    tumour = np.flatnonzero(labels)
+    images = np.zeros((count, case.image.shape[0], *options.crop_size), np.float32)
+    regions = np.zeros((count, 3, *options.crop_size), np.uint8)
+    for image, region in zip(images, regions, strict=True):
+        centre: Sequence[np.intp] | None = None
+        if tumour.size and rng.random() < options.foreground_probability:
+            centre = np.unravel_index(rng.choice(tumour), labels.shape)
+        source, target = _window(labels.shape, options.crop_size, centre, rng)
+        image[:, *target] = case.image[:, *source]
+        region[:, *target] = labels_to_regions(labels[source])
+        if options.augmentation == "light":
+            _augment(image, region, rng)
+    return torch.from_numpy(images), torch.from_numpy(regions)
+
+
+def _window(
+    shape: Sequence[int],
+    crop: Sequence[int],
+    centre: Sequence[np.intp] | None,
+    rng: np.random.Generator,
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return the slices to read from a volume and to write in a crop."""
+    source, target = [], []
+    for axis, (size, wanted) in enumerate(zip(shape, crop, strict=True)):
+        taken, spare = min(size, wanted), max(0, size - wanted)
+        if centre is None:
+            start = int(rng.integers(0, spare + 1))
+        else:
+            start = min(max(int(centre[axis]) - wanted // 2, 0), spare)
+        offset = (wanted - taken) // 2
+        source.append(slice(start, start + taken))
+        target.append(slice(offset, offset + taken))
+    return tuple(source), tuple(target)
+
+
+def _augment(
+    image: NDArray[np.float32], region: NDArray[np.uint8], rng: np.random.Generator
+) -> None:
+    """Flip, rescale, shift and add noise, in place; outside the brain stays 0."""
+    axes = tuple(axis for axis in (1, 2, 3) if rng.random() < 0.5)
+    image[...] = np.flip(image, axes)
+    region[...] = np.flip(region, axes)
+    brain = (image != 0).any(axis=0)
+    scale = rng.uniform(0.9, 1.1, (4, 1)).astype(np.float32)
+    shift = rng.uniform(-0.1, 0.1, (4, 1)).astype(np.float32)
+    values = image[:, brain] * scale + shift
+    values += rng.uniform(0, 0.1) * rng.standard_normal(values.shape, np.float32)
+    image[:, brain] = values
+
+
+def draw_patient(patient: Patient, options: TrainingOptions, rng: np.random.Generator) -> Crops:
+    """Return ``crops_per_patient`` crops, each from a random one of the patient's scans.
+
+    Raises CaseError if a scan cannot be read.
+    """
+    drawn = rng.integers(0, len(patient), options.crops_per_patient)
+    scans, counts = np.unique(drawn, return_counts=True)
+    parts = [
+        draw_crops(patient[scan](), options, rng, count=int(count))
+        for scan, count in zip(scans, counts, strict=True)
+    ]
+    return torch.cat([images for images, _ in parts]), torch.cat([regions for _, regions in parts])
