@@ -10,6 +10,7 @@ import torch
 
 from client.cohort import read_cohort
 from client.imaging.cache import PreparedCache
+from client.patients import patients_key, pseudonym, withdrawn
 from client.site import Site
 from client.studies import execution_for, open_ledger
 from common.errors import CaseError
@@ -27,12 +28,14 @@ def check_site(
     The prepared cases stay in the cache, so that training does not prepare them again.
     """
     cohort = read_cohort(site.data)
+    gone, key = withdrawn(site), patients_key(site)
+    cases = [case for case in cohort.cases if pseudonym(key, case.patient) not in gone]
     cache = PreparedCache(site.folder / "cache", options)
     refused = [
         {"case": r.case, "file": r.file, "reason": r.reason, "code": r.code} for r in cohort.refused
     ]
     usable = []
-    for number, case in enumerate(cohort.cases, start=1):
+    for number, case in enumerate(cases, start=1):
         try:
             prepared = cache.get(case)
         except CaseError as error:
@@ -43,7 +46,7 @@ def check_site(
             empty = prepared.labels is not None and not prepared.labels.any()
             usable.append((case, empty))
         if progress is not None:
-            progress(number, len(cohort.cases))
+            progress(number, len(cases))
     with open_ledger(site) as ledger:
         facts = len(ledger.facts())
     execution = execution_for(site.settings.machine)
@@ -53,6 +56,7 @@ def check_site(
         "cases": len(usable),
         "patients": len({case.patient for case, _ in usable}),
         "labelled_cases": sum(case.label is not None for case, _ in usable),
+        "withdrawn_patients": len(gone),
         "cases_without_tumour": sum(empty for _, empty in usable),
         "refused": refused,
         "machine": {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from client import running
 from client import site as sites
 from client.consent import check_policy
 from client.imaging import preprocessing
+from client.oversight import app as oversight
 from client.practice import app as practice
 from client.site import Site
 from common import console
@@ -27,6 +27,7 @@ app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
+app.add_typer(oversight)
 app.add_typer(practice)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
@@ -164,86 +165,6 @@ def run(folder: Folder) -> None:
 
 
 @app.command()
-def budget(folder: Folder, json: Json = False) -> None:
-    """Show what each study and all studies together have cost a patient, and what is left."""
-    from client.budget import budget as read_budget
-
-    found = read_budget(Site.open(folder))
-    if json:
-        console.show_json(found)
-        return
-    columns = ["study", "epsilon", "of", "delta", "steps", "rounds that still fit"]
-    rows: list[list[object]] = []
-    for study in found["studies"]:
-        if study["private"]:
-            rows.append(
-                [
-                    study["study"],
-                    float(study["epsilon_spent"]),
-                    float(study["epsilon_cap"]),
-                    f"{study['delta']:g}",
-                    study["steps_spent"],
-                    study["rounds_left"],
-                ]
-            )
-        else:
-            rows.append([study["study"], "WITHOUT PRIVACY", "-", "-", "-", "-"])
-    total = found["all_studies"]
-    spent, cap = float(total["epsilon_spent"]), float(total["epsilon_cap"])
-    rows.append(["all studies", spent, cap, f"{total['delta']:g}", total["steps_spent"], "-"])
-    console.show_table(f"Privacy budget of {found['site']}, per patient", columns, rows)
-
-
-@app.command()
-def audit(
-    folder: Folder,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Every fact, not only today's.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Check that the journal is whole, and list what was done and what left the hospital."""
-    site = Site.open(folder)
-    journal = site.journal
-    entries = list(journal.entries())
-    today = dt.datetime.now(dt.UTC).date().isoformat()
-    shown = [entry for entry in entries if everything or entry.time.startswith(today)]
-    sent = [entry for entry in shown if entry.event == "sent"]
-    if json:
-        console.show_json(
-            {
-                "site": site.name,
-                "whole": True,
-                "entries": len(entries),
-                "head": journal.head,
-                "left": [{"time": entry.time, **entry.facts} for entry in sent],
-                "shown": [entry._asdict() for entry in shown],
-            }
-        )
-        return
-    rows = [
-        [entry.time[:19], entry.event, console.brief(entry.facts)]
-        for entry in shown
-        if entry.event != "sent"
-    ]
-    console.show_table("Journal" if everything else "Journal of today", ["time", "event", ""], rows)
-    left = [
-        [
-            entry.time[:19],
-            entry.facts["study"],
-            entry.facts["round"],
-            entry.facts["what"],
-            entry.facts.get("bytes", 0),
-            "yes" if entry.facts.get("private") else "no",
-        ]
-        for entry in sent
-    ]
-    columns = ["time", "study", "round", "what left", "bytes", "differentially private"]
-    console.show_table("What left this hospital", columns, left)
-    console.say(f"The journal is whole: {len(entries)} facts, head {journal.head[:16]}.")
-
-
-@app.command()
 def install(
     folder: Folder,
     model: Annotated[Path, typer.Argument(help="The folder of a released model.")],
@@ -284,7 +205,15 @@ def _told(name: str, event: str, detail: str) -> None:
 def _show_check(site: Site, found: dict[str, Any]) -> None:
     rows: list[list[object]] = [
         [key.replace("_", " "), found[key]]
-        for key in ("data", "layout", "cases", "patients", "labelled_cases", "cases_without_tumour")
+        for key in (
+            "data",
+            "layout",
+            "cases",
+            "patients",
+            "labelled_cases",
+            "withdrawn_patients",
+            "cases_without_tumour",
+        )
     ]
     rows += [[key, value] for key, value in found["machine"].items()]
     console.show_table(site.name, ["looked at", "found"], rows)

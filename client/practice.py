@@ -48,6 +48,10 @@ def rehearse(
         f"One private step on {found['device']} takes {found['seconds_per_step']:.1f} s with half "
         f"of {patients} patients drawn. The phantoms are in {found['folder']}."
     )
+    times = ", ".join(
+        f"{kind} {took:.2f} s" for kind, took in found["seconds_by_precision"].items()
+    )
+    console.say(f"One patient with crops of 64: {times}. For site.toml: {found['site_toml']}")
 
 
 @app.command()
@@ -127,7 +131,7 @@ def train_alone(
         weights = run_alone(
             protocol,
             load(initial),
-            work.training_patients(site, protocol),
+            list(work.training_patients(site, protocol).values()),
             private=private,
             execution=work.execution_for(site.settings.machine),
             progress=functools.partial(told, "Training alone"),

@@ -6,8 +6,9 @@ entry holds voxels and geometry, no path and no patient's name; nothing in it is
 its own SHA-256 was checked, and a damaged one is made again. Several processes may share a folder.
 
 To know a file's SHA-256 without reading it again, the cache remembers it by path, size, times and
-inode, under the hash of the path. Out of scope: limiting the cache's size; entries of other
-options lie in folders of their own and may be deleted at any time.
+inode, under the hash of the path. ``retain`` removes what is of no use any more. Out of scope:
+limiting the cache's size; entries of other options lie in folders of their own and may be deleted
+at any time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -57,13 +59,12 @@ class PreparedCache:
         Raises CaseError when the case cannot be prepared, StateError when the entry cannot be
         written.
         """
-        key = self._key(case)
-        path = self._entries / f"{key}.prepared"
+        path = self.place(case)
         found = self._load(path)
         if found is not None:
             return found
         prepared = prepare(case, self._options)
-        if self._key(case) != key:
+        if self.place(case) != path:
             raise CaseError(
                 f"The files of {case.name} changed while they were read.",
                 do="Try again when nothing writes to them.",
@@ -73,6 +74,10 @@ class PreparedCache:
             _write(file, prepared)
         loaded = self._load(path)
         return prepared if loaded is None else loaded
+
+    def place(self, case: Case) -> Path:
+        """Return where the entry of ``case`` is or would be; raise CaseError for unread files."""
+        return self._entries / f"{self._key(case)}.prepared"
 
     def _key(self, case: Case) -> str:
         images = [case.images[name] for name in MODALITIES]
@@ -87,7 +92,7 @@ class PreparedCache:
         """Return the SHA-256 of a raw file, from memory when the file has not been touched."""
         try:
             identity = _identity(path)
-            note = self._index / hashlib.sha256(str(path.absolute()).encode()).hexdigest()
+            note = self._index / _note_name(path)
             remembered = _read_note(note)
             if remembered.get("identity") == list(identity):
                 return str(remembered["sha256"])
@@ -116,6 +121,43 @@ class PreparedCache:
             return None
         self._checked[path] = identity
         return prepared
+
+
+def retain(folder: Path, cases: Sequence[Case], options: Iterable[PreprocessingOptions]) -> int:
+    """Remove every entry that is not of ``cases`` as they are now, prepared as ``options`` say.
+
+    So also what was prepared from earlier files goes, whose key nobody can compute any more; an
+    entry of a case that cannot be read goes too, and is made again when it can. What another
+    process is writing stays. Returns how many entries were removed; raises StateError when the
+    folder cannot be written.
+    """
+    kept: set[Path] = set()
+    for one in options:
+        cache = PreparedCache(folder, one)
+        for case in cases:
+            try:
+                kept.add(cache.place(case))
+            except CaseError:
+                continue
+    files = (file for case in cases for file in _files(case))
+    kept |= {folder / "index" / _note_name(file) for file in files}
+    found = (path for path in folder.glob("*/*") if not path.name.startswith("."))
+    gone = [path for path in found if path not in kept]
+    try:
+        for path in gone:
+            path.unlink(missing_ok=True)  # another process may do the same
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return sum(path.suffix == ".prepared" for path in gone)
+
+
+def _files(case: Case) -> list[Path]:
+    images = [image.path for image in case.images.values()]
+    return images if case.label is None else [*images, case.label]
+
+
+def _note_name(path: Path) -> str:
+    return hashlib.sha256(str(path.absolute()).encode()).hexdigest()
 
 
 def _identity(path: Path) -> tuple[int, ...]:

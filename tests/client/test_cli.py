@@ -206,6 +206,8 @@ def test_install(site_command: Run, world: World) -> None:
 @pytest.fixture
 def small_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal, "write_cohort", functools.partial(write_cohort, size=24))
+    small = rehearsal.MEASURED.model_copy(update={"crop_size": (16, 16, 16)})
+    monkeypatch.setattr(rehearsal, "MEASURED", small)
 
 
 @pytest.mark.usefixtures("small_phantoms")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from client.imaging import cache as module
-from client.imaging.cache import PreparedCache
+from client.imaging.cache import PreparedCache, retain
 from client.imaging.case import Case, Image
 from client.imaging.preprocessing import Prepared, prepare
 from common import files
@@ -297,3 +297,27 @@ def test_the_cache_names_no_patient(make_case: MakeCase, folder: Path, tmp_path:
             content = path.read_bytes()
             assert b"case-00001" not in content
             assert str(tmp_path).encode() not in content
+
+
+def test_only_what_is_still_of_use_is_retained(make_case: MakeCase, folder: Path) -> None:
+    case, other = aged(make_case()), PreprocessingOptions(spacing_mm=2.0)
+    for options in (OPTIONS, other):
+        PreparedCache(folder, options).get(case)
+    assert case.label is not None
+    gone = dataclasses.replace(case, label=None)  # the same files, prepared as another case
+    PreparedCache(folder, OPTIONS).get(gone)
+    partial = PreparedCache(folder, OPTIONS).place(case).with_name(".partial-x")
+    partial.touch()
+    kept = {PreparedCache(folder, OPTIONS).place(case), partial}
+    notes = list(folder.glob("index/*"))
+    assert len(notes) == 5
+
+    assert retain(folder, [case], [OPTIONS]) == 2
+    assert {*entries(folder), partial} == kept
+    assert sorted(folder.glob("index/*")) == sorted(notes)
+
+    case.images["t2w"].path.unlink()
+    assert retain(folder, [case], [OPTIONS]) == 1  # it cannot be told any more whose it is
+    assert retain(folder, [], [OPTIONS]) == 0
+    assert [path for path in folder.glob("*/*") if path != partial] == []
+    assert partial.exists()

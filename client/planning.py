@@ -1,0 +1,196 @@
+"""What a study would cost and send, before anybody approves it.
+
+The answer is about this site: its patients, what they have spent in other studies, its policy. It
+starts nothing and writes nothing. Numbers of patients are exact: the plan is for the hospital.
+
+Source of the noise's length: a step releases the mean clipped gradient plus Gaussian noise of
+standard deviation sigma C / (q n) in each of P parameters, which has the length
+sigma C sqrt(P) / (q n); n is the public number of patients in the protocol. Abadi et al. 2016,
+arXiv:1607.00133.
+
+Out of scope: how long a step takes, which `gliofed-site rehearse` measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from client.budget import ADJACENCY, patients_now, room
+from client.consent import check_policy
+from client.imaging import preprocessing
+from client.outbound import may_report
+from client.site import Site
+from client.studies import (
+    accountant,
+    mechanism,
+    open_ledger,
+    read_split,
+    starting_weights,
+    update_shapes,
+)
+from common.errors import CaseError, ConsentError
+from common.privacy import Accountant, Mechanism
+from common.protocol import StudyProtocol
+
+STRICT_DELTA: Final = 1e-5
+"""Epsilon is told at this delta too, so that studies with unlike deltas can be compared."""
+
+_FLOAT_BYTES: Final = 4
+
+
+def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
+    """Return what the study would cost each patient, whether it fits, and what would leave.
+
+    A protocol that was not published yet counts as one for the preprocessing installed here.
+    Raises StateError, and CaseError for a cohort that cannot be read.
+    """
+    if not protocol.preprocessing_sha256:
+        own = preprocessing.digest(protocol.preprocessing)
+        protocol = protocol.model_copy(update={"preprocessing_sha256": own})
+    weights = starting_weights(protocol)
+    trained = sum(math.prod(shape) for shape in update_shapes(protocol, weights).values())
+    return {
+        "site": site.name,
+        "study": protocol.study,
+        "title": protocol.title,
+        "private": protocol.private,
+        "policy": _policy(site, protocol),
+        "patients": _patients(site, protocol),
+        "network": {
+            "name": protocol.network.name,
+            "parameters": sum(array.size for array in weights.values()),
+            "trained_parameters": trained,
+            "trained_groups": list(protocol.training.trainable),
+        },
+        "rounds": protocol.rounds,
+        "steps_per_round": protocol.training.local_steps,
+        "leaves": _leaves(site, protocol, trained),
+        "privacy": _privacy(site, protocol, trained) if protocol.private else None,
+    }
+
+
+def _policy(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
+    try:
+        check_policy(protocol, site.settings.policy, preprocessing_sha256=_installed(protocol))
+    except ConsentError as error:
+        return {"allowed": False, "reason": error.message, "do": error.do}
+    return {"allowed": True, "reason": "", "do": ""}
+
+
+def _installed(protocol: StudyProtocol) -> str:
+    return preprocessing.digest(protocol.preprocessing)
+
+
+def _patients(site: Site, protocol: StudyProtocol) -> dict[str, int]:
+    try:
+        return read_split(site, protocol).patients
+    except CaseError as error:
+        if error.code != "case-none":
+            raise
+        return {"train": 0, "validation": 0, "test": 0}
+
+
+def _leaves(site: Site, protocol: StudyProtocol, trained: int) -> list[dict[str, Any]]:
+    """Return what would leave, how often, and what protects the patients in it."""
+    noise = "differentially private" if protocol.private else "NO PRIVACY: exact"
+    dice = {
+        "exact": "exact: not covered by epsilon",
+        "noised": "with noise, charged to the validation patients",
+        "never": "does not leave",
+    }[site.settings.policy.dice]
+    rows: list[tuple[str, int, str, int]] = [
+        ("the signed approval, with the name of who decided", 1, "holds no patient's data", 0),
+        ("weight update", protocol.rounds, noise, _FLOAT_BYTES * trained),
+        ("hash of the site's journal, salted", protocol.rounds, "tells nothing of its lines", 0),
+    ]
+    reports = {
+        "dice": ("mean Dice of the validation patients", _evaluations(protocol), dice),
+        "case_count": ("number of training cases", protocol.rounds, "a range, not by epsilon"),
+        "privacy_spent": ("epsilon and steps so far", protocol.rounds, "of the worst patient"),
+        "withdrawals": ("rounds that saw who withdrew", protocol.rounds, "rounds, no patient"),
+    }
+    rows += [(*row, 0) for what, row in reports.items() if may_report(site, protocol, what)]
+    return [
+        {"what": what, "times": times, "protection": protection, "bytes": size or None}
+        for what, times, protection, size in rows
+    ]
+
+
+def _evaluations(protocol: StudyProtocol) -> int:
+    return math.ceil(protocol.rounds / protocol.evaluate_every)
+
+
+def _privacy(site: Site, protocol: StudyProtocol, trained: int) -> dict[str, Any]:
+    options = protocol.privacy
+    known, step = accountant(site), mechanism(protocol)
+    patients = patients_now(site, protocol)
+    with open_ledger(site) as ledger:
+        left = room(site, protocol, ledger, patients)
+        facts = ledger.facts(study=protocol.study)
+    done = max((fact.round for fact in facts if fact.purpose == "training"), default=0)
+    expected = options.sampling_rate * options.nominal_patients
+    noise = options.noise_multiplier * options.clipping_norm * math.sqrt(trained) / expected
+    return {
+        "unit": ADJACENCY,
+        "noise_multiplier": options.noise_multiplier,
+        "sampling_rate": options.sampling_rate,
+        "clipping_norm": options.clipping_norm,
+        "delta": options.delta,
+        "one_over_patients": 1 / len(patients) if patients else None,
+        "delta_fits": options.delta * len(patients) < 1,
+        "epsilon": _epsilons(protocol, known, step),
+        "study_cap": options.max_epsilon,
+        "patient_cap": site.settings.policy.max_epsilon,
+        "rounds_done": done,
+        "last_rounds": _last_rounds(protocol, left, done),
+        "patients_per_step": options.sampling_rate * len(patients),
+        "patients_per_step_divided_by": expected,
+        "noise_norm": noise,
+        "noise_over_clipping_norm": noise / options.clipping_norm,
+        "dice": _dice_cost(site, protocol, known),
+    }
+
+
+def _epsilons(
+    protocol: StudyProtocol, known: Accountant, step: Mechanism
+) -> list[dict[str, float]]:
+    rounds = protocol.rounds
+    rows = sorted({1, *(max(1, round(rounds * quarter / 4)) for quarter in (1, 2, 3, 4))})
+    found = []
+    for number in rows:
+        taken = [(step, number * protocol.training.local_steps)]
+        at = {
+            delta: known.epsilon(taken, delta) for delta in (protocol.privacy.delta, STRICT_DELTA)
+        }
+        found.append(
+            {
+                "round": number,
+                "steps": taken[0][1],
+                "at_delta": round(at[protocol.privacy.delta], 4),
+                "at_strict_delta": round(at[STRICT_DELTA], 4),
+            }
+        )
+    return found
+
+
+def _last_rounds(
+    protocol: StudyProtocol, left: Mapping[str, int], done: int
+) -> list[dict[str, int]]:
+    """Return for how many patients which round would be the last, the earliest first; 0 is none."""
+    last = Counter(
+        min(protocol.rounds, done + steps // protocol.training.local_steps)
+        for steps in left.values()
+    )
+    return [{"last_round": number, "patients": last[number]} for number in sorted(last)]
+
+
+def _dice_cost(site: Site, protocol: StudyProtocol, known: Accountant) -> dict[str, Any] | None:
+    """Return what noised Dice would cost the validation patients; None if it is not noised."""
+    if site.settings.policy.dice != "noised" or not may_report(site, protocol, "dice"):
+        return None
+    release = Mechanism(protocol.privacy.dice_noise_multiplier, 1.0)
+    spent = known.epsilon([(release, _evaluations(protocol))], protocol.privacy.delta)
+    return {"times": _evaluations(protocol), "epsilon": round(spent, 4)}
