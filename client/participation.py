@@ -1,35 +1,46 @@
 """What a site does with an order: check, consent, train or evaluate, check again, record, answer.
 
-Order of things, each before the next: the protocol's signature, the hospital's own decision and
-policy, the privacy ledger (before each step), the journal's "sent", and only then the reply. An
-update that was trained for a round is kept until the next one, so that an order that is given
-again, after a crash anywhere, is answered with the same update and costs no patient anything more.
+Order of things, each before the next: the protocol's signature, the two journals' heads, the
+hospital's own decision and policy, the privacy ledger (before each step), the journal's "sent"
+(``client.outbound``), and only then the reply. What was trained or noised for a round is kept until
+the next one, so that an order that is given again, after a crash anywhere, is answered with the
+same and costs no patient anything more.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import math
+import time
 import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from client import studies
 from client.consent import check_order
 from client.imaging import preprocessing
+from client.outbound import Reply, let_out, may_report
 from client.site import Site
+from common.compression import decode, encode, plain
 from common.errors import ConsentError, GliofedError, UpdateError
+from common.files import read_json, write_bytes, write_json
 from common.identity import Statement
-from common.parameters import trainable_names
 from common.protocol import StudyProtocol
-from common.weights import Arrays, check_like, digest, load, norm, save
-from common.wire import Content, Order, Report, case_count_bucket, pack, refusal, unpack_order
+from common.weights import Arrays, digest, load, norm, save
+from common.wire import Content, Order, Report, case_count_bucket, refusal, unpack_order
+
+_INITIAL_NORM: Final = 1e6
 
 
 class Participation:
     """Answers the orders of one site."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, pause: Callable[[float], None] = time.sleep) -> None:
         self._site = site
-        self._refused_offers: dict[str, str] = {}
+        self._pause = pause
+        self._said: dict[str, tuple[str, str]] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Participation:
@@ -40,40 +51,51 @@ class Participation:
 
         Raises UpdateError for a message that is no order: there is nothing to reply to.
         """
+        began = time.monotonic()
         order, weights = unpack_order(content)
         del content
+        protocol: StudyProtocol | None = None
         try:
-            report, update = self._carry_out(order, weights)
+            site, protocol = self._open(order)
+            reply = self._carry_out(site, protocol, order, weights)
+            self._hold(site, order, time.monotonic() - began)
+            return let_out(site, order, protocol, self._news(order, reply))
         except GliofedError as error:
-            report, update = refusal(order, error), None
-            if self._is_news(order, error):
+            reply = self._news(order, Reply(refusal(order, error), what="a refusal"))
+            if reply.news:
                 self._record("order refused", order, code=error.code, reason=str(error))
         except Exception:  # noqa: BLE001  the site's edge: the text stays here, a code leaves
-            report, update = refusal(order, GliofedError("unforeseen")), None
+            reply = Reply(refusal(order, GliofedError("unforeseen")), what="a failure")
             self._record("order failed", order, reason=traceback.format_exc()[-4000:])
-        return pack(report, update)
+        return let_out(self._site, order, protocol, reply)
 
-    def _is_news(self, order: Order, error: GliofedError) -> bool:
-        """Return whether a refusal is a fact for the journal; offers come every few seconds."""
-        if order.kind != "offer":
-            return True
-        if error.code in {"not-approved", "policy-hours"}:
-            return False
-        before = self._refused_offers.get(order.study)
-        self._refused_offers[order.study] = error.code
-        return before != error.code
-
-    def _carry_out(self, order: Order, weights: Arrays) -> tuple[Report, Arrays | None]:
+    def _open(self, order: Order) -> tuple[Site, StudyProtocol]:
+        """Return the site as it is now, and the protocol that the coordinator signed."""
         site = Site.open(self._site.folder)  # settings and decisions may have changed
+        if order.site_head and not site.journal.holds(order.site_head):
+            raise ConsentError(
+                "The journal of this site does not hold what it said to the coordinator before: "
+                "it was cut, changed or put back from an old copy.",
+                do="Put the newest copies of journal.jsonl and ledger.sqlite back; until then no "
+                "order is carried out.",
+                code="journal-fork",
+            )
         protocol = site.keep_protocol(Statement.loads(order.protocol))
         if protocol.study != order.study:
             raise ConsentError("The order is for another study than its protocol.", code="mismatch")
+        return site, protocol
+
+    def _carry_out(
+        self, site: Site, protocol: StudyProtocol, order: Order, weights: Arrays
+    ) -> Reply:
         decided = site.decision(order.study)
         if order.kind == "offer":
             if decided is None or decided[0].protocol != protocol.digest:
-                return self._report(order, status="pending", code="not-approved"), None
+                report = self._report(order, status="pending", code="not-approved")
+                return Reply(report, what="no decision yet", news=False)
             if decided[0].decision == "approve":
-                return self._report(order, approval=decided[1].dumps()), None
+                report = self._report(order, approval=decided[1].dumps())
+                return Reply(report, what="the signed approval", facts={"by": decided[0].by})
         check_order(
             protocol,
             decided[0] if decided else None,
@@ -88,20 +110,28 @@ class Participation:
                 code="rounds",
             )
         if order.kind == "initial":
-            return self._report(order), studies.starting_weights(protocol)
+            made = studies.starting_weights(protocol)
+            return Reply(
+                self._report(order),
+                what="the random starting weights of the protocol's seed",
+                body=plain(made),
+                due={name: array.shape for name, array in made.items()},
+                max_norm=_INITIAL_NORM,
+            )
         if order.weights_sha256 != digest(weights):
             raise UpdateError("The weights are not those that the order names.", code="weights")
         if order.kind == "evaluate":
-            return self._evaluate(site, order, protocol, weights), None
+            return self._evaluate(site, order, protocol, weights)
         return self._train(site, order, protocol, weights)
 
     def _evaluate(
         self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays
-    ) -> Report:
+    ) -> Reply:
         """Score one set of weights a round: exact scores are no oracle for chosen weights."""
-        if not self._may(site, protocol, "dice"):
-            return self._report(order)
-        asked = {"study": order.study, "round": order.round, "what": "validation Dice"}
+        nothing = Reply(self._report(order), what="nothing", news=False)
+        if not may_report(site, protocol, "dice"):
+            return nothing
+        asked = {"study": order.study, "round": order.round, "order": "evaluate"}
         before = {entry.facts["weights"] for entry in site.journal.events("sent", **asked)}
         if before - {order.weights_sha256}:
             raise ConsentError(
@@ -109,64 +139,129 @@ class Participation:
                 do="Ask the coordinator why it wants scores of two models in one round.",
                 code="evaluated-already",
             )
-        dice = studies.validation_dice(site, protocol, weights) or None
-        if dice is not None:
-            self._record(
-                "sent", order, what="validation Dice", dice=dice, weights=order.weights_sha256
+        facts = {"weights": order.weights_sha256}
+        if site.settings.policy.dice == "exact":
+            dice = studies.validation_dice(site, protocol, weights)
+            if not dice:
+                return nothing
+            return Reply(
+                self._report(order, dice=dice),
+                what="exact Dice of the validation patients",
+                facts=facts,
             )
-        return self._report(order, dice=dice)
+        kept = self._outbox(site, order).with_suffix(".json")
+        if not kept.exists():
+            made = studies.noised_validation_dice(site, protocol, weights, round_number=order.round)
+            write_json(kept, {"dice": made.dice, "dice_noise": made.deviation})
+        noised = dict(read_json(kept, what="noised Dice"))
+        return Reply(
+            self._report(order, **noised),
+            what="Dice of the validation patients, with noise",
+            facts={**facts, **self._ledger_head(site)},
+        )
 
-    def _train(
-        self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays
-    ) -> tuple[Report, Arrays]:
-        kept = site.folder / "outbox" / order.study / f"{order.round:04d}-{order.weights_sha256}"
-        update_path = kept.with_suffix(".safetensors")
-        if update_path.exists():
-            update = load(update_path)
-            self._record("order given again", order, update=digest(update))
+    def _train(self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays) -> Reply:
+        due = studies.update_shapes(protocol, weights)
+        kept = self._outbox(site, order).with_suffix(".safetensors")
+        if kept.exists():
+            body = kept.read_bytes()
+            self._record("order given again", order, update=digest(self._seen(body, due, protocol)))
         else:
             self._record("training", order, base=order.weights_sha256)
             update = studies.train_round(site, protocol, weights, round_number=order.round)
-            save(update_path, update, {"study": order.study, "round": str(order.round)})
-            for old in kept.parent.glob("*.safetensors"):
-                if old != update_path:
-                    old.unlink()
-        due = trainable_names(weights, protocol.network.name, protocol.training.trainable)
-        check_like(
-            update,
-            {name: weights[name].shape for name in due},
-            max_norm=protocol.aggregation.max_update_norm,
-        )
+            body = self._keep(kept, update, protocol)
+        update = self._seen(body, due, protocol)
+        private = protocol.private
         report = self._report(
             order,
             case_count=(
                 case_count_bucket(studies.training_cases(site, protocol))
-                if self._may(site, protocol, "case_count")
+                if may_report(site, protocol, "case_count")
                 else None
             ),
             privacy_spent=(
                 studies.privacy_spent(site, protocol)
-                if protocol.private and self._may(site, protocol, "privacy_spent")
+                if private and may_report(site, protocol, "privacy_spent")
                 else None
             ),
+            withdrawn=(
+                studies.withdrawn_rounds(site, protocol)
+                if private and may_report(site, protocol, "withdrawals")
+                else ()
+            ),
         )
-        self._record(
-            "sent",
-            order,
+        return Reply(
+            report,
             what="weight update",
-            update=digest(update),
-            arrays=len(update),
-            bytes=sum(array.nbytes for array in update.values()),
-            norm=round(norm(update), 6),
-            private=protocol.private,
-            **report.model_dump(include={"case_count", "privacy_spent"}, exclude_none=True),
+            body=body,
+            messages=protocol.messages,
+            due=due,
+            max_norm=protocol.aggregation.max_update_norm,
+            facts={
+                "update": digest(update),
+                "arrays": len(update),
+                "norm": round(norm(update), 6),
+                "private": private,
+                **self._ledger_head(site),
+            },
         )
-        return report, update
 
     @staticmethod
-    def _may(site: Site, protocol: StudyProtocol, what: str) -> bool:
-        """Return whether both the protocol and the hospital's policy let ``what`` be reported."""
-        return what in protocol.reports and what in site.settings.policy.reports
+    def _seen(body: bytes, due: dict[str, tuple[int, ...]], protocol: StudyProtocol) -> Arrays:
+        """Return the update as the coordinator will see it."""
+        return decode(body, due, protocol.messages)
+
+    @staticmethod
+    def _keep(kept: Path, update: Arrays, protocol: StudyProtocol) -> bytes:
+        """Encode an update, keep it until the next round, and return the bytes that leave.
+
+        What the encoding left out waits for the next update. It is on the disk before the bytes
+        are, whose presence says that the round was trained; without them it counts for nothing.
+        """
+        folder = kept.parent
+        waiting = [p for p in folder.glob("*.residual") if p.with_suffix(".safetensors").exists()]
+        old = load(waiting[0]) if waiting else None
+        body, left = encode(update, protocol.messages, residual=old)
+        if left:
+            save(kept.with_suffix(".residual"), left, {"study": protocol.study})
+        write_bytes(kept, body)
+        for path in folder.iterdir():
+            if path.stem != kept.stem:
+                path.unlink()
+        return body
+
+    @staticmethod
+    def _outbox(site: Site, order: Order) -> Path:
+        name = f"{order.round:04d}-{order.weights_sha256}"
+        return site.folder / "outbox" / order.study / name
+
+    @staticmethod
+    def _ledger_head(site: Site) -> dict[str, object]:
+        with studies.open_ledger(site) as ledger:
+            facts, head = ledger.head
+        return {"ledger_facts": facts, "ledger_head": head}
+
+    def _hold(self, site: Site, order: Order, seconds: float) -> None:
+        """Wait until the work took a multiple of ``answer_every_s``.
+
+        How long a step takes tells how many patients were drawn for it.
+        """
+        every_s = site.settings.policy.answer_every_s
+        if every_s and order.kind in {"train", "evaluate"}:
+            self._pause(math.ceil(seconds / every_s) * every_s - seconds)
+
+    def _news(self, order: Order, reply: Reply) -> Reply:
+        """Return ``reply``, marked as no news if an offer, asked every few seconds, got it before.
+
+        Outside the site's hours every order is refused, each of which would be one.
+        """
+        report = reply.report
+        if order.kind != "offer":
+            return reply
+        said = (report.status, report.code)
+        old = self._said.get(order.study) == said or report.code in {"not-approved", "policy-hours"}
+        self._said[order.study] = said
+        return replace(reply, news=reply.news and not old)
 
     @staticmethod
     def _report(order: Order, *, status: str = "done", **fields: object) -> Report:

@@ -3,7 +3,8 @@
 The folder::
 
     site.toml           settings and policy; people edit it, gliofed only reads it
-    keys/               identity.key (Ed25519), node.key (P-384), superexec.secret: 0600
+    keys/               identity.key (Ed25519), node.key (P-384), superexec.secret, patients.key
+                        (which turns patients' names into pseudonyms): 0600
     request.json        what is sent to the coordinator to enrol
     kit.json, ca.crt    what came back
     studies/ID/         protocol.json (signed by the coordinator), decision.json (signed here)
@@ -32,8 +33,8 @@ from common.files import write_bytes, write_json, write_secret
 from common.identity import Identity, Statement, fingerprint
 from common.journal import Journal
 from common.kit import Kit, Request, open_kit, sign_request
-from common.privacy import Ledger
-from common.protocol import APPROVAL, PROTOCOL, Reportable, SiteName, StudyProtocol, parse_protocol
+from common.ledger import Ledger
+from common.protocol import APPROVAL, PROTOCOL, SiteName, StudyProtocol, parse_protocol
 
 _SETTINGS = """\
 # Settings of this hospital's gliofed site. gliofed reads this file and never changes it.
@@ -45,19 +46,30 @@ data = {data}
 
 [policy]
 # The most that all studies together may ever cost one patient (epsilon at the study's delta).
+# A patient who has spent it is left out; the others go on.
 max_epsilon = 10.0
 # Training without differential privacy: only if this says so and the study's protocol does too.
 allow_without_privacy = false
 networks = ["segresnet"]
-# What may leave beside weight updates: "dice", "case_count" (in buckets), "privacy_spent".
-# Exact Dice scores are about the validation patients and are not covered by epsilon.
-reports = ["dice", "case_count", "privacy_spent"]
+# What may leave beside weight updates: "case_count" (in buckets), "privacy_spent", "withdrawals"
+# (the rounds that saw patients who have withdrawn since).
+reports = ["case_count", "privacy_spent", "withdrawals"]
+# Mean Dice of the validation patients: "exact" (not covered by epsilon), "noised" (differentially
+# private, charged to the ledger, of use with hundreds of patients only) or "never".
+dice = "exact"
+# A reply waits until its work took a multiple of these seconds, so that the time does not tell how
+# many patients were drawn; 0 answers at once.
+answer_every_s = 0.0
 # When orders may be carried out, in local time, such as "20:00-06:00".
 hours = "00:00-24:00"
 
 [machine]
 # "auto" takes CUDA, then Apple's GPU, then the CPU.
 device = "auto"
+# CUDA devices that share the crops of each patient; 0 takes all that are there.
+gpus = 1
+# "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it. `gliofed-site rehearse` measures.
+precision = "auto"
 # CPU threads for training; 0 leaves the choice to torch.
 threads = 0
 """
@@ -73,7 +85,13 @@ class Policy(_Frozen):
     max_epsilon: float = Field(default=10.0, gt=0)
     allow_without_privacy: bool = False
     networks: tuple[str, ...] = ("segresnet",)
-    reports: tuple[Reportable, ...] = ("dice", "case_count", "privacy_spent")
+    reports: tuple[Literal["case_count", "privacy_spent", "withdrawals"], ...] = (
+        "case_count",
+        "privacy_spent",
+        "withdrawals",
+    )
+    dice: Literal["exact", "noised", "never"] = "exact"
+    answer_every_s: float = Field(default=0.0, ge=0, le=3600)
     hours: str = Field(default="00:00-24:00", pattern=r"^\d\d:\d\d-\d\d:\d\d$")
 
     @field_validator("hours")
@@ -96,6 +114,9 @@ class Machine(_Frozen):
     """What the site's computer offers. Nothing here can change what a study costs."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    gpus: int = Field(default=1, ge=0, le=64)
+    """CUDA devices that share the crops of each patient, at most one for each crop; 0 takes all."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
 
 
@@ -288,7 +309,8 @@ def request(folder: Path, *, name: str, data: Path | None) -> Site:
             serialization.NoEncryption(),
         ),
     )
-    write_secret(folder / "keys" / "superexec.secret", secrets.token_hex(32).encode())
+    for secret in ("superexec.secret", "patients.key"):
+        write_secret(folder / "keys" / secret, secrets.token_hex(32).encode())
     public = node_key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )

@@ -11,19 +11,30 @@ from importlib.metadata import version
 
 import torch
 
-from client import accountant
+from client.accountant import PldAccountant
 from client.cohort import Split, read_cohort, split
 from client.evaluation import evaluate
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.preprocessing import Prepared
+from client.noised_dice import SENSITIVITY, NoisedDice, noised_dice
+from client.patients import patients_key, pseudonym, withdrawn
 from client.private_training import LedgerCharge, train_privately
 from client.site import Machine, Site
-from client.training import ExecutionOptions, Patient, Progress, choose_execution, train
+from client.training import (
+    ExecutionOptions,
+    Patient,
+    Progress,
+    choose_execution,
+    train,
+)
+from common import parameters
 from common.errors import CaseError, ConsentError, PrivacyError, StateError
+from common.ledger import Ledger
+from common.low_rank import Subspace
 from common.metrics import RegionScores
 from common.networks import build, load_arrays, state_arrays
-from common.privacy import Cap, Ledger, Mechanism
+from common.privacy import Accountant, Cap, Mechanism
 from common.protocol import PreprocessingOptions, StudyProtocol
 from common.regions import REGIONS
 from common.weights import Arrays
@@ -35,9 +46,31 @@ def starting_weights(protocol: StudyProtocol) -> Arrays:
     return state_arrays(build(protocol.network, seed=protocol.seed))
 
 
+def update_shapes(protocol: StudyProtocol, weights: Arrays) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each array that a site sends for a round from ``weights``."""
+    return parameters.update_shapes(
+        {name: array.shape for name, array in weights.items()},
+        protocol.network.name,
+        protocol.training,
+    )
+
+
 def read_split(site: Site, protocol: StudyProtocol) -> Split:
-    """Return the site's labelled cases, split by patient for this study; raise CaseError."""
-    return split(read_cohort(site.data), protocol.study)
+    """Return the site's labelled cases, split by patient for this study; raise CaseError.
+
+    Patients who have withdrawn are in no part of it.
+    """
+    gone = withdrawn(site)
+    parts = split(read_cohort(site.data), protocol.study)
+    if not gone:
+        return parts
+    key = patients_key(site)
+    return Split(
+        *(
+            tuple(case for case in part if pseudonym(key, case.patient) not in gone)
+            for part in (parts.train, parts.validation, parts.test)
+        )
+    )
 
 
 def training_cases(site: Site, protocol: StudyProtocol) -> int:
@@ -45,10 +78,10 @@ def training_cases(site: Site, protocol: StudyProtocol) -> int:
     return len(read_split(site, protocol).train)
 
 
-def training_patients(site: Site, protocol: StudyProtocol) -> list[Patient]:
-    """Return the patients to train on, each with all their scans: the unit of privacy.
+def training_patients(site: Site, protocol: StudyProtocol) -> dict[str, Patient]:
+    """Return, by pseudonym, the patients to train on, each with all their scans.
 
-    Raises CaseError (code ``case-none``) if there is none.
+    The patient is the unit of privacy. Raises CaseError (code ``case-none``) if there is none.
     """
     cases = read_split(site, protocol).train
     if not cases:
@@ -57,11 +90,19 @@ def training_patients(site: Site, protocol: StudyProtocol) -> list[Patient]:
             do="Add labelled patients to the cohort.",
             code="case-none",
         )
-    names = sorted({case.patient for case in cases})
-    return [
-        _loaders(site, protocol.preprocessing, [case for case in cases if case.patient == name])
-        for name in names
-    ]
+    return {
+        name: _loaders(site, protocol.preprocessing, own)
+        for name, own in _by_patient(site, cases).items()
+    }
+
+
+def _by_patient(site: Site, cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """Return the cases of each patient, by pseudonym."""
+    key = patients_key(site)
+    found: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.patient):
+        found.setdefault(pseudonym(key, case.patient), []).append(case)
+    return found
 
 
 def train_round(
@@ -74,59 +115,104 @@ def train_round(
 ) -> Arrays:
     """Train from ``weights`` for one round and return the update of the trained arrays.
 
-    With privacy each step is charged to the site's ledger before it is taken. Raises PrivacyError
-    (code ``privacy-cap``) when the budget does not allow the whole round, CaseError without
-    patients.
+    With privacy each step is charged to the site's ledger before it is taken; patients whose budget
+    does not allow the whole round are left out of it. Raises PrivacyError (code ``privacy-cap``)
+    when that is everyone, CaseError without patients.
     """
     patients = training_patients(site, protocol)
     network = build(protocol.network, seed=protocol.seed)
     load_arrays(network, weights)
     execution = execution_for(site.settings.machine)
+    subspace = Subspace(protocol.seed, round_number)
     if not protocol.private:
         if not site.settings.policy.allow_without_privacy:
             raise ConsentError("This site does not train without privacy.", code="policy-privacy")
         return train(
             network,
-            patients,
+            list(patients.values()),
             protocol.training,
             seed=protocol.seed + round_number,
             execution=execution,
+            subspace=subspace,
             progress=progress,
         ).update
     check_delta(protocol, len(patients))
-    study_cap, site_cap = caps(site, protocol)
+    study_cap, patient_cap = caps(site, protocol)
     with open_ledger(site) as ledger:
-        _check_round_fits(ledger, protocol, study_cap, site_cap)
-        charge = LedgerCharge(
-            ledger, protocol.study, protocol.digest, round_number, study_cap, site_cap
+        names = _with_room(
+            ledger,
+            protocol,
+            mechanism(protocol),
+            protocol.training.local_steps,
+            frozenset(patients),
+            (study_cap, patient_cap),
         )
-        return train_privately(
+        if len(names) < len(patients):
+            site.journal.append(
+                "patients left out",
+                study=protocol.study,
+                round=round_number,
+                patients=len(patients) - len(names),
+                reason="their privacy budget does not allow the round",
+            )
+        result = train_privately(
             network,
-            patients,
+            [patient for name, patient in patients.items() if name in names],
             protocol.training,
             protocol.privacy,
-            charge,
+            LedgerCharge(
+                ledger,
+                protocol.study,
+                protocol.digest,
+                round_number,
+                names,
+                study_cap,
+                patient_cap,
+            ),
             execution=execution,
+            subspace=subspace,
             progress=progress,
-        ).update
+        )
+    if not result.safe:
+        raise PrivacyError(
+            "The noise of this round did not come from the operating system.",
+            do="Install gliofed as it was released; nothing of this round leaves.",
+            code="privacy-noise",
+        )
+    return result.update
 
 
-def _check_round_fits(
-    ledger: Ledger, protocol: StudyProtocol, study_cap: Cap, site_cap: Cap
-) -> None:
-    """Raise PrivacyError before a round that would spend steps and end without an update."""
-    mechanism = Mechanism(protocol.privacy.noise_multiplier, protocol.privacy.sampling_rate)
-    left = ledger.steps_left(
-        study=protocol.study, mechanism=mechanism, study_cap=study_cap, site_cap=site_cap
+def _with_room(
+    ledger: Ledger,
+    protocol: StudyProtocol,
+    wanted: Mechanism,
+    steps: int,
+    patients: frozenset[str],
+    limits: tuple[Cap, Cap],
+) -> frozenset[str]:
+    """Return the patients whose budget allows ``steps`` more; raise PrivacyError if none does.
+
+    Who is left out depends on what the ledger charged before, never on what a scan holds.
+    """
+    study_cap, patient_cap = limits
+    room = ledger.room(
+        study=protocol.study,
+        mechanism=wanted,
+        patients=patients,
+        study_cap=study_cap,
+        patient_cap=patient_cap,
     )
-    if left < protocol.training.local_steps:
+    fitting = frozenset(name for name, left in room.items() if left >= steps)
+    if not fitting:
         raise PrivacyError(
             f"The privacy budget of study {protocol.study} does not allow another round: it takes "
-            f"{protocol.training.local_steps} steps, and {left} are left below epsilon "
-            f"{study_cap.epsilon:g} of the study and {site_cap.epsilon:g} of the site.",
+            f"{steps} steps, and at most {max(room.values(), default=0)} are left below epsilon "
+            f"{study_cap.epsilon:g} of the study and {patient_cap.epsilon:g} of a patient over all "
+            "studies.",
             do="The study ends here for this site, or the hospital raises its cap.",
             code="privacy-cap",
         )
+    return fitting
 
 
 def check_delta(protocol: StudyProtocol, patients: int) -> None:
@@ -162,23 +248,84 @@ def validation_dice(site: Site, protocol: StudyProtocol, weights: Arrays) -> dic
     return mean_dice(score(site, protocol, weights, read_split(site, protocol).validation))
 
 
+def noised_validation_dice(
+    site: Site, protocol: StudyProtocol, weights: Arrays, *, round_number: int
+) -> NoisedDice:
+    """Return the means over the validation patients with noise, charged to the ledger before.
+
+    Raises PrivacyError (code ``privacy-cap``) when the budget of no patient allows it.
+    """
+    patients = _by_patient(site, read_split(site, protocol).validation)
+    multiplier = protocol.privacy.dice_noise_multiplier
+    release = Mechanism(multiplier, 1.0)
+    study_cap, patient_cap = caps(site, protocol)
+    scores: list[dict[str, float | None]] = []
+    with open_ledger(site) as ledger:
+        names = frozenset(patients)
+        if names:
+            names = _with_room(ledger, protocol, release, 1, names, (study_cap, patient_cap))
+            number = ledger.reserve(
+                study=protocol.study,
+                protocol=protocol.digest,
+                round_number=round_number,
+                purpose="metrics",
+                patients=names,
+                mechanism=release,
+                clipping_norm=SENSITIVITY,
+                steps=1,
+                study_cap=study_cap,
+                patient_cap=patient_cap,
+            )
+        for name in sorted(names):
+            found = score(site, protocol, weights, patients[name])
+            scores.append({region: found.mean(region) for region in REGIONS})
+        made = noised_dice(scores, noise_multiplier=multiplier)
+        if names:
+            ledger.confirm(number)
+    return made
+
+
 def mean_dice(scores: RegionScores) -> dict[str, float]:
     """Return the mean per region of those regions that have a score."""
     means = {region: scores.mean(region) for region in REGIONS}
     return {region: round(mean, 6) for region, mean in means.items() if mean is not None}
 
 
+def accountant(site: Site) -> Accountant:
+    """Return the accountant of the site's ledger, with what it reckoned before."""
+    return PldAccountant(site.folder / "cache" / "accounting.json")
+
+
 def open_ledger(site: Site) -> Ledger:
-    """Open the site's privacy ledger; raise StateError."""
-    return Ledger(
+    """Open the site's privacy ledger.
+
+    Raises StateError; code ``ledger-old`` if it is not the one, or older than the one, that the
+    journal speaks of: an old copy would forget what was spent.
+    """
+    ledger = Ledger(
         site.folder / "ledger.sqlite",
-        accountant=accountant.epsilon,
+        accountant=accountant(site),
         code_version=version("gliofed"),
     )
+    said = [e.facts for e in site.journal.events("sent") if "ledger_head" in e.facts]
+    if said and not ledger.holds(said[-1]["ledger_facts"], said[-1]["ledger_head"]):
+        ledger.close()
+        raise StateError(
+            f"The privacy ledger of {site.name} is not the one that the journal speaks of: it was "
+            "put back from an old copy or replaced.",
+            do="Put the newest copy of ledger.sqlite back; until then no patient is trained on.",
+            code="ledger-old",
+        )
+    return ledger
+
+
+def mechanism(protocol: StudyProtocol) -> Mechanism:
+    """Return the mechanism of one training step of the study."""
+    return Mechanism(protocol.privacy.noise_multiplier, protocol.privacy.sampling_rate)
 
 
 def caps(site: Site, protocol: StudyProtocol) -> tuple[Cap, Cap]:
-    """Return the study's and the site's own cap, both at the study's delta."""
+    """Return a patient's cap in the study and over all studies, both at the study's delta."""
     delta = protocol.privacy.delta
     return (
         Cap(protocol.privacy.max_epsilon, delta),
@@ -187,7 +334,7 @@ def caps(site: Site, protocol: StudyProtocol) -> tuple[Cap, Cap]:
 
 
 def privacy_spent(site: Site, protocol: StudyProtocol) -> PrivacySpent:
-    """Return what the study has cost each patient here."""
+    """Return what the study has cost its worst patient here."""
     with open_ledger(site) as ledger:
         spent = ledger.spent(protocol.privacy.delta, study=protocol.study)
     return PrivacySpent(
@@ -197,6 +344,24 @@ def privacy_spent(site: Site, protocol: StudyProtocol) -> PrivacySpent:
         delta=spent.delta,
         epsilon=round(spent.epsilon, 4),
     )
+
+
+def withdrawn_rounds(site: Site, protocol: StudyProtocol) -> tuple[int, ...]:
+    """Return the rounds of the study that saw patients who have withdrawn since."""
+    gone = withdrawn(site)
+    if not gone:
+        return ()
+    with open_ledger(site) as ledger:
+        return tuple(
+            sorted(
+                {
+                    fact.round
+                    for name in gone
+                    for fact in ledger.facts(study=protocol.study, patient=name)
+                    if fact.round
+                }
+            )
+        )
 
 
 def execution_for(machine: Machine) -> ExecutionOptions:
@@ -213,7 +378,14 @@ def execution_for(machine: Machine) -> ExecutionOptions:
             do='Set device = "auto" or "cpu", or mend the driver.',
             code="device",
         )
-    return choose_execution(machine.device)
+    there = torch.cuda.device_count() if present["cuda"] else 0
+    if machine.device in ("auto", "cuda") and machine.gpus > max(1, there):
+        raise StateError(
+            f"site.toml asks for {machine.gpus} CUDA devices, of which torch finds {there} here.",
+            do="Set gpus = 1, or 0 for all that are there.",
+            code="device",
+        )
+    return choose_execution(machine.device, gpus=machine.gpus, precision=machine.precision)
 
 
 def _loaders(

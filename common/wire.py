@@ -2,17 +2,21 @@
 
 An *order* goes to a site, a *report* comes back. Both are Flower records: one ``ConfigRecord``
 with validated JSON, and at most one ``ArrayRecord`` with float32 arrays, all in one safetensors
-body: Flower would make signed calls at every hop for each array of its own. The report model is the
+body: Flower would make signed calls at every hop for each array of its own. The arrays of an update
+may be encoded in fewer bytes (``common.compression``); weights never are. The report model is the
 outbound allow-list: a value that it has no field for cannot leave a hospital. Arrays are checked
-after decoding (names, shapes, dtypes, finite, norm), since Flower's own metadata is the sender's
-claim. Texts about failures are codes; a reason in words is sent only for failures whose words are
-about the protocol and the site's policy, never about a case.
+before decoding (number of bytes, names, shapes, dtypes) and after (finite, norm), since Flower's
+own metadata is the sender's claim. Texts about failures are codes; a reason in words is sent only
+for failures whose words are about the protocol and the site's policy, never about a case.
+
+Each message carries the head of its sender's journal, and the last head that its sender knows of
+the receiver's. A journal that was cut, put back from an old copy or written anew does not hold the
+head that the other side kept: neither side can rewrite its history alone.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import tomllib
 import zipfile
 import zlib
@@ -24,9 +28,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save as serialize
 
+from common.compression import opened, plain, restored
 from common.errors import (
     ConsentError,
     GliofedError,
@@ -35,7 +38,7 @@ from common.errors import (
     ProtocolError,
     UpdateError,
 )
-from common.protocol import StudyId
+from common.protocol import MessageOptions, StudyId
 from common.weights import Arrays, check_like
 
 Content = RecordDict
@@ -52,12 +55,14 @@ MESSAGE_TYPES: Final[dict[str, str]] = {
 _SAYABLE = (ConsentError, ProtocolError, PrivacyError, IdentityError)
 _CASE_COUNT_EDGES = (1, 10, 20, 50, 100, 200, 500, 1000)
 _FORMAT: Final = "safetensors"
-_HEADER_BYTES: Final = 1024
-"""More than the format's header takes for one array."""
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Head = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+"""SHA-256 of a journal's last line; empty if none is known."""
 
 
 class Order(_Frozen):
@@ -68,10 +73,14 @@ class Order(_Frozen):
     round: int = Field(ge=0)
     protocol: str = Field(max_length=200_000)
     weights_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    coordinator_head: Head = ""
+    """Of the coordinator's journal, when it gave the order."""
+    site_head: Head = ""
+    """Of the site's journal, as the coordinator last heard it."""
 
 
 class PrivacySpent(_Frozen):
-    """What the study has cost each patient of the site so far: facts, and epsilon at ``delta``."""
+    """What the study has cost its worst patient at the site: facts, and epsilon at ``delta``."""
 
     noise_multiplier: float = Field(gt=0)
     sampling_rate: float = Field(gt=0, le=1)
@@ -91,8 +100,16 @@ class Report(_Frozen):
     reason: str = Field(default="", max_length=2000)
     approval: str = Field(default="", max_length=20_000)
     dice: dict[Literal["WT", "TC", "ET"], Annotated[float, Field(ge=0, le=1)]] | None = None
+    dice_noise: float | None = Field(default=None, gt=0)
+    """About the standard deviation of the noise in ``dice``; None if the scores are exact."""
     case_count: str | None = Field(default=None, pattern=r"^(0|\d{1,5}-\d{1,5}|\d{1,5}\+)$")
     privacy_spent: PrivacySpent | None = None
+    withdrawn: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), max_length=10_000)
+    """Rounds that saw patients who have withdrawn since."""
+    site_head: Head = ""
+    """Of the site's journal, when the reply left."""
+    coordinator_head: Head = ""
+    """Of the coordinator's journal, as the site last heard it before this order."""
 
 
 def case_count_bucket(count: int) -> str:
@@ -117,15 +134,26 @@ def refusal(order: Order, error: GliofedError) -> Report:
     )
 
 
-def pack(value: Order | Report, arrays: Mapping[str, NDArray[np.float32]] | None) -> RecordDict:
-    """Return ``value`` and its arrays as the content of a Flower message."""
+def pack(
+    value: Order | Report, arrays: Mapping[str, NDArray[np.float32]] | bytes | None
+) -> RecordDict:
+    """Return ``value`` and its arrays as the content of a Flower message.
+
+    Bytes are the body of an update as ``common.compression.encode`` made it.
+    """
     content = RecordDict({"gliofed": ConfigRecord({"json": value.model_dump_json()})})
     if arrays is not None:
-        data = serialize(
-            {name: np.asarray(value, np.float32, order="C") for name, value in arrays.items()}
-        )
+        data = arrays if isinstance(arrays, bytes) else plain(arrays)
         content["arrays"] = ArrayRecord({_FORMAT: Array("uint8", (len(data),), _FORMAT, data)})
     return content
+
+
+def readdressed(content: RecordDict, value: Order) -> RecordDict:
+    """Return a message with another order and the same arrays, which are not copied."""
+    other = RecordDict({"gliofed": ConfigRecord({"json": value.model_dump_json()})})
+    if "arrays" in content:
+        other["arrays"] = content["arrays"]
+    return other
 
 
 def unpack_order(content: RecordDict) -> tuple[Order, Arrays]:
@@ -143,17 +171,20 @@ def unpack_report(
     template: Mapping[str, tuple[int, ...]] | None,
     max_norm: float,
     any_arrays: bool = False,
+    options: MessageOptions | None = None,
 ) -> tuple[Report, Arrays]:
     """Return a site's report and its arrays, checked; empties ``content`` to free memory.
 
     ``template`` gives the name and shape of every array that a report with status ``done`` must
     bring, or None if it must bring none; ``any_arrays`` takes any names and shapes (a site's
-    starting weights). Raises UpdateError (codes ``update-*``).
+    starting weights, float32). ``options`` are the protocol's, by which an update is encoded.
+
+    Raises UpdateError (codes ``update-*``).
     """
     report = _read(Report, content)
     done = report.status == "done"
     expected = template if template is not None and done else {}
-    arrays = _decode(content, None if any_arrays and done else expected)
+    arrays = _decode(content, None if any_arrays and done else expected, options)
     if any_arrays and done:
         if not arrays:
             raise UpdateError("The reply brings no arrays.", code="update-name")
@@ -182,7 +213,11 @@ def _read(model: Any, content: RecordDict) -> Any:
         ) from None
 
 
-def _decode(content: RecordDict, expected: Mapping[str, tuple[int, ...]] | None) -> Arrays:
+def _decode(
+    content: RecordDict,
+    expected: Mapping[str, tuple[int, ...]] | None,
+    options: MessageOptions | None = None,
+) -> Arrays:
     """Take the arrays out of ``content``; refuse more bytes than ``expected`` can need."""
     record = content.array_records.get("arrays")
     if record is None:
@@ -190,22 +225,10 @@ def _decode(content: RecordDict, expected: Mapping[str, tuple[int, ...]] | None)
     array = record.pop(_FORMAT, None)
     if array is None or record:
         raise UpdateError("The arrays are not in the form that gliofed speaks.", code="update-form")
-    if expected is not None:
-        due = sum(4 * math.prod(shape) + _HEADER_BYTES for shape in expected.values())
-        if len(array.data) > due + _HEADER_BYTES:
-            raise UpdateError("The arrays are larger than the study says.", code="update-size")
-    try:
-        parts = deserialize(array.data)  # type: ignore[no-untyped-call]  # safetensors has no types
-    except SafetensorError:
-        raise UpdateError("The arrays cannot be decoded.", code="update-form") from None
-    del array
-    arrays: Arrays = {}
-    while parts:
-        name, part = parts.pop()
-        if part["dtype"] != "F32":
-            raise UpdateError(f"The array {name[:200]} is not float32.", code="update-dtype")
-        arrays[name] = np.frombuffer(part["data"], "<f4").reshape(part["shape"])
-    return arrays
+    options = options or MessageOptions()
+    parts = opened(array.data, expected, options)
+    del array  # and with it the body, before the arrays take their place
+    return restored(parts, expected, options)
 
 
 _BUNDLE_PROJECT = """\

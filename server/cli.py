@@ -216,13 +216,14 @@ def _show(report: dict[str, Any]) -> None:
             e["round"],
             site,
             *(float(dice.get(region, float("nan"))) for region in ("WT", "TC", "ET")),
+            f"about {e['dice_noise'][site]:.3f}" if site in e["dice_noise"] else "exact",
         ]
         for e in report["evaluations"]
         for site, dice in e["dice"].items()
     ]
     if scores:
         title = "Dice on the sites' validation patients"
-        console.show_table(title, ["round", "site", "WT", "TC", "ET"], scores)
+        console.show_table(title, ["round", "site", "WT", "TC", "ET", "noise"], scores)
     spent = [
         [site, float(s["epsilon"]), f"{s['delta']:g}", s["steps"]]
         for site, s in report["privacy_spent"].items()
@@ -231,6 +232,12 @@ def _show(report: dict[str, Any]) -> None:
         console.show_table(
             "Privacy spent per patient", ["site", "epsilon", "delta", "steps"], spent
         )
+    for site, seen in report["withdrawn"].items():
+        console.say(
+            f"{site}: patients who withdrew since were in rounds {', '.join(map(str, seen))}"
+        )
+    for site, fork in report["journal_forks"].items():
+        console.warn(f"{site}: {fork}.")
     if report["last_problem"]:
         console.warn(str(report["last_problem"]))
 

@@ -99,7 +99,13 @@ def _card(
         "private": report["private"],
         "privacy_unit": "patient; add or remove one" if report["private"] else "none",
         "privacy_spent": report["privacy_spent"],
+        "withdrawn": {
+            site: [r for r in seen if r <= number]
+            for site, seen in report["withdrawn"].items()
+            if any(r <= number for r in seen)
+        },
         "validation_dice": dice,
+        "dice_noise": evaluation["dice_noise"] if evaluation else {},
         "worst_site": worst,
         "intended_use": "Research. Not a medical device; a person reviews each result.",
     }
@@ -136,6 +142,11 @@ def _markdown(card: dict[str, Any]) -> str:
         ]
     else:
         lines.append("**Trained WITHOUT differential privacy.**")
+    if card["withdrawn"]:
+        lines += ["", "Patients have withdrawn since; the weights saw them in these rounds:"]
+        lines += [
+            f"- {site}: {', '.join(map(str, seen))}" for site, seen in card["withdrawn"].items()
+        ]
     lines += ["", "## Dice on each site's validation patients", ""]
     if card["validation_dice"]:
         lines += [f"| site | {' | '.join(REGIONS)} |", "| --- " * (len(REGIONS) + 1) + "|"]
@@ -144,6 +155,10 @@ def _markdown(card: dict[str, Any]) -> str:
             + " | ".join(f"{dice[region]:.3f}" if region in dice else "-" for region in REGIONS)
             + " |"
             for site, dice in sorted(card["validation_dice"].items())
+        ]
+        lines += [
+            f"The scores of {site} hold noise of about {noise:.3f}, for privacy."
+            for site, noise in sorted(card["dice_noise"].items())
         ]
     else:
         lines.append("No site reported Dice for this round.")

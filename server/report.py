@@ -28,7 +28,7 @@ def study_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict
         if e.event == "round failed"
     ]
     scores = [
-        {"round": e.facts["round"], "dice": e.facts["dice"], "dropped": e.facts["dropped"]}
+        {key: e.facts[key] for key in ("round", "dice", "dice_noise", "dropped")}
         for e in entries
         if e.event == "evaluated"
     ]
@@ -51,7 +51,9 @@ def study_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict
             if e.event == "reply refused"
         ],
         "evaluations": scores,
-        "privacy_spent": _privacy(entries),
+        "privacy_spent": _last(entries, "privacy_spent"),
+        "withdrawn": _last(entries, "withdrawn"),
+        "journal_forks": _forks(entries),
         "last_problem": _last_problem(entries),
     }
 
@@ -84,13 +86,27 @@ def _declined(entries: list[Any]) -> dict[str, str]:
     return said
 
 
-def _privacy(entries: list[Any]) -> dict[str, Any]:
-    """Return, per site, the last privacy facts that it reported."""
+def _last(entries: list[Any], what: str) -> dict[str, Any]:
+    """Return, per site, the last of ``what`` that it reported."""
     return {
-        entry.facts["site"]: entry.facts["privacy_spent"]
+        entry.facts["site"]: entry.facts[what]
         for entry in entries
-        if entry.event == "reply accepted" and "privacy_spent" in entry.facts
+        if entry.event == "reply accepted" and what in entry.facts
     }
+
+
+def _forks(entries: list[Any]) -> dict[str, str]:
+    """Return, per site, whose journal is not the one that the other side knew."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        site = entry.facts.get("site")
+        if entry.event == "site declined" and entry.facts["code"] == "journal-fork":
+            found[site] = "the site's journal was cut, changed or put back from an old copy"
+        elif entry.event == "journal fork":
+            found[site] = "the coordinator's journal is not the one that the site heard of"
+        elif entry.event == "reply accepted" and found.get(site, "").startswith("the site's"):
+            del found[site]
+    return found
 
 
 def _last_problem(entries: list[Any]) -> str:

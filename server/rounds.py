@@ -10,42 +10,23 @@ This module decides; how messages travel is the ``Fleet``'s affair.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-from common.errors import FederationError, IdentityError, UpdateError
+from common.errors import FederationError, IdentityError
 from common.identity import Statement
 from common.journal import Journal
-from common.parameters import trainable_names
+from common.low_rank import expand
+from common.parameters import update_shapes
 from common.protocol import APPROVAL
 from common.weights import Arrays, digest, load, norm
-from common.wire import Order, OrderKind, Report, pack, unpack_report
+from common.wire import Report
 from server.aggregation import RULES
-from server.fleet import Delivery, Fleet
+from server.fleet import Fleet
+from server.orders import OFFER_S, Exchange, Orders
 from server.sites import Sites
 from server.studies import Study
 
-_ATTEMPTS: Final = 8
 _FAILED_ROUNDS: Final = 3
-_OFFER_S: Final = 60.0
-
-
-class StoppedError(FederationError):
-    """The coordinator asked the study to stop."""
-
-    default_code = "stopped"
-
-
-@dataclass
-class _Exchange:
-    """The state of one order to several sites."""
-
-    waiting: set[str]
-    tickets: dict[str, str] = field(default_factory=dict)
-    attempts: dict[str, int] = field(default_factory=dict)
-    not_before: dict[str, float] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
 
 
 class Rounds:
@@ -65,9 +46,8 @@ class Rounds:
         self._fleet = fleet
         self._journal = journal
         self._sites = sites
-        self._poll_s = poll_s
-        self._absent: set[str] = set()
-        self._offers = _Exchange(waiting=set())
+        self._orders = Orders(study, fleet, journal, poll_s=poll_s)
+        self._offers = Exchange()
         self._told: dict[str, str] = {}
 
     def run(self) -> None:
@@ -88,7 +68,7 @@ class Rounds:
                         do="See `gliofed-server status`, mend what it names, and launch again.",
                         code="quorum",
                     )
-                self._pause(min(30.0, 5.0 * failed))
+                self._orders.pause(min(30.0, 5.0 * failed))
                 continue
             failed, number, weights = 0, number + 1, closed
             self._evaluate_if_due(number, weights)
@@ -104,18 +84,18 @@ class Rounds:
             if missing:
                 # Once there are enough, nobody waits for those that have not decided.
                 enough = len(approved) >= quorum
-                wait_s = 0.0 if enough else _OFFER_S
+                wait_s = 0.0 if enough else OFFER_S
                 self._offer(missing, self._told, deadline_s=wait_s, state=self._offers)
                 approved = self.approved()
             if len(approved) >= quorum:
                 return
-            self._pause(2.0)
+            self._orders.pause(2.0)
 
     def offer(self, told: dict[str, str]) -> None:
         """Offer the protocol once to every site that is online and has not approved yet."""
         missing = (self._fleet.online() & set(self._sites.names())) - self.approved()
         if missing:
-            self._offer(missing, told, deadline_s=_OFFER_S, state=_Exchange(set()))
+            self._offer(missing, told, deadline_s=OFFER_S, state=Exchange())
 
     def approved(self) -> set[str]:
         """Return the admitted sites whose signed approval of this protocol is in the journal."""
@@ -127,7 +107,7 @@ class Rounds:
         return said & set(self._sites.names())
 
     def _offer(
-        self, sites: set[str], told: dict[str, str], *, deadline_s: float, state: _Exchange
+        self, sites: set[str], told: dict[str, str], *, deadline_s: float, state: Exchange
     ) -> None:
         def accept(site: str, report: Report, _: Arrays) -> None:
             self._check_approval(site, report.approval)
@@ -135,11 +115,12 @@ class Rounds:
                 "study approved",
                 site=site,
                 protocol=self._protocol.digest,
+                site_head=report.site_head,
                 approval=Statement.loads(report.approval).to_dict(),
             )
 
         state.waiting = set(sites)
-        self._exchange(
+        self._orders.give(
             "offer", sites, 0, None, accept, deadline_s=deadline_s, told=told, state=state
         )
 
@@ -176,7 +157,7 @@ class Rounds:
         """Let one site make the random starting weights that protocol and seed determine."""
         got: list[tuple[Arrays, str]] = []
         for site in sorted(self.approved() & self._fleet.online()):
-            self._exchange(
+            self._orders.give(
                 "initial",
                 {site},
                 0,
@@ -196,14 +177,11 @@ class Rounds:
         began = time.monotonic()
         options = self._protocol.aggregation
         sites = self.approved()
-        template = {
-            name: weights[name].shape
-            for name in trainable_names(
-                weights, self._protocol.network.name, self._protocol.training.trainable
-            )
-        }
+        training = self._protocol.training
+        shapes = {name: array.shape for name, array in weights.items()}
+        template = update_shapes(shapes, self._protocol.network.name, training)
         self._record("round opened", round=number, base=digest(weights), sites=sorted(sites))
-        rule = RULES[options.rule]()
+        rule = RULES[options.rule](options, self._rule_state(number - 1))
         took_part: dict[str, dict[str, Any]] = {}
 
         def accept(site: str, report: Report, update: Arrays) -> None:
@@ -213,11 +191,15 @@ class Rounds:
                 fact["privacy_spent"] = report.privacy_spent.model_dump()
             if report.case_count is not None:
                 fact["case_count"] = report.case_count
-            rule.fold(update, weight=weight)
-            self._record("reply accepted", round=number, site=site, **fact)
+            if report.withdrawn:
+                fact["withdrawn"] = report.withdrawn
+            rule.fold(site, update, weight=weight, steps=training.local_steps)
+            self._record(
+                "reply accepted", round=number, site=site, site_head=report.site_head, **fact
+            )
             took_part[site] = fact
 
-        dropped = self._exchange(
+        dropped = self._orders.give(
             "train",
             sites,
             number,
@@ -226,7 +208,7 @@ class Rounds:
             deadline_s=options.deadline_s,
             template=template,
         )
-        self._absent = {site for site, why in dropped.items() if why == "no-answer"}
+        self._orders.absent = {site for site, why in dropped.items() if why == "no-answer"}
         facts = {
             "round": number,
             "took_part": sorted(took_part),
@@ -236,16 +218,24 @@ class Rounds:
         if len(took_part) < options.quorum:
             self._record("round failed", **facts, reason=f"quorum of {options.quorum} missed")
             return None
-        update = rule.result()
+        update = expand(
+            rule.result(),
+            shapes,
+            seed=self._protocol.seed,
+            round_number=number,
+            rank=training.rank,
+        )
         new = {
             name: value + update[name] if name in update else value
             for name, value in weights.items()
         }
         identity = self._study.save(number, new)
+        state = self._study.save_state(number, rule.state())
         self._record(
             "round closed",
             **facts,
             weights=identity,
+            state=state,
             privacy_spent={
                 site: fact["privacy_spent"]
                 for site, fact in took_part.items()
@@ -254,6 +244,11 @@ class Rounds:
         )
         return new
 
+    def _rule_state(self, number: int) -> Arrays:
+        """Return what the aggregation rule kept after round ``number``."""
+        closed = self._journal.events("round closed", study=self._protocol.study, round=number)
+        return self._study.load_state(number, str(closed[-1].facts["state"])) if closed else {}
+
     def _evaluate_if_due(self, number: int, weights: Arrays) -> None:
         last = number == self._protocol.rounds
         if number % self._protocol.evaluate_every and not last:
@@ -261,12 +256,15 @@ class Rounds:
         if self._journal.events("evaluated", study=self._protocol.study, round=number):
             return
         scores: dict[str, dict[str, float]] = {}
+        noise: dict[str, float] = {}
 
         def accept(site: str, report: Report, _: Arrays) -> None:
             if report.dice is not None:
                 scores[site] = {str(region): value for region, value in report.dice.items()}
+            if report.dice_noise is not None:
+                noise[site] = report.dice_noise
 
-        dropped = self._exchange(
+        dropped = self._orders.give(
             "evaluate",
             self.approved(),
             number,
@@ -274,124 +272,7 @@ class Rounds:
             accept,
             deadline_s=self._protocol.aggregation.deadline_s,
         )
-        self._record("evaluated", round=number, dice=scores, dropped=dropped)
-
-    def _exchange(
-        self,
-        kind: OrderKind,
-        sites: Iterable[str],
-        number: int,
-        weights: Arrays | None,
-        accept: Callable[[str, Report, Arrays], None],
-        *,
-        deadline_s: float,
-        template: Mapping[str, tuple[int, ...]] | None = None,
-        told: dict[str, str] | None = None,
-        state: _Exchange | None = None,
-    ) -> dict[str, str]:
-        """Order ``kind`` of ``sites``; hand each good reply to ``accept``; return who dropped out.
-
-        A lost order is given again when its site is back. A site that was absent for the whole of
-        the last round is not waited for, but is ordered if it appears in time. ``state`` goes on
-        with an exchange that was left before: what was sent then may be answered now.
-        """
-        order = Order(
-            kind=kind,
-            study=self._protocol.study,
-            round=number,
-            protocol=self._study.statement.dumps(),
-            weights_sha256=digest(weights) if weights is not None else "",
-        )
-        content = pack(order, weights)
-        state = state or _Exchange(waiting=set(sites))
-        deadline = time.monotonic() + deadline_s
-        while state.waiting:
-            online = self._fleet.online()
-            if not (state.waiting - self._absent) and not (state.waiting & online):
-                break
-            for site in sorted(state.waiting & online - set(state.tickets)):
-                if time.monotonic() >= state.not_before.get(site, 0.0):
-                    least = _OFFER_S if kind == "offer" else 1.0
-                    left = max(least, deadline - time.monotonic())
-                    state.tickets[site] = self._fleet.send(site, kind, content, ttl_s=left)
-                    state.attempts[site] = state.attempts.get(site, 0) + 1
-            for site, ticket in sorted(state.tickets.items()):
-                delivery = self._fleet.collect(ticket)
-                if delivery is not None:
-                    del state.tickets[site]
-                    self._take(site, delivery, order, state, accept, template, told)
-            if not state.waiting or time.monotonic() >= deadline:
-                break
-            self._pause(self._poll_s)
-        state.dropped.update(dict.fromkeys(state.waiting, "no-answer"))
-        return state.dropped
-
-    def _take(
-        self,
-        site: str,
-        delivery: Delivery,
-        order: Order,
-        state: _Exchange,
-        accept: Callable[[str, Report, Arrays], None],
-        template: Mapping[str, tuple[int, ...]] | None,
-        told: dict[str, str] | None,
-    ) -> None:
-        """Check one reply and either accept it, order again, or drop the site from this order."""
-        facts: dict[str, Any] = {"round": order.round, "site": site, "order": order.kind}
-        if delivery.content is None:
-            self._record("order lost", **facts, reason=delivery.failure)
-            if state.attempts[site] < _ATTEMPTS:
-                state.not_before[site] = time.monotonic() + min(10.0, float(state.attempts[site]))
-            else:
-                state.waiting.discard(site)
-                state.dropped[site] = "order-lost"
-            return
-        state.waiting.discard(site)
-        maximum = self._protocol.aggregation.max_update_norm
-        if order.kind == "initial":
-            template, maximum = None, 1e6
-        try:
-            report, arrays = unpack_report(
-                delivery.content,
-                template=template,
-                max_norm=maximum,
-                any_arrays=order.kind == "initial",
-            )
-            if (report.kind, report.study, report.round) != (order.kind, order.study, order.round):
-                raise UpdateError("The reply is to another order.", code="update-form")
-            if report.status == "done":
-                accept(site, report, arrays)
-        except (UpdateError, IdentityError) as error:
-            self._record("reply refused", **facts, code=error.code, reason=error.message[:500])
-            state.dropped[site] = error.code
-            return
-        if report.status == "done":
-            return
-        state.dropped[site] = report.code or report.status
-        said = f"{report.status} {report.code}"
-        if told is None or told.get(site) != said:
-            self._record(
-                "site declined",
-                **facts,
-                status=report.status,
-                code=report.code,
-                reason=report.reason,
-            )
-        if told is not None:
-            told[site] = said
-
-    def _pause(self, seconds: float) -> None:
-        """Wait, but stop at once when the coordinator wants the study stopped."""
-        until = time.monotonic() + seconds
-        while True:
-            if self._study.wanted == "stopped":
-                raise StoppedError(
-                    f"Study {self._protocol.study} was stopped.", do="`launch` goes on with it."
-                )
-            left = until - time.monotonic()
-            if left <= 0:
-                return
-            time.sleep(min(left, 0.25))
+        self._record("evaluated", round=number, dice=scores, dice_noise=noise, dropped=dropped)
 
     def _record(self, event: str, **facts: Any) -> None:
         self._journal.append(event, study=self._protocol.study, **facts)

@@ -13,8 +13,9 @@ from typing import Final
 
 from common.errors import FederationError, GliofedError
 from server.fleet import Fleet
+from server.orders import StoppedError
 from server.provisioning import Consortium
-from server.rounds import Rounds, StoppedError
+from server.rounds import Rounds
 from server.studies import Study
 
 OFFER_EVERY_S: Final = 2.0

@@ -4,6 +4,7 @@
     wanted.json           "running" or "stopped", written by `launch` and `stop`
     initial.safetensors   the starting weights, if `launch --initial` gave them
     rounds/0001.safetensors, ...   the whole network after each closed round
+    rounds/0001.state.safetensors  what the aggregation rule needs in the next round, if anything
 
 Rounds are written before the journal says that they are closed; a checkpoint that the journal does
 not name with its digest does not count.
@@ -68,20 +69,36 @@ class Study:
 
     def save(self, number: int, weights: Arrays) -> str:
         """Write the network after round ``number`` and return its digest."""
-        save(self.checkpoint(number), weights, {"study": self.protocol.study, "round": str(number)})
-        return digest(weights)
+        return self._save(self.checkpoint(number), number, weights)
+
+    def save_state(self, number: int, state: Arrays) -> str:
+        """Write the aggregation rule's state after round ``number``; return its digest, or ""."""
+        return self._save(self._state(number), number, state) if state else ""
 
     def load(self, number: int, expected: str) -> Arrays:
         """Read the network after round ``number``; raise StateError if it is not ``expected``."""
-        path = self.checkpoint(number)
+        return self._load(self.checkpoint(number), expected)
+
+    def load_state(self, number: int, expected: str) -> Arrays:
+        """Read the rule's state after round ``number``, {} if there was none; raise StateError."""
+        return self._load(self._state(number), expected) if expected else {}
+
+    def _state(self, number: int) -> Path:
+        return self.folder / "rounds" / f"{number:04d}.state.safetensors"
+
+    def _save(self, path: Path, number: int, arrays: Arrays) -> str:
+        save(path, arrays, {"study": self.protocol.study, "round": str(number)})
+        return digest(arrays)
+
+    def _load(self, path: Path, expected: str) -> Arrays:
         if not path.exists():
             raise StateError(
                 f"The checkpoint {path} is missing.", do="Restore the folder from a backup."
             )
-        weights = load(path)
-        if digest(weights) != expected:
+        arrays = load(path)
+        if digest(arrays) != expected:
             raise StateError(
                 f"The checkpoint {path} is not the one that the journal recorded.",
                 do="Restore the folder from a backup.",
             )
-        return weights
+        return arrays

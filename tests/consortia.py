@@ -72,7 +72,7 @@ def tiny_protocol(**changes: Any) -> StudyProtocol:
 def toml(protocol: StudyProtocol) -> str:
     """Return a protocol as a coordinator writes it."""
     lines: list[str] = []
-    values = protocol.model_dump(mode="json", exclude={"preprocessing_sha256"})
+    values = protocol.model_dump(mode="json", exclude={"preprocessing_sha256"}, exclude_none=True)
     for key, value in sorted(values.items(), key=lambda item: isinstance(item[1], dict)):
         if not isinstance(value, dict):
             lines.append(f"{key} = {json.dumps(value)}")

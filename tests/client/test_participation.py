@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from client import studies
+from client import accountant, studies
 from client.consent import check_order
 from client.participation import Participation
+from client.patients import patients_key, pseudonym
 from client.site import Site
+from client.withdrawal import withdraw
+from common.compression import plain
 from common.errors import CaseError, ConsentError, PrivacyError, UpdateError
 from common.identity import Identity, Statement
 from common.privacy import Fact, Mechanism
 from common.protocol import APPROVAL, StudyProtocol
 from common.weights import Arrays, digest, norm
-from common.wire import Content, Report
+from common.wire import Content, Report, pack
 from server.provisioning import Consortium
 from tests.consortia import STUDY, answer, edit, events, order, tiny_protocol
 
@@ -56,6 +59,11 @@ class Hospital:
     def facts(self) -> tuple[Fact, ...]:
         with studies.open_ledger(self.site) as ledger:
             return ledger.facts()
+
+
+def sent_data(site: Site) -> list[Any]:
+    """Return what left beside approvals and refusals."""
+    return [f for f in events(site, "sent") if f["what"] != "the signed approval"]
 
 
 @pytest.fixture
@@ -143,10 +151,11 @@ def test_training_is_charged_recorded_and_kept(
     assert spent is not None
     assert (spent.steps, spent.delta) == (2, 1e-3)
     assert 0 < spent.epsilon < 8
-    (sent,) = events(approving.site, "sent")
+    (sent,) = sent_data(approving.site)
     assert sent["what"] == "weight update"
+    assert sent["to"] == "Northern Consortium, 127.0.0.1:4433"
     assert sent["update"] == digest(update)
-    assert sent["bytes"] == sum(a.nbytes for a in update.values())
+    assert sent["bytes"] == len(plain(update)) + len(report.model_dump_json())
     assert sent["norm"] == pytest.approx(norm(update), abs=1e-5)
     assert sent["private"] is True
     assert sent["case_count"] == "1-9"
@@ -199,21 +208,29 @@ def test_a_round_that_does_not_fit_whole_spends_nothing(hospital: Hospital) -> N
     assert hospital.facts() == ()
 
 
-def test_the_sites_own_cap_counts_over_all_studies(hospital: Hospital) -> None:
+def test_a_patients_cap_counts_over_all_studies(hospital: Hospital) -> None:
     hospital.site = edit(hospital.site, "max_epsilon = 10.0", "max_epsilon = 2.5")
-    first = tiny_protocol(privacy={"max_epsilon": 2.5}, training={"local_steps": 3})
-    second = tiny_protocol(
-        study="another-one", privacy={"max_epsilon": 2.5}, training={"local_steps": 3}
-    )
-    codes = []
-    for number in (1, 2):
-        for protocol in (first, second):
+    changes: dict[str, Any] = {
+        "rounds": 9,
+        "privacy": {"max_epsilon": 2.5},
+        "training": {"local_steps": 2},
+    }
+    both = [tiny_protocol(**changes), tiny_protocol(study="another-one", **changes)]
+    codes: list[list[str]] = [[], []]
+    for number in range(1, 10):
+        for place, protocol in enumerate(both):
             hospital.approve(protocol)
-            codes.append(hospital.train(protocol, number=number)[0].code)
-    assert codes[0] == ""
-    assert codes[-1] == "privacy-cap"
+            codes[place].append(hospital.train(protocol, number=number)[0].code)
+    assert [found[0] for found in codes] == ["", ""]
+    assert [found[-1] for found in codes] == ["privacy-cap"] * 2
+    facts = hospital.facts()
+    assert {fact.study for fact in facts} == {protocol.study for protocol in both}
     with studies.open_ledger(hospital.site) as ledger:
-        assert ledger.spent(1e-3).epsilon <= 2.5
+        shared = ledger.patients(study=both[0].study) & ledger.patients(study=both[1].study)
+        assert shared
+        for patient in ledger.patients():
+            own = [(fact.mechanism, fact.steps) for fact in ledger.facts(patient=patient)]
+            assert accountant.epsilon(own, 1e-3) <= 2.5
 
 
 def test_delta_must_fit_the_cohort(hospital: Hospital) -> None:
@@ -259,20 +276,22 @@ def test_permission_to_drop_privacy_changes_nothing_in_a_private_study(
 @pytest.mark.parametrize("who", ["site", "study"])
 def test_either_side_may_keep_reports_back(hospital: Hospital, who: str) -> None:
     if who == "site":
-        line = 'reports = ["dice", "case_count", "privacy_spent"]'
+        line = 'reports = ["case_count", "privacy_spent", "withdrawals"]'
         hospital.site = edit(hospital.site, line, "reports = []")
+        hospital.site = edit(hospital.site, 'dice = "exact"', 'dice = "never"')
         protocol = tiny_protocol()
     else:
         protocol = tiny_protocol(reports=[])
     hospital.approve(protocol)
     report, update = hospital.train(protocol)
     assert (report.case_count, report.privacy_spent) == (None, None)
-    assert set(events(hospital.site, "sent")[0]) & {"case_count", "privacy_spent"} == set()
+    (sent,) = sent_data(hospital.site)
+    assert set(sent) & {"case_count", "privacy_spent"} == set()
     report, _ = hospital.ask(
         protocol, "evaluate", number=1, weights=studies.starting_weights(protocol)
     )
     assert (report.status, report.dice) == ("done", None)
-    assert len(events(hospital.site, "sent")) == 1
+    assert len(sent_data(hospital.site)) == 1
     assert update
 
 
@@ -284,8 +303,9 @@ def test_validation_scores_leave_and_are_recorded(
     assert arrays == {}
     assert report.dice is not None
     assert set(report.dice) == {"WT", "TC", "ET"}
-    (sent,) = events(approving.site, "sent")
-    assert (sent["what"], sent["dice"]) == ("validation Dice", report.dice)
+    (sent,) = sent_data(approving.site)
+    assert sent["what"] == "exact Dice of the validation patients"
+    assert sent["dice"] == report.dice
 
 
 def test_one_round_is_scored_for_one_model_only(
@@ -315,7 +335,7 @@ def test_an_update_that_fails_its_checks_does_not_leave(
     monkeypatch.setattr(studies, "train_round", lambda *_, **__: spoilt)
     report, arrays = approving.ask(protocol, "train", number=1, weights=weights)
     assert (report.status, report.code, arrays) == ("failed", "update-not-finite", {})
-    assert not events(approving.site, "sent")
+    assert not sent_data(approving.site)
 
 
 def test_no_validation_patient_no_score(hospital: Hospital) -> None:
@@ -327,7 +347,7 @@ def test_no_validation_patient_no_score(hospital: Hospital) -> None:
     weights = studies.starting_weights(protocol)
     report, _ = hospital.ask(protocol, "evaluate", weights=weights)
     assert (report.status, report.dice) == ("done", None)
-    assert events(hospital.site, "sent") == []
+    assert sent_data(hospital.site) == []
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
@@ -397,9 +417,11 @@ def test_hours_are_read_on_the_hospitals_clock(
         check_order(*args, **values)
 
     monkeypatch.setattr("client.participation.check_order", check)
+    # The journal reads the real clock.
+    monkeypatch.setattr(Participation, "_record", lambda *_, **__: None)
     monkeypatch.setattr(
-        Participation, "_record", lambda *_, **__: None
-    )  # the journal reads the real clock
+        "client.participation.let_out", lambda _, __, ___, reply: pack(reply.report, reply.body)
+    )
     report, _ = approving.ask(protocol, "initial")
     assert report.status == "done"
     assert seen[0].hour == 3
@@ -471,3 +493,146 @@ def test_an_empty_cohort_leaves_as_a_code(
 def test_what_is_no_order_cannot_be_answered(hospital: Hospital, content: Content) -> None:
     with pytest.raises(UpdateError):
         hospital.participation.answer(content)
+
+
+def test_scores_leave_with_noise_once_a_round_and_are_charged(hospital: Hospital) -> None:
+    protocol = tiny_protocol(privacy={"dice_noise_multiplier": 3.0})
+    hospital.site = edit(hospital.site, 'dice = "exact"', 'dice = "noised"')
+    hospital.approve(protocol)
+    weights = studies.starting_weights(protocol)
+    exact = studies.validation_dice(hospital.site, protocol, weights)
+    said = [hospital.ask(protocol, "evaluate", number=1, weights=weights)[0] for _ in range(2)]
+    assert said[0].dice is not None
+    assert said[0].dice != exact
+    assert said[0].dice_noise is not None
+    assert said[0].dice == said[1].dice  # the same noise: averaging answers does not help
+    (fact,) = hospital.facts()
+    assert (fact.purpose, fact.mechanism, fact.steps) == ("metrics", Mechanism(3.0, 1.0), 1)
+    (sent, _) = sent_data(hospital.site)
+    assert sent["what"] == "Dice of the validation patients, with noise"
+    other, _ = hospital.ask(protocol, "evaluate", number=2, weights=weights)
+    assert (other.dice, len(hospital.facts())) != (said[0].dice, 1)
+
+
+def test_noised_scores_end_with_the_budget(hospital: Hospital) -> None:
+    protocol = tiny_protocol(privacy={"dice_noise_multiplier": 0.5, "max_epsilon": 2.0})
+    hospital.site = edit(hospital.site, 'dice = "exact"', 'dice = "noised"')
+    hospital.approve(protocol)
+    weights = studies.starting_weights(protocol)
+    report, _ = hospital.ask(protocol, "evaluate", number=1, weights=weights)
+    assert (report.status, report.code, report.dice) == ("refused", "privacy-cap", None)
+    assert hospital.facts() == ()
+
+
+def test_heads_of_both_journals_travel(approving: Hospital, protocol: StudyProtocol) -> None:
+    weights = studies.starting_weights(protocol)
+    heads = ["1" * 64, "2" * 64]
+    first, _ = approving.ask(
+        protocol, "train", number=1, weights=weights, coordinator_head=heads[0]
+    )
+    assert first.site_head == approving.site.journal.head
+    assert first.coordinator_head == ""  # the offers of this test carried none
+    second, _ = approving.ask(
+        protocol,
+        "train",
+        number=2,
+        weights=weights,
+        coordinator_head=heads[1],
+        site_head=first.site_head,
+    )
+    assert second.coordinator_head == heads[0]
+    assert second.site_head not in {first.site_head, ""}
+
+
+@pytest.mark.parametrize("kind", ["offer", "train", "evaluate"])
+def test_a_journal_put_back_from_an_old_copy_stops_the_site(
+    approving: Hospital, protocol: StudyProtocol, kind: Any
+) -> None:
+    path = approving.site.folder / "journal.jsonl"
+    old = path.read_bytes()
+    weights = studies.starting_weights(protocol)
+    report, _ = approving.train(protocol)
+    path.write_bytes(old)
+    for _ in range(2):  # what the site says of it does not become its history
+        again, arrays = approving.ask(
+            protocol, kind, number=2, weights=weights, site_head=report.site_head
+        )
+        assert (again.status, again.code, arrays) == ("refused", "journal-fork", {})
+        assert again.site_head == ""
+
+
+def test_a_ledger_put_back_from_an_old_copy_stops_training(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    path = approving.site.folder / "ledger.sqlite"
+    old = path.read_bytes()
+    approving.train(protocol)
+    path.write_bytes(old)
+    report, arrays = approving.train(protocol, number=2)
+    assert (report.status, report.code, report.reason, arrays) == ("failed", "ledger-old", "", {})
+
+
+def test_answers_wait_for_a_multiple_of_the_time(
+    hospital: Hospital, protocol: StudyProtocol
+) -> None:
+    hospital.site = edit(hospital.site, "answer_every_s = 0.0", "answer_every_s = 100.0")
+    waited: list[float] = []
+    hospital.participation = Participation(hospital.site, pause=waited.append)
+    hospital.approve(protocol)
+    assert waited == []
+    hospital.train(protocol)
+    assert len(waited) == 1
+    assert 0 < waited[0] < 100
+
+
+def test_a_patient_without_budget_is_left_out_and_the_others_go_on(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    site = approving.site
+    names = sorted(studies.training_patients(site, protocol))
+    spent = frozenset(names[:1])
+    cap = studies.caps(site, protocol)[1]
+    with studies.open_ledger(site) as ledger:
+        wanted = studies.mechanism(protocol)
+        room = ledger.steps_left(
+            study="earlier", mechanism=wanted, patients=spent, study_cap=cap, patient_cap=cap
+        )
+        ledger.reserve(
+            study="earlier",
+            protocol="0" * 64,
+            round_number=1,
+            purpose="training",
+            patients=spent,
+            mechanism=wanted,
+            clipping_norm=1.0,
+            steps=room - 1,
+            study_cap=cap,
+            patient_cap=cap,
+        )
+    report, update = approving.train(protocol)
+    assert (report.status, bool(update)) == ("done", True)
+    (left_out,) = events(site, "patients left out")
+    assert left_out["patients"] == 1
+    assert not set(names) & set(str(left_out).split("'"))
+    with studies.open_ledger(site) as ledger:
+        assert ledger.patients(study=protocol.study) == frozenset(names[1:])
+
+
+def test_who_has_withdrawn_is_in_no_part_and_the_rounds_are_said(
+    approving: Hospital, protocol: StudyProtocol
+) -> None:
+    site = approving.site
+    first, _ = approving.train(protocol)
+    assert first.withdrawn == ()
+    case = studies.read_split(site, protocol).train[0]
+    withdraw(site, case.patient, by="Dr. Tamm")
+    parts = studies.read_split(site, protocol)
+    everyone = {one.patient for part in (parts.train, parts.validation, parts.test) for one in part}
+    assert case.patient not in everyone
+    report, _ = approving.train(protocol, number=2)
+    assert report.withdrawn == (1,)
+    hidden = pseudonym(patients_key(site), case.patient)
+    with studies.open_ledger(site) as ledger:
+        assert {f.round for f in ledger.facts(patient=hidden)} == {1}
+    text = (site.folder / "journal.jsonl").read_text()
+    assert case.patient not in text

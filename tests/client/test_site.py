@@ -69,7 +69,7 @@ WRONG = {
     "unknown key": ("threads = 0", "threads = 0\nspeed = 3", ["machine.speed"]),
     "impossible cap": ("max_epsilon = 10.0", "max_epsilon = -1", ["policy.max_epsilon"]),
     "infinite cap": ("max_epsilon = 10.0", "max_epsilon = inf", ["policy.max_epsilon"]),
-    "no such device": ('"auto"\n', '"tpu"\n', ["machine.device"]),
+    "no such device": ('device = "auto"\n', 'device = "tpu"\n', ["machine.device"]),
     "no time of day": ("00:00-24:00", "20:00-25:00", ["policy.hours", "25:00"]),
     "no such minute": ("00:00-24:00", "20:61-06:00", ["policy.hours", "20:61"]),
     "hours in words": ("00:00-24:00", "at night", ["policy.hours"]),
@@ -87,7 +87,7 @@ def test_wrong_settings_are_named(site: Site, name: str) -> None:
 
 def test_every_wrong_line_is_named_at_once(site: Site) -> None:
     path = site.folder / "site.toml"
-    text = path.read_text().replace("= 10.0", '= "much"').replace('["dice",', '["names",')
+    text = path.read_text().replace("= 10.0", '= "much"').replace('["case_count",', '["names",')
     path.write_text(text.replace("threads = 0", "threads = -3"))
     with pytest.raises(StateError) as caught:
         Site.open(site.folder)

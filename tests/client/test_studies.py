@@ -23,7 +23,7 @@ def test_all_scans_of_a_patient_are_one_patient(site: Site) -> None:
     patients = studies.training_patients(site, protocol)
     cases = studies.read_split(site, protocol).train
     assert len(patients) == 4
-    assert sum(len(scans) for scans in patients) == len(cases)
+    assert sum(len(scans) for scans in patients.values()) == len(cases)
     assert studies.training_cases(site, protocol) == len(cases)
 
 
@@ -109,9 +109,9 @@ def test_the_cache_serves_when_the_scans_are_away(
 ) -> None:
     site = make_site("south", own_cohort)
     patients = studies.training_patients(site, tiny_protocol())
-    first = [scan().image.sum() for scans in patients for scan in scans]
-    again = [scan().image.sum() for scans in patients for scan in scans]
+    first = [scan().image.sum() for scans in patients.values() for scan in scans]
+    again = [scan().image.sum() for scans in patients.values() for scan in scans]
     assert first == again
     assert any((site.folder / "cache").iterdir())
     shutil.rmtree(site.folder / "cache")
-    assert [scan().image.sum() for scans in patients for scan in scans] == first
+    assert [scan().image.sum() for scans in patients.values() for scan in scans] == first

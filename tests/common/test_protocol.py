@@ -23,7 +23,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "df2c449b8193f61e57f4fce5e265c00d533ebbd6af0cec766d90f0d9ceb8c7be"
+DIGEST = "d71abed167c643ebee5bdbb2a325690b43c24d74ae9ef17d4b7ac2e36b38cb14"
 TOML = """\
 study = "demo"
 title = "A study"

@@ -1,5 +1,6 @@
 import io
 import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common import errors
+from common.compression import encode
 from common.errors import ConsentError, GliofedError, UpdateError
+from common.protocol import MessageOptions
 from common.weights import Arrays
 from common.wire import (
     MESSAGE_TYPES,
@@ -237,6 +240,76 @@ def test_starting_weights_have_any_names_but_are_finite() -> None:
     assert set(got) == set(SHAPES)
     with pytest.raises(UpdateError):
         read(pack(REPORT, arrays(float("nan"))), template=None, any_arrays=True)
+
+
+ENCODINGS = [
+    MessageOptions(),
+    MessageOptions(encoding="float16"),
+    MessageOptions(encoding="int8"),
+    MessageOptions(encoding="int8", top_share=0.1),
+    MessageOptions(encoding="float32", top_share=0.1),
+]
+
+
+@pytest.mark.parametrize("options", ENCODINGS)
+def test_an_encoded_update_survives_the_wire(options: MessageOptions) -> None:
+    body, _ = encode(arrays(), options)
+    report, got = read(pack(REPORT, body), options=options)
+    assert report == REPORT
+    assert {name: array.shape for name, array in got.items()} == SHAPES
+    assert all(array.dtype == np.float32 and array.flags.writeable for array in got.values())
+    assert all(np.allclose(got[name], value, rtol=0.01) for name, value in arrays().items())
+
+
+@pytest.mark.parametrize("options", ENCODINGS[1:3])
+def test_an_update_is_in_the_encoding_of_the_protocol(options: MessageOptions) -> None:
+    for sent, told in ((arrays(), options), (encode(arrays(), options)[0], None)):
+        with pytest.raises(UpdateError):
+            read(pack(REPORT, sent), options=told)
+
+
+def test_a_float32_update_is_too_large_for_an_int8_study() -> None:
+    content = pack(REPORT, {"a": np.zeros((100, 100), np.float32)})
+    with pytest.raises(UpdateError) as caught:
+        read(content, template={"a": (100, 100)}, options=MessageOptions(encoding="int8"))
+    assert caught.value.code == "update-size"
+
+
+def test_the_norm_is_that_of_the_decoded_update() -> None:
+    options = MessageOptions(encoding="int8")
+    forged = arrays_of(pack(REPORT, encode(arrays(), options)[0]))
+    forged["#scales"] = np.full(3, 1.0, np.float32)
+    with pytest.raises(UpdateError) as caught:
+        read(with_arrays(pack(REPORT, None), forged), options=options)
+    assert caught.value.code == "update-norm"
+
+
+def test_weights_are_never_encoded() -> None:
+    options = MessageOptions(encoding="int8")
+    starting: dict[str, Any] = {"template": None, "any_arrays": True, "options": options}
+    assert read(pack(REPORT, arrays()), **starting)[1].keys() == SHAPES.keys()
+    with pytest.raises(UpdateError):
+        read(pack(REPORT, encode(arrays(), options)[0]), **starting)
+    with pytest.raises(UpdateError):
+        unpack_order(pack(ORDER, encode(arrays(), options)[0]))
+
+
+def test_the_body_is_freed_before_the_arrays_take_its_place() -> None:
+    shapes = {f"a{number:02d}": (25_000,) for number in range(40)}
+    options = MessageOptions(encoding="int8")
+    tracemalloc.start()
+    try:
+        update = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+        content = pack(REPORT, encode(update, options)[0])
+        del update
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        read(content, template=shapes, options=options, max_norm=1e9)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert before > 1_000_000
+    assert peak < 4_000_000 + 6 * 100_000  # the result and what checks one array
 
 
 def test_an_order_with_numbers_that_are_not_finite_is_refused() -> None:

@@ -19,7 +19,7 @@ from common.kit import Request, sign_request
 from common.protocol import APPROVAL, PROTOCOL, StudyProtocol
 from common.weights import Arrays, digest
 from common.wire import Content, Order, PrivacySpent, Report, pack, refusal, unpack_order
-from server import provisioning, rounds
+from server import orders, provisioning, rounds
 from server.fleet import Delivery, MemoryFleet
 from server.provisioning import Consortium
 from server.rounds import Rounds
@@ -68,14 +68,18 @@ class Hospital:
     approves: bool = True
     refuses: GliofedError | None = None
     lost: int = 0
+    head: str = ""
+    knows: str = ""
     asked: list[tuple[str, int]] = field(default_factory=list)
     trained: dict[tuple[str, int, str], Arrays] = field(default_factory=dict)
     replies: dict[str, Callable[[Order, Content], Content]] = field(default_factory=dict)
+    orders: list[Order] = field(default_factory=list)
 
     def __call__(self, kind: str, content: Content) -> Content:
         order, weights = unpack_order(content)
         assert order.kind == kind
         self.asked.append((kind, order.round))
+        self.orders.append(order)
         if self.lost:
             self.lost -= 1
             raise FederationError("lost", code="lost")
@@ -108,7 +112,13 @@ class Hospital:
             delta=1e-3,
             epsilon=order.round,
         )
-        done = report(order, case_count="20-49", privacy_spent=spent)
+        done = report(
+            order,
+            case_count="20-49",
+            privacy_spent=spent,
+            site_head=self.head,
+            coordinator_head=self.knows,
+        )
         return pack(done, self.trained[key])
 
     def approval(self, protocol: Statement, /, **changes: Any) -> Statement:
@@ -223,7 +233,8 @@ class World:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of rounds and scheduler: nothing there waits in earnest."""
     clock = Clock()
-    monkeypatch.setattr(rounds, "time", clock)
+    for module in (rounds, orders):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

@@ -16,7 +16,7 @@ from common.errors import (
 from common.weights import digest, norm, save
 from common.wire import Content, Order, Report, pack
 from server.fleet import Delivery, MemoryFleet
-from server.rounds import StoppedError
+from server.orders import StoppedError
 from tests.cargo import arrays_of, with_arrays
 
 
@@ -341,8 +341,8 @@ class CrashingJournal:
             raise CrashError
         return entry
 
-    def events(self, *names: str, **where: Any) -> Any:
-        return self._journal.events(*names, **where)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["before", "after"])

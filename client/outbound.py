@@ -1,0 +1,123 @@
+"""The one door through which anything leaves the hospital: check, journal, and only then pack.
+
+Nothing passes but what is on the allow-list: the fields of ``common.wire.Report`` that the study's
+protocol asks for and the site's policy allows, and the arrays that the protocol names, with their
+shapes, finite and within its norm. What leaves is in the journal, synced, before it can leave.
+
+Out of scope: what was computed, and its privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from client.site import Site
+from common.compression import decode
+from common.errors import UpdateError
+from common.journal import GENESIS
+from common.protocol import MessageOptions, StudyProtocol
+from common.weights import check_like
+from common.wire import Content, Order, Report, pack
+
+_REPORTS: Final = {
+    "dice": "dice",
+    "dice_noise": "dice",
+    "case_count": "case_count",
+    "privacy_spent": "privacy_spent",
+    "withdrawn": "withdrawals",
+}
+"""What both sides must allow for a field of the report to be filled."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is about to leave. ``due`` gives name and shape of every array that ``body`` may hold,
+    and ``messages`` how it holds them.
+
+    ``what`` says in plain words what it is, ``facts`` more for the journal, which stays here. A
+    reply that is not ``news`` (a site that is asked every few seconds) is not journalled.
+    """
+
+    report: Report
+    what: str
+    body: bytes | None = None
+    messages: MessageOptions = field(default_factory=MessageOptions)
+    due: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    max_norm: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    news: bool = True
+
+
+def may_report(site: Site, protocol: StudyProtocol, what: str) -> bool:
+    """Return whether both the protocol and the hospital's policy let ``what`` be reported."""
+    policy = site.settings.policy
+    allowed = policy.dice != "never" if what == "dice" else what in policy.reports
+    return allowed and what in protocol.reports
+
+
+def check(site: Site, protocol: StudyProtocol | None, reply: Reply) -> None:
+    """Raise UpdateError unless everything in ``reply`` is on the allow-list."""
+    arrays = {} if reply.body is None else decode(reply.body, reply.due, reply.messages)
+    check_like(arrays, dict(reply.due), max_norm=reply.max_norm)
+    report = reply.report
+    filled = {name for name in _REPORTS if getattr(report, name) not in (None, ())}
+    if protocol is None or report.status != "done":
+        strange = filled | (set() if reply.body is None else {"arrays"})
+    else:
+        strange = {name for name in filled if not may_report(site, protocol, _REPORTS[name])}
+        exact = site.settings.policy.dice != "noised"
+        if report.dice is not None and not exact and report.dice_noise is None:
+            strange.add("dice")
+    if report.reason and report.status != "refused":
+        strange.add("reason")
+    if strange:
+        raise UpdateError(
+            f"The reply holds what must not leave this site: {', '.join(sorted(strange))}.",
+            do="Nothing was sent. Report this to the makers of gliofed.",
+            code="update-outbound",
+        )
+
+
+def let_out(site: Site, order: Order, protocol: StudyProtocol | None, reply: Reply) -> Content:
+    """Check ``reply``, write in the journal what leaves, to whom and how much, and pack it.
+
+    Raises UpdateError and journals nothing for what is not on the allow-list; StateError when the
+    journal cannot be written, and then nothing leaves.
+    """
+    check(site, protocol, reply)
+    # The head goes with replies that passed every check alone: also that of the heads before.
+    done = reply.report.status == "done" and reply.news
+    report = reply.report.model_copy(
+        update={"coordinator_head": _heard(site), "site_head": GENESIS if done else ""}
+    )
+    if not reply.news:
+        return pack(report, reply.body)
+    size = len(report.model_dump_json()) + len(reply.body or b"")
+    kept = {"case_count", "privacy_spent", "withdrawn", "dice", "dice_noise"}
+    entry = site.journal.append(
+        "sent" if done else "declined",
+        study=order.study,
+        round=order.round,
+        order=order.kind,
+        what=reply.what,
+        to=f"{site.kit.consortium}, {site.kit.address}",
+        bytes=size,
+        coordinator_head=order.coordinator_head,
+        site_head=order.site_head,
+        **({} if done else {"code": report.code, "reason": report.reason}),
+        **report.model_dump(include=kept, exclude_defaults=True),
+        **reply.facts,
+    )
+    if done:
+        report = report.model_copy(update={"site_head": entry.hash})
+    return pack(report, reply.body)
+
+
+def _heard(site: Site) -> str:
+    """Return the head of the coordinator's journal that came with the last answered order."""
+    head = ""
+    for entry in site.journal.events("sent", "declined"):
+        head = entry.facts.get("coordinator_head") or head
+    return head
