@@ -119,10 +119,17 @@ def audit(
 
     site = Site.open(folder)
     found = check_records(site)
+    if found.damage:
+        # What can still be read of damaged records is not shown: it would pass for all of them.
+        raise StateError(
+            " ".join(error.message for error in found.damage),
+            do=" ".join(dict.fromkeys(error.do for error in found.damage)),
+            code=found.damage[0].code,
+        )
     today = dt.datetime.now(dt.UTC).date().isoformat()
     shown = [one for one in found.entries if everything or one.time.startswith(today)]
     sent = [one for one in shown if one.event in {"sent", "declined"}]
-    if json and not found.damage:
+    if json:
         console.show_json(
             {
                 "site": site.name,
@@ -138,15 +145,9 @@ def audit(
                 "shown": [entry._asdict() for entry in shown],
             }
         )
-    elif not json:
-        printouts.show_journal(shown, title="Journal" if everything else "Journal of today")
-        printouts.show_findings(found)
-    if found.damage:
-        raise StateError(
-            " ".join(error.message for error in found.damage),
-            do=" ".join(dict.fromkeys(error.do for error in found.damage)),
-            code=found.damage[0].code,
-        )
+        return
+    printouts.show_journal(shown, title="Journal" if everything else "Journal of today")
+    printouts.show_findings(found)
 
 
 @app.command("audit-privacy")

@@ -64,7 +64,7 @@ def test_studies_are_listed_decided_and_refused(
     offer(site, consortium, tiny_protocol(study="greedy", privacy={"max_epsilon": 99.0}))
     offer(site, consortium, tiny_protocol(study="bare", privacy={"mode": "none"}))
     rows = {row["study"]: row for row in site_command("studies", site.folder, "--json").json}
-    assert rows[STUDY]["privacy"] == "epsilon 1.92, at most 8 (delta 0.001)"
+    assert rows[STUDY]["privacy"] == "epsilon 1.62, at most 8 (delta 0.001)"
     assert (rows[STUDY]["decision"], rows[STUDY]["policy"]) == ("open", "allowed")
     assert rows["bare"]["privacy"] == "NONE"
     assert rows["greedy"]["policy"].startswith("refused: ")
@@ -177,7 +177,10 @@ def test_budget_and_audit(
     assert "weight update" in said.out
     assert "The journal is whole" in said.out
     found = site_command("audit", site.folder, "--all", "--json").json
-    assert [one["what"] for one in found["left"]] == ["weight update", "validation Dice"]
+    assert [one["what"] for one in found["left"]] == [
+        "weight update",
+        "exact Dice of the validation patients",
+    ]
     assert found["head"] == site.journal.head
     assert found["entries"] == len(found["shown"])
 

@@ -129,21 +129,28 @@ def test_from_approval_to_a_segmented_patient(
 def test_a_site_over_its_cap_drops_out_and_says_so(federation: Federation) -> None:
     federation.approve(*NAMES)
     west = edit(federation.sites["west"], "max_epsilon = 10.0", "max_epsilon = 8.0")
+    patients = frozenset(studies.training_patients(west, federation.protocol))
     with studies.open_ledger(west) as ledger:
         caps = studies.caps(west, federation.protocol)
         mechanism = Mechanism(2.0, 0.5)
         left = ledger.steps_left(
-            study="earlier", mechanism=mechanism, study_cap=caps[0], site_cap=caps[1]
+            study="earlier",
+            mechanism=mechanism,
+            patients=patients,
+            study_cap=caps[0],
+            patient_cap=caps[1],
         )
         ledger.reserve(
             study="earlier",
             protocol="0" * 64,
             round_number=1,
+            purpose="training",
+            patients=patients,
             mechanism=mechanism,
             clipping_norm=1.0,
             steps=left,
             study_cap=caps[0],
-            site_cap=caps[1],
+            patient_cap=caps[1],
         )
     federation.run()
     # The earlier study spent all that the site allows: no step of this one fits.
