@@ -102,7 +102,7 @@ def room(
 def _study(
     site: Site, protocol: StudyProtocol, ledger: Ledger, known: Accountant
 ) -> dict[str, Any]:
-    options, local_steps = protocol.privacy, protocol.training.local_steps
+    options, round_steps = protocol.privacy, protocol.training.steps_per_round
     spent = ledger.spent(options.delta, study=protocol.study)
     left = room(site, protocol, ledger, patients_now(site, protocol))
     metrics = [fact for fact in ledger.facts(study=protocol.study) if fact.purpose == "metrics"]
@@ -115,9 +115,9 @@ def _study(
         "steps_spent": spent.steps,
         "steps_unconfirmed": spent.unconfirmed,
         "steps_left": min(left.values(), default=0),
-        "rounds_left": min(left.values(), default=0) // local_steps,
+        "rounds_left": min(left.values(), default=0) // round_steps,
         "patients": len(left),
-        "patients_with_a_round_left": sum(steps >= local_steps for steps in left.values()),
+        "patients_with_a_round_left": sum(steps >= round_steps for steps in left.values()),
         # All scores composed, as if one patient had been in each: nobody's is more.
         "epsilon_of_scores": round(known.epsilon(history(metrics), options.delta), 4),
         "scores": sum(fact.steps for fact in metrics),

@@ -256,7 +256,7 @@ def _would_spend(protocol: StudyProtocol) -> float | None:
     from common.privacy import Mechanism
 
     mechanism = Mechanism(protocol.privacy.noise_multiplier, protocol.privacy.sampling_rate)
-    steps = protocol.rounds * protocol.training.local_steps
+    steps = protocol.rounds * protocol.training.steps_per_round
     return round(epsilon([(mechanism, steps)], protocol.privacy.delta), 3)
 
 

@@ -10,6 +10,9 @@ from typing import Literal
 
 import torch
 
+from client.site import Machine
+from common.errors import StateError
+
 
 @dataclass(frozen=True)
 class ExecutionOptions:
@@ -65,3 +68,27 @@ def choose_execution(
         precision=choose_precision(chosen) if precision == "auto" else precision,
         channels_last=chosen.type != "mps",  # which has no such kernels for volumes
     )
+
+
+def execution_for(machine: Machine) -> ExecutionOptions:
+    """Return how this machine computes, as its settings say.
+
+    Raises StateError (code ``device``) for a device that it does not have.
+    """
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available()}
+    if not present.get(machine.device, torch.backends.mps.is_available()):
+        raise StateError(
+            f"site.toml asks for the device {machine.device}, which torch does not find here.",
+            do='Set device = "auto" or "cpu", or mend the driver.',
+            code="device",
+        )
+    there = torch.cuda.device_count() if present["cuda"] else 0
+    if machine.device in ("auto", "cuda") and machine.gpus > max(1, there):
+        raise StateError(
+            f"site.toml asks for {machine.gpus} CUDA devices, of which torch finds {there} here.",
+            do="Set gpus = 1, or 0 for all that are there.",
+            code="device",
+        )
+    return choose_execution(machine.device, gpus=machine.gpus, precision=machine.precision)

@@ -4,6 +4,10 @@ Nothing passes but what is on the allow-list: the fields of ``common.wire.Report
 protocol asks for and the site's policy allows, and the arrays that the protocol names, with their
 shapes, finite and within its norm. What leaves is in the journal, synced, before it can leave.
 
+One exception: when the journal itself cannot be written or is damaged, the code ``journal-write``
+or ``journal-damaged`` leaves, alone and unjournalled: without it the coordinator would wait for
+nothing.
+
 Out of scope: what was computed, and its privacy.
 """
 
@@ -15,7 +19,7 @@ from typing import Any, Final
 
 from client.site import Site
 from common.compression import decode
-from common.errors import UpdateError
+from common.errors import StateError, UpdateError
 from common.journal import GENESIS
 from common.protocol import MessageOptions, StudyProtocol
 from common.weights import check_like
@@ -113,6 +117,21 @@ def let_out(site: Site, order: Order, protocol: StudyProtocol | None, reply: Rep
     if done:
         report = report.model_copy(update={"site_head": entry.hash})
     return pack(report, reply.body)
+
+
+def unjournalled(order: Order, error: Exception) -> Content:
+    """Return the one reply that needs no journal: that the order failed for want of one."""
+    damaged = isinstance(error, StateError) and error.code == "journal-damaged"
+    return pack(
+        Report(
+            kind=order.kind,
+            study=order.study,
+            round=order.round,
+            status="failed",
+            code="journal-damaged" if damaged else "journal-write",
+        ),
+        None,
+    )
 
 
 def _heard(site: Site) -> str:

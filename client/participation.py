@@ -3,13 +3,17 @@
 Order of things, each before the next: the protocol's signature, the two journals' heads, the
 hospital's own decision and policy, the privacy ledger (before each step), the journal's "sent"
 (``client.outbound``), and only then the reply. What was trained or noised for a round is kept until
-the next one, so that an order that is given again, after a crash anywhere, is answered with the
-same and costs no patient anything more.
+the next one (``client.kept``), so that an order that is given again, after a crash anywhere, is
+answered with the same and costs no patient anything more. The disk is looked at before a patient
+is: a round that cannot be kept is not trained.
+
+A site whose journal cannot be read or written answers with a code alone, and lives on.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import math
 import time
 import traceback
@@ -21,17 +25,24 @@ from typing import Final
 from client import studies
 from client.consent import check_order
 from client.imaging import preprocessing
-from client.outbound import Reply, let_out, may_report
+from client.kept import Kept
+from client.outbound import Reply, let_out, may_report, unjournalled
 from client.site import Site
-from common.compression import decode, encode, plain
+from client.terms import next_control
+from common.compression import decode, encoded_bytes_limit, plain
 from common.errors import ConsentError, GliofedError, UpdateError
-from common.files import read_json, write_bytes, write_json
+from common.files import read_json, write_json
 from common.identity import Statement
 from common.protocol import StudyProtocol
-from common.weights import Arrays, digest, load, norm, save
-from common.wire import Content, Order, Report, case_count_bucket, refusal, unpack_order
+from common.weights import Arrays, check_like, digest, norm
+from common.wire import CONTROL, Content, Order, Report, case_count_bucket, refusal, unpack_order
+
+_LOG = logging.getLogger(__name__)
 
 _INITIAL_NORM: Final = 1e6
+_KEPT_COPIES: Final = 4
+"""Of the size of all weights, what may be kept of a round beside its update: the residual, the
+control variate, the local layers or the personal model, one of them twice while it is moved."""
 
 
 class Participation:
@@ -51,9 +62,17 @@ class Participation:
 
         Raises UpdateError for a message that is no order: there is nothing to reply to.
         """
-        began = time.monotonic()
         order, weights = unpack_order(content)
         del content
+        try:
+            return self._answer(order, weights)
+        except Exception as error:  # noqa: BLE001  the worker lives on, whatever the disk does
+            _LOG.exception("The journal of this site does not work: nothing leaves but a code.")
+            return unjournalled(order, error)
+
+    def _answer(self, order: Order, weights: Arrays) -> Content:
+        """Return the journalled reply to an order; raise what the journal raises."""
+        began = time.monotonic()
         protocol: StudyProtocol | None = None
         try:
             site, protocol = self._open(order)
@@ -118,11 +137,16 @@ class Participation:
                 due={name: array.shape for name, array in made.items()},
                 max_norm=_INITIAL_NORM,
             )
+        weights, control = _parted(weights)
         if order.weights_sha256 != digest(weights):
             raise UpdateError("The weights are not those that the order names.", code="weights")
+        if control and (order.kind != "train" or protocol.aggregation.rule != "scaffold"):
+            raise UpdateError(
+                "The order brings a control variate, of which it has no use.", code="update-name"
+            )
         if order.kind == "evaluate":
             return self._evaluate(site, order, protocol, weights)
-        return self._train(site, order, protocol, weights)
+        return self._train(site, order, protocol, weights, control)
 
     def _evaluate(
         self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays
@@ -140,6 +164,8 @@ class Participation:
                 code="evaluated-already",
             )
         facts = {"weights": order.weights_sha256}
+        kept = Kept(site, protocol.study)
+        kept.settle()  # what is scored has the newest local layers
         if site.settings.policy.dice == "exact":
             dice = studies.validation_dice(site, protocol, weights)
             if not dice:
@@ -149,28 +175,30 @@ class Participation:
                 what="exact Dice of the validation patients",
                 facts=facts,
             )
-        kept = self._outbox(site, order).with_suffix(".json")
-        if not kept.exists():
+        path = kept.scores(order.round, order.weights_sha256)
+        if not path.exists():
             made = studies.noised_validation_dice(site, protocol, weights, round_number=order.round)
-            write_json(kept, {"dice": made.dice, "dice_noise": made.deviation})
-        noised = dict(read_json(kept, what="noised Dice"))
+            write_json(path, {"dice": made.dice, "dice_noise": made.deviation})
+        noised = dict(read_json(path, what="noised Dice"))
         return Reply(
             self._report(order, **noised),
             what="Dice of the validation patients, with noise",
             facts={**facts, **self._ledger_head(site)},
         )
 
-    def _train(self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays) -> Reply:
+    def _train(
+        self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays, control: Arrays
+    ) -> Reply:
         due = studies.update_shapes(protocol, weights)
-        kept = self._outbox(site, order).with_suffix(".safetensors")
-        if kept.exists():
-            body = kept.read_bytes()
-            self._record("order given again", order, update=digest(self._seen(body, due, protocol)))
+        kept = Kept(site, protocol.study)
+        body = kept.body(order.round, order.weights_sha256)
+        kept.settle()
+        if body is not None:
+            seen = decode(body, due, protocol.messages)
+            self._record("order given again", order, update=digest(seen))
         else:
-            self._record("training", order, base=order.weights_sha256)
-            update = studies.train_round(site, protocol, weights, round_number=order.round)
-            body = self._keep(kept, update, protocol)
-        update = self._seen(body, due, protocol)
+            body = self._train_now(site, order, protocol, weights, control, kept)
+            seen = decode(body, due, protocol.messages)
         private = protocol.private
         report = self._report(
             order,
@@ -198,42 +226,64 @@ class Participation:
             due=due,
             max_norm=protocol.aggregation.max_update_norm,
             facts={
-                "update": digest(update),
-                "arrays": len(update),
-                "norm": round(norm(update), 6),
+                "update": digest(seen),
+                "arrays": len(seen),
+                "norm": round(norm(seen), 6),
                 "private": private,
                 **self._ledger_head(site),
             },
         )
 
-    @staticmethod
-    def _seen(body: bytes, due: dict[str, tuple[int, ...]], protocol: StudyProtocol) -> Arrays:
-        """Return the update as the coordinator will see it."""
-        return decode(body, due, protocol.messages)
+    def _train_now(
+        self,
+        site: Site,
+        order: Order,
+        protocol: StudyProtocol,
+        weights: Arrays,
+        control: Arrays,
+        kept: Kept,
+    ) -> bytes:
+        """Train for the round, keep what it gave, and return the bytes that leave."""
+        due, options = studies.update_shapes(protocol, weights), protocol.training
+        whole = 4 * sum(array.size for array in weights.values())
+        kept.check_room(encoded_bytes_limit(due, protocol.messages) + _KEPT_COPIES * whole)
+        scaffold = protocol.aggregation.rule == "scaffold"
+        if scaffold:
+            if control:
+                check_like(control, due, max_norm=math.inf)
+            kept.settle_control(order.folded_round)
+        self._record(
+            "training",
+            order,
+            base=order.weights_sha256,
+            **(
+                {"control": digest(control), "folded_round": order.folded_round} if scaffold else {}
+            ),
+        )
+        trained = studies.train_round(
+            site,
+            protocol,
+            weights,
+            round_number=order.round,
+            control=control if scaffold else None,
+        )
 
-    @staticmethod
-    def _keep(kept: Path, update: Arrays, protocol: StudyProtocol) -> bytes:
-        """Encode an update, keep it until the next round, and return the bytes that leave.
+        def follower(body: bytes) -> Arrays:
+            return next_control(
+                kept.own("control"),
+                control,
+                decode(body, due, protocol.messages),
+                steps=options.local_steps,
+                learning_rate=options.learning_rate,
+            )
 
-        What the encoding left out waits for the next update. It is on the disk before the bytes
-        are, whose presence says that the round was trained; without them it counts for nothing.
-        """
-        folder = kept.parent
-        waiting = [p for p in folder.glob("*.residual") if p.with_suffix(".safetensors").exists()]
-        old = load(waiting[0]) if waiting else None
-        body, left = encode(update, protocol.messages, residual=old)
-        if left:
-            save(kept.with_suffix(".residual"), left, {"study": protocol.study})
-        write_bytes(kept, body)
-        for path in folder.iterdir():
-            if path.stem != kept.stem:
-                path.unlink()
-        return body
-
-    @staticmethod
-    def _outbox(site: Site, order: Order) -> Path:
-        name = f"{order.round:04d}-{order.weights_sha256}"
-        return site.folder / "outbox" / order.study / name
+        return kept.keep(
+            order.round,
+            order.weights_sha256,
+            trained,
+            messages=protocol.messages,
+            control=follower if scaffold else None,
+        )
 
     @staticmethod
     def _ledger_head(site: Site) -> dict[str, object]:
@@ -272,3 +322,14 @@ class Participation:
         self._site.journal.append(
             event, study=order.study, round=order.round, order=order.kind, **facts
         )
+
+
+def _parted(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """Return the weights of an order and its control variate, {} if it has none."""
+    weights = {name: value for name, value in arrays.items() if not name.startswith(CONTROL)}
+    control = {
+        name.removeprefix(CONTROL): value
+        for name, value in arrays.items()
+        if name.startswith(CONTROL)
+    }
+    return weights, control

@@ -29,6 +29,7 @@ from client.studies import (
     open_ledger,
     read_split,
     starting_weights,
+    trained_shapes,
     update_shapes,
 )
 from common.errors import CaseError, ConsentError
@@ -51,7 +52,8 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
         own = preprocessing.digest(protocol.preprocessing)
         protocol = protocol.model_copy(update={"preprocessing_sha256": own})
     weights = starting_weights(protocol)
-    trained = sum(math.prod(shape) for shape in update_shapes(protocol, weights).values())
+    trained = sum(math.prod(shape) for shape in trained_shapes(protocol, weights).values())
+    sent = sum(math.prod(shape) for shape in update_shapes(protocol, weights).values())
     return {
         "site": site.name,
         "study": protocol.study,
@@ -64,10 +66,11 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
             "parameters": sum(array.size for array in weights.values()),
             "trained_parameters": trained,
             "trained_groups": list(protocol.training.trainable),
+            "sent_parameters": sent,
         },
         "rounds": protocol.rounds,
-        "steps_per_round": protocol.training.local_steps,
-        "leaves": _leaves(site, protocol, trained),
+        "steps_per_round": protocol.training.steps_per_round,
+        "leaves": _leaves(site, protocol, sent),
         "privacy": _privacy(site, protocol, trained) if protocol.private else None,
     }
 
@@ -93,7 +96,7 @@ def _patients(site: Site, protocol: StudyProtocol) -> dict[str, int]:
         return {"train": 0, "validation": 0, "test": 0}
 
 
-def _leaves(site: Site, protocol: StudyProtocol, trained: int) -> list[dict[str, Any]]:
+def _leaves(site: Site, protocol: StudyProtocol, sent: int) -> list[dict[str, Any]]:
     """Return what would leave, how often, and what protects the patients in it."""
     noise = "differentially private" if protocol.private else "NO PRIVACY: exact"
     dice = {
@@ -103,7 +106,7 @@ def _leaves(site: Site, protocol: StudyProtocol, trained: int) -> list[dict[str,
     }[site.settings.policy.dice]
     rows: list[tuple[str, int, str, int]] = [
         ("the signed approval, with the name of who decided", 1, "holds no patient's data", 0),
-        ("weight update", protocol.rounds, noise, _FLOAT_BYTES * trained),
+        ("weight update", protocol.rounds, noise, _FLOAT_BYTES * sent),
         ("hash of the site's journal, salted", protocol.rounds, "tells nothing of its lines", 0),
     ]
     reports = {
@@ -161,7 +164,7 @@ def _epsilons(
     rows = sorted({1, *(max(1, round(rounds * quarter / 4)) for quarter in (1, 2, 3, 4))})
     found = []
     for number in rows:
-        taken = [(step, number * protocol.training.local_steps)]
+        taken = [(step, number * protocol.training.steps_per_round)]
         at = {
             delta: known.epsilon(taken, delta) for delta in (protocol.privacy.delta, STRICT_DELTA)
         }
@@ -181,7 +184,7 @@ def _last_rounds(
 ) -> list[dict[str, int]]:
     """Return for how many patients which round would be the last, the earliest first; 0 is none."""
     last = Counter(
-        min(protocol.rounds, done + steps // protocol.training.local_steps)
+        min(protocol.rounds, done + steps // protocol.training.steps_per_round)
         for steps in left.values()
     )
     return [{"last_round": number, "patients": last[number]} for number in sorted(last)]

@@ -145,21 +145,29 @@ def evaluate(
     folder: Folder,
     study: StudyName,
     weights: Annotated[list[Path], typer.Option(help="Weights to score; may be repeated.")],
+    own: Annotated[
+        bool,
+        typer.Option("--own", help="Score too what the study left here: local layers, own model."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Score weights on the site's own test patients of a study. Nothing leaves the site."""
     from client import studies as work
+    from client.kept import Kept
     from common.weights import load
 
     site = Site.open(folder)
     protocol = site.protocol(study)
     cases = work.read_split(site, protocol).test
     found: list[dict[str, Any]] = []
-    for path in weights:
-        scores = work.score(site, protocol, load(path), cases)
+    models = [(str(path), load(path)) for path in weights]
+    if own:
+        models = Kept(site, study).models(models)
+    for name, arrays in models:
+        scores = work.score(site, protocol, arrays, cases)
         found.append(
             {
-                "weights": str(path),
+                "weights": name,
                 "cases": len(cases),
                 "dice": work.mean_dice(scores),
                 "sums": scores.to_dict(),

@@ -3,7 +3,8 @@
 One step: every patient is drawn with chance ``sampling_rate``; each drawn patient gives one
 gradient (``client.training``), which is clipped to the norm C = ``clipping_norm``; Gaussian noise
 of standard deviation ``noise_multiplier`` * C is added to the sum; the sum is divided by the
-public constant ``sampling_rate * nominal_patients``; the optimiser follows it.
+public constant ``sampling_rate * nominal_patients``; the optimiser follows it, with what the site
+adds (``client.terms``).
 
 Invariants:
 
@@ -14,6 +15,7 @@ Invariants:
 - Draws, noise and crops come from the operating system's entropy, or the result says that it is
   not safe. Gradients and noise are whole multiples of one grid and their sum is exact:
   ``client.noise`` says why that matters and what remains.
+- Parameters that stay at the site (``local``) are clipped and noised with the others.
 - Sampling, clip, noise and optimiser are in one place, however many devices compute gradients.
 
 Out of scope: the caps (``common.ledger``), what a failure or a duration tells about the patients.
@@ -42,7 +44,9 @@ from client.noise import SystemRandom as SystemRandom
 from client.noise import check_exact, uniforms
 from client.noise import grid as grid
 from client.noise import noise as noise
+from client.terms import NO_TERMS, Terms
 from client.training import (
+    BeforeStep,
     ExecutionOptions,
     Learner,
     Patient,
@@ -199,14 +203,17 @@ def train_privately(
     *,
     execution: ExecutionOptions,
     subspace: Subspace | None = None,
+    terms: Terms = NO_TERMS,
     entropy: RandomBytes | None = None,
+    before_step: BeforeStep | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train ``network`` in place for ``local_steps`` private steps and return its update.
 
-    ``subspace`` is needed where low rank is trained. ``entropy`` is ``SystemRandom()`` if it is
-    None; with any other, as tests have it, the result says that it is not ``safe``: who knows the
-    entropy can take the noise off.
+    ``subspace`` is needed where low rank is trained. ``terms`` are added to what clipping and noise
+    made of the gradients. A step waits for ``before_step`` before it is charged. ``entropy`` is
+    ``SystemRandom()`` if it is None; with any other, as tests have it, the result says that it is
+    not ``safe``: who knows the entropy can take the noise off.
 
     Raises PrivacyError: before anything, for a network with batch statistics, a protocol without
     privacy or one whose sums would not be exact; before a step that ``charge`` does not allow,
@@ -231,12 +238,14 @@ def train_privately(
         _LOG.warning("The noise is not from the operating system: the update must not leave.")
     started = time.monotonic()
     mechanism = Mechanism(privacy.noise_multiplier, privacy.sampling_rate)
-    learner = Learner(network, options, execution, subspace=subspace)
+    learner = Learner(network, options, execution, subspace=subspace, terms=terms)
     unusable = 0
     # Noise is drawn while gradients are computed. All other draws of a step come before it, so
     # that what each of them gets does not depend on who is faster.
     with ThreadPoolExecutor(1) as background:
         for step in range(options.local_steps):
+            if before_step is not None:
+                before_step()
             with charge(mechanism, clipping_norm=privacy.clipping_norm):
                 # A patient's crops have a seed of their own: they do not depend on who else is
                 # drawn.
@@ -262,7 +271,12 @@ def train_privately(
             if progress is not None:
                 progress(step + 1, options.local_steps)
     return TrainingResult(
-        learner.update(), options.local_steps, time.monotonic() - started, unusable, safe=safe
+        learner.update(),
+        options.local_steps,
+        time.monotonic() - started,
+        unusable,
+        safe=safe,
+        local=learner.local(),
     )
 
 

@@ -188,6 +188,7 @@ def pretrain(
                 "optimizer": "adam",
                 "trainable": ("all",),
                 "patients_per_step": 4,
+                "proximal_mu": 0.0,
             }
         )
         told: Progress = functools.partial(progress, f"phase {phase + 1} of {len(PHASES)}")

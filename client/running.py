@@ -15,7 +15,7 @@ def children(site: Site) -> list[Child]:
     (flower / "home").mkdir(parents=True, exist_ok=True)
     port = str(free_port())
     node = [
-        *(sys.executable, "-m", "client.node"),
+        *(sys.executable, "-m", "client.node", str(folder)),
         *("--superlink", site.kit.address),
         *("--root-certificates", str(folder / "ca.crt")),
         *("--auth-supernode-private-key", str(folder / "keys" / "node.key")),

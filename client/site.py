@@ -7,7 +7,8 @@ The folder::
                         (which turns patients' names into pseudonyms): 0600
     request.json        what is sent to the coordinator to enrol
     kit.json, ca.crt    what came back
-    studies/ID/         protocol.json (signed by the coordinator), decision.json (signed here)
+    studies/ID/         protocol.json (signed by the coordinator), decision.json (signed here), what
+                        this site has of its own there and never sends (``client.kept``)
     ledger.sqlite       the privacy budget
     journal.jsonl       what happened, what left
     cache/ models/ outbox/ flower/
@@ -196,6 +197,11 @@ class Site:
     def lock(self) -> Path:
         """Held by the process that runs this site."""
         return self.folder / "flower" / "run.lock"
+
+    @property
+    def clinic_lock(self) -> Path:
+        """Held, shared, by the clinical jobs that run here: training waits for their end."""
+        return self.folder / "flower" / "clinic.lock"
 
     @property
     def kit(self) -> Kit:

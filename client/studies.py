@@ -6,39 +6,45 @@ Everything here stays at the site; ``client.participation`` decides what leaves.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-import torch
-
-from client.accountant import PldAccountant
 from client.cohort import Split, read_cohort, split
 from client.evaluation import evaluate
+from client.execution import execution_for as execution_for
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.preprocessing import Prepared
+from client.kept import Kept, Trained
 from client.noised_dice import SENSITIVITY, NoisedDice, noised_dice
 from client.patients import patients_key, pseudonym, withdrawn
+from client.preemption import yielding
 from client.private_training import LedgerCharge, train_privately
-from client.site import Machine, Site
-from client.training import (
-    ExecutionOptions,
-    Patient,
-    Progress,
-    choose_execution,
-    train,
-)
+from client.site import Site
+from client.spending import accountant as accountant
+from client.spending import caps as caps
+from client.spending import check_delta as check_delta
+from client.spending import mechanism as mechanism
+from client.spending import open_ledger as open_ledger
+from client.spending import privacy_spent as privacy_spent
+from client.spending import with_room
+from client.spending import withdrawn_rounds as withdrawn_rounds
+from client.terms import NO_TERMS, Terms, correction
+from client.training import Patient, Progress, TrainingResult, train
 from common import parameters
-from common.errors import CaseError, ConsentError, PrivacyError, StateError
-from common.ledger import Ledger
+from common.errors import CaseError, ConsentError, PrivacyError
 from common.low_rank import Subspace
 from common.metrics import RegionScores
 from common.networks import build, load_arrays, state_arrays
-from common.privacy import Accountant, Cap, Mechanism
-from common.protocol import PreprocessingOptions, StudyProtocol
+from common.networks.segresnet import PaddedNetwork
+from common.privacy import Mechanism
+from common.protocol import PreprocessingOptions, StudyProtocol, TrainingOptions
 from common.regions import REGIONS
 from common.weights import Arrays
-from common.wire import PrivacySpent
+
+_PERSONAL_SEED: Final = 2**31
+"""Keeps the draws of the personal model, without privacy, apart from those of the updates."""
 
 
 def starting_weights(protocol: StudyProtocol) -> Arrays:
@@ -49,6 +55,15 @@ def starting_weights(protocol: StudyProtocol) -> Arrays:
 def update_shapes(protocol: StudyProtocol, weights: Arrays) -> dict[str, tuple[int, ...]]:
     """Return name and shape of each array that a site sends for a round from ``weights``."""
     return parameters.update_shapes(
+        {name: array.shape for name, array in weights.items()},
+        protocol.network.name,
+        protocol.training,
+    )
+
+
+def trained_shapes(protocol: StudyProtocol, weights: Arrays) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each array that a site trains: what it sends and what it keeps."""
+    return parameters.trained_shapes(
         {name: array.shape for name, array in weights.items()},
         protocol.network.name,
         protocol.training,
@@ -111,39 +126,57 @@ def train_round(
     weights: Arrays,
     *,
     round_number: int,
+    control: Arrays | None = None,
     progress: Progress | None = None,
-) -> Arrays:
-    """Train from ``weights`` for one round and return the update of the trained arrays.
+) -> Trained:
+    """Train from ``weights`` for one round; return the update, and what is this site's own.
+
+    The site's local layers take the place of those in ``weights``. ``control`` is c of SCAFFOLD, if
+    the study's rule is that. The personal model is trained after the update, in steps of its own.
 
     With privacy each step is charged to the site's ledger before it is taken; patients whose budget
     does not allow the whole round are left out of it. Raises PrivacyError (code ``privacy-cap``)
     when that is everyone, CaseError without patients.
     """
     patients = training_patients(site, protocol)
-    network = build(protocol.network, seed=protocol.seed)
-    load_arrays(network, weights)
-    execution = execution_for(site.settings.machine)
-    subspace = Subspace(protocol.seed, round_number)
-    if not protocol.private:
-        if not site.settings.policy.allow_without_privacy:
-            raise ConsentError("This site does not train without privacy.", code="policy-privacy")
+    if protocol.private:
+        return _train_privately(site, protocol, weights, patients, round_number, control, progress)
+    if not site.settings.policy.allow_without_privacy:
+        raise ConsentError("This site does not train without privacy.", code="policy-privacy")
+
+    def train_part(part: _Part) -> TrainingResult:
         return train(
-            network,
+            part.network,
             list(patients.values()),
-            protocol.training,
-            seed=protocol.seed + round_number,
-            execution=execution,
-            subspace=subspace,
-            progress=progress,
-        ).update
+            part.options,
+            seed=part.seed,
+            execution=execution_for(site.settings.machine),
+            subspace=part.subspace,
+            terms=part.terms,
+            before_step=yielding(site),
+            progress=part.progress,
+        )
+
+    return _trained(_parts(site, protocol, weights, round_number, control, progress), train_part)
+
+
+def _train_privately(
+    site: Site,
+    protocol: StudyProtocol,
+    weights: Arrays,
+    patients: Mapping[str, Patient],
+    round_number: int,
+    control: Arrays | None,
+    progress: Progress | None,
+) -> Trained:
     check_delta(protocol, len(patients))
     study_cap, patient_cap = caps(site, protocol)
     with open_ledger(site) as ledger:
-        names = _with_room(
+        names = with_room(
             ledger,
             protocol,
             mechanism(protocol),
-            protocol.training.local_steps,
+            protocol.training.steps_per_round,
             frozenset(patients),
             (study_cap, patient_cap),
         )
@@ -155,75 +188,113 @@ def train_round(
                 patients=len(patients) - len(names),
                 reason="their privacy budget does not allow the round",
             )
-        result = train_privately(
-            network,
-            [patient for name, patient in patients.items() if name in names],
-            protocol.training,
-            protocol.privacy,
-            LedgerCharge(
-                ledger,
-                protocol.study,
-                protocol.digest,
-                round_number,
-                names,
-                study_cap,
-                patient_cap,
-            ),
-            execution=execution,
-            subspace=subspace,
-            progress=progress,
+        charge = LedgerCharge(
+            ledger,
+            protocol.study,
+            protocol.digest,
+            round_number,
+            names,
+            study_cap,
+            patient_cap,
         )
-    if not result.safe:
-        raise PrivacyError(
-            "The noise of this round did not come from the operating system.",
-            do="Install gliofed as it was released; nothing of this round leaves.",
-            code="privacy-noise",
-        )
-    return result.update
+
+        def train_part(part: _Part) -> TrainingResult:
+            result = train_privately(
+                part.network,
+                [patient for name, patient in patients.items() if name in names],
+                part.options,
+                protocol.privacy,
+                charge,
+                execution=execution_for(site.settings.machine),
+                subspace=part.subspace,
+                terms=part.terms,
+                before_step=yielding(site),
+                progress=part.progress,
+            )
+            if not result.safe:
+                raise PrivacyError(
+                    "The noise of this round did not come from the operating system.",
+                    do="Install gliofed as it was released; nothing of this round leaves.",
+                    code="privacy-noise",
+                )
+            return result
+
+        parts = _parts(site, protocol, weights, round_number, control, progress)
+        return _trained(parts, train_part)
 
 
-def _with_room(
-    ledger: Ledger,
+@dataclass(frozen=True)
+class _Part:
+    """One training of a round: of the update, or of the personal model."""
+
+    network: PaddedNetwork
+    options: TrainingOptions
+    seed: int
+    subspace: Subspace
+    terms: Terms
+    progress: Progress | None
+
+
+def _parts(
+    site: Site,
     protocol: StudyProtocol,
-    wanted: Mechanism,
-    steps: int,
-    patients: frozenset[str],
-    limits: tuple[Cap, Cap],
-) -> frozenset[str]:
-    """Return the patients whose budget allows ``steps`` more; raise PrivacyError if none does.
-
-    Who is left out depends on what the ledger charged before, never on what a scan holds.
-    """
-    study_cap, patient_cap = limits
-    room = ledger.room(
-        study=protocol.study,
-        mechanism=wanted,
-        patients=patients,
-        study_cap=study_cap,
-        patient_cap=patient_cap,
+    weights: Arrays,
+    round_number: int,
+    control: Arrays | None,
+    progress: Progress | None,
+) -> Iterator[_Part]:
+    """Yield the trainings of a round, each with its network where it starts."""
+    options, kept = protocol.training, Kept(site, protocol.study)
+    subspace = Subspace(protocol.seed, round_number)
+    terms = NO_TERMS
+    if control is not None:
+        terms = Terms(correction=correction(control, kept.own("control")))
+    start = with_local_layers(site, protocol, weights)
+    yield _Part(
+        _loaded(protocol, start),
+        options,
+        protocol.seed + round_number,
+        subspace,
+        terms,
+        _shifted(progress, 0, options),
     )
-    fitting = frozenset(name for name, left in room.items() if left >= steps)
-    if not fitting:
-        raise PrivacyError(
-            f"The privacy budget of study {protocol.study} does not allow another round: it takes "
-            f"{steps} steps, and at most {max(room.values(), default=0)} are left below epsilon "
-            f"{study_cap.epsilon:g} of the study and {patient_cap.epsilon:g} of a patient over all "
-            "studies.",
-            do="The study ends here for this site, or the hospital raises its cap.",
-            code="privacy-cap",
+    if options.personal_lambda:
+        yield _Part(
+            _loaded(protocol, kept.own("personal") or weights),
+            options.model_copy(update={"proximal_mu": options.personal_lambda}),
+            protocol.seed + round_number + _PERSONAL_SEED,
+            subspace,
+            Terms(centre=weights),
+            _shifted(progress, options.local_steps, options),
         )
-    return fitting
 
 
-def check_delta(protocol: StudyProtocol, patients: int) -> None:
-    """Raise PrivacyError unless delta is below one over the number of patients trained on."""
-    if protocol.privacy.delta * patients >= 1:
-        raise PrivacyError(
-            f"The delta of study {protocol.study} is too large for this site's cohort: it must be "
-            "smaller than one over the number of its patients.",
-            do="Ask for a protocol with a smaller delta.",
-            code="privacy-delta",
-        )
+def _trained(parts: Iterator[_Part], train_part: Callable[[_Part], TrainingResult]) -> Trained:
+    result = train_part(next(parts))
+    personal: Arrays = {}
+    for part in parts:
+        train_part(part)
+        personal = state_arrays(part.network)
+    return Trained(result.update, local=result.local, personal=personal)
+
+
+def _loaded(protocol: StudyProtocol, weights: Arrays) -> PaddedNetwork:
+    network = build(protocol.network, seed=protocol.seed)
+    load_arrays(network, weights)
+    return network
+
+
+def _shifted(progress: Progress | None, before: int, options: TrainingOptions) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, _: progress(before + done, options.steps_per_round)
+
+
+def with_local_layers(site: Site, protocol: StudyProtocol, weights: Arrays) -> Arrays:
+    """Return the weights as this site uses them: with its own local layers, if it has any."""
+    if not protocol.training.local:
+        return weights
+    return {**weights, **Kept(site, protocol.study).own("local")}
 
 
 def score(
@@ -232,11 +303,9 @@ def score(
     weights: Arrays,
     cases: Sequence[Case],
 ) -> RegionScores:
-    """Return the Dice scores of ``weights`` over ``cases`` of the site."""
-    network = build(protocol.network, seed=protocol.seed)
-    load_arrays(network, weights)
+    """Return the Dice scores of ``weights``, as they are, over ``cases`` of the site."""
     return evaluate(
-        network,
+        _loaded(protocol, weights),
         _loaders(site, protocol.preprocessing, cases),
         crop_size=protocol.training.crop_size,
         execution=execution_for(site.settings.machine),
@@ -244,14 +313,20 @@ def score(
 
 
 def validation_dice(site: Site, protocol: StudyProtocol, weights: Arrays) -> dict[str, float]:
-    """Return the mean Dice per region on the validation patients; empty without any."""
-    return mean_dice(score(site, protocol, weights, read_split(site, protocol).validation))
+    """Return the mean Dice per region on the validation patients; empty without any.
+
+    What is scored are the global weights with this site's own local layers, if the study has such.
+    """
+    used = with_local_layers(site, protocol, weights)
+    return mean_dice(score(site, protocol, used, read_split(site, protocol).validation))
 
 
 def noised_validation_dice(
     site: Site, protocol: StudyProtocol, weights: Arrays, *, round_number: int
 ) -> NoisedDice:
     """Return the means over the validation patients with noise, charged to the ledger before.
+
+    Scored is what ``validation_dice`` scores.
 
     Raises PrivacyError (code ``privacy-cap``) when the budget of no patient allows it.
     """
@@ -260,10 +335,11 @@ def noised_validation_dice(
     release = Mechanism(multiplier, 1.0)
     study_cap, patient_cap = caps(site, protocol)
     scores: list[dict[str, float | None]] = []
+    used = with_local_layers(site, protocol, weights)
     with open_ledger(site) as ledger:
         names = frozenset(patients)
         if names:
-            names = _with_room(ledger, protocol, release, 1, names, (study_cap, patient_cap))
+            names = with_room(ledger, protocol, release, 1, names, (study_cap, patient_cap))
             number = ledger.reserve(
                 study=protocol.study,
                 protocol=protocol.digest,
@@ -277,7 +353,7 @@ def noised_validation_dice(
                 patient_cap=patient_cap,
             )
         for name in sorted(names):
-            found = score(site, protocol, weights, patients[name])
+            found = score(site, protocol, used, patients[name])
             scores.append({region: found.mean(region) for region in REGIONS})
         made = noised_dice(scores, noise_multiplier=multiplier)
         if names:
@@ -289,103 +365,6 @@ def mean_dice(scores: RegionScores) -> dict[str, float]:
     """Return the mean per region of those regions that have a score."""
     means = {region: scores.mean(region) for region in REGIONS}
     return {region: round(mean, 6) for region, mean in means.items() if mean is not None}
-
-
-def accountant(site: Site) -> Accountant:
-    """Return the accountant of the site's ledger, with what it reckoned before."""
-    return PldAccountant(site.folder / "cache" / "accounting.json")
-
-
-def open_ledger(site: Site) -> Ledger:
-    """Open the site's privacy ledger.
-
-    Raises StateError; code ``ledger-old`` if it is not the one, or older than the one, that the
-    journal speaks of: an old copy would forget what was spent.
-    """
-    ledger = Ledger(
-        site.folder / "ledger.sqlite",
-        accountant=accountant(site),
-        code_version=version("gliofed"),
-    )
-    said = [e.facts for e in site.journal.events("sent") if "ledger_head" in e.facts]
-    if said and not ledger.holds(said[-1]["ledger_facts"], said[-1]["ledger_head"]):
-        ledger.close()
-        raise StateError(
-            f"The privacy ledger of {site.name} is not the one that the journal speaks of: it was "
-            "put back from an old copy or replaced.",
-            do="Put the newest copy of ledger.sqlite back; until then no patient is trained on.",
-            code="ledger-old",
-        )
-    return ledger
-
-
-def mechanism(protocol: StudyProtocol) -> Mechanism:
-    """Return the mechanism of one training step of the study."""
-    return Mechanism(protocol.privacy.noise_multiplier, protocol.privacy.sampling_rate)
-
-
-def caps(site: Site, protocol: StudyProtocol) -> tuple[Cap, Cap]:
-    """Return a patient's cap in the study and over all studies, both at the study's delta."""
-    delta = protocol.privacy.delta
-    return (
-        Cap(protocol.privacy.max_epsilon, delta),
-        Cap(site.settings.policy.max_epsilon, delta),
-    )
-
-
-def privacy_spent(site: Site, protocol: StudyProtocol) -> PrivacySpent:
-    """Return what the study has cost its worst patient here."""
-    with open_ledger(site) as ledger:
-        spent = ledger.spent(protocol.privacy.delta, study=protocol.study)
-    return PrivacySpent(
-        noise_multiplier=protocol.privacy.noise_multiplier,
-        sampling_rate=protocol.privacy.sampling_rate,
-        steps=spent.steps,
-        delta=spent.delta,
-        epsilon=round(spent.epsilon, 4),
-    )
-
-
-def withdrawn_rounds(site: Site, protocol: StudyProtocol) -> tuple[int, ...]:
-    """Return the rounds of the study that saw patients who have withdrawn since."""
-    gone = withdrawn(site)
-    if not gone:
-        return ()
-    with open_ledger(site) as ledger:
-        return tuple(
-            sorted(
-                {
-                    fact.round
-                    for name in gone
-                    for fact in ledger.facts(study=protocol.study, patient=name)
-                    if fact.round
-                }
-            )
-        )
-
-
-def execution_for(machine: Machine) -> ExecutionOptions:
-    """Return how this machine computes, as its settings say.
-
-    Raises StateError (code ``device``) for a device that it does not have.
-    """
-    if machine.threads:
-        torch.set_num_threads(machine.threads)
-    present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available()}
-    if not present.get(machine.device, torch.backends.mps.is_available()):
-        raise StateError(
-            f"site.toml asks for the device {machine.device}, which torch does not find here.",
-            do='Set device = "auto" or "cpu", or mend the driver.',
-            code="device",
-        )
-    there = torch.cuda.device_count() if present["cuda"] else 0
-    if machine.device in ("auto", "cuda") and machine.gpus > max(1, there):
-        raise StateError(
-            f"site.toml asks for {machine.gpus} CUDA devices, of which torch finds {there} here.",
-            do="Set gpus = 1, or 0 for all that are there.",
-            code="device",
-        )
-    return choose_execution(machine.device, gpus=machine.gpus, precision=machine.precision)
 
 
 def _loaders(

@@ -38,11 +38,12 @@ from client.execution import ExecutionOptions as ExecutionOptions
 from client.execution import choose_device as choose_device
 from client.execution import choose_execution as choose_execution
 from client.execution import choose_precision as choose_precision
+from client.terms import NO_TERMS, Drift, Terms
 from common.errors import CaseError, ProtocolError
 from common.low_rank import Subspace as Subspace
 from common.low_rank import basis
 from common.networks.segresnet import PaddedNetwork
-from common.parameters import update_shapes
+from common.parameters import local_names, trained_shapes
 from common.protocol import TrainingOptions
 
 _LOG = logging.getLogger(__name__)
@@ -50,12 +51,16 @@ _LOG = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Told after each step how many are done, of how many."""
 
+BeforeStep = Callable[[], None]
+"""Called before each step, which waits until it returns: training yields to a clinical job."""
+
 
 @dataclass(frozen=True)
 class TrainingResult:
     """What a site's training gave.
 
-    ``update`` is the change of each trained array, or its factor B (``common.low_rank``).
+    ``update`` is the change of each array that is sent, or its factor B (``common.low_rank``);
+    ``local`` are the new values of those that stay at the site.
     ``seconds`` and ``unusable``, the number of contributions that were zero because a scan could
     not be read or a gradient was not finite, depend on patients without noise: they are for the
     hospital's own eyes.
@@ -68,6 +73,7 @@ class TrainingResult:
     safe: bool
     """Whether every step had clipping and noise from the operating system's entropy. Under a
     protocol with privacy no other update may leave."""
+    local: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def dice_bce(logits: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
@@ -132,7 +138,8 @@ class Learner:
     """The trainable part of a network, with its optimiser; everything else is frozen.
 
     The network is moved to the first device and trained in place; each further device has a copy,
-    which follows it step by step. ``subspace`` is needed where low rank is trained.
+    which follows it step by step. ``subspace`` is needed where low rank is trained. ``terms`` say
+    what each step follows beside the gradient that it is given.
 
     Raises ProtocolError if a group of the options has no parameter in the network, or (code
     ``model-subspace``) if low rank is to be trained without a subspace.
@@ -145,6 +152,7 @@ class Learner:
         execution: ExecutionOptions,
         *,
         subspace: Subspace | None = None,
+        terms: Terms = NO_TERMS,
     ) -> None:
         network.to(execution.device).train()
         if execution.channels_last:
@@ -154,7 +162,8 @@ class Learner:
         self.exact_device = torch.device("cpu") if device.type == "mps" else device
         kind = network.kind if isinstance(network, PaddedNetwork) else ""
         shapes = {n: tuple(p.shape) for n, p in network.named_parameters()}
-        wanted = update_shapes(shapes, kind, options)
+        wanted = trained_shapes(shapes, kind, options)
+        self._local = local_names(shapes, kind, options)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in wanted)
             parameter.grad = None
@@ -188,6 +197,15 @@ class Learner:
                 replica.bases[name] = torch.from_numpy(known).to(parameter.dtype).to(replica.device)
         leading = list(self._leading.values())
         self.size = sum(values.numel() for values in leading)
+        self._drift = Drift(
+            terms,
+            mu=options.proximal_mu,
+            names=frozenset(self._leading) - set(self._local),
+            leading=self._leading,
+            trained=trained,
+            bases=self._replicas[0].bases,
+            device=self.exact_device,
+        )
         self._optimizer: torch.optim.Optimizer
         if options.optimizer == "adam":
             self._optimizer = torch.optim.Adam(leading, options.learning_rate)
@@ -219,10 +237,15 @@ class Learner:
         return torch.zeros(self.size, dtype=torch.float64, device=self.exact_device)
 
     def step(self, gradient: torch.Tensor) -> None:
-        """Let the optimiser follow ``gradient``, which is flat."""
+        """Let the optimiser follow ``gradient``, which is flat, and the site's terms."""
         sizes = [values.numel() for values in self._leading.values()]
-        for values, part in zip(self._leading.values(), torch.split(gradient, sizes), strict=True):
-            values.grad = part.to(values.dtype).to(values.device).reshape(values.shape)
+        for (name, values), flat in zip(
+            self._leading.items(), torch.split(gradient, sizes), strict=True
+        ):
+            part, added = flat.reshape(values.shape), self._drift.added(name)
+            if added is not None:
+                part = part + added
+            values.grad = part.to(values.dtype).to(values.device)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         first = self._replicas[0]
@@ -235,17 +258,23 @@ class Learner:
                     replica.trained[name].copy_(parameter, non_blocking=True)
 
     def update(self) -> dict[str, NDArray[np.float32]]:
-        """Return what changed since the start: of each parameter, or its factor B."""
+        """Return what changed since the start: of each parameter that is sent, or its factor B."""
         bases = self._replicas[0].bases
         changes = {
             name: values.detach() if name in bases else values.detach() - self._before[name]
             for name, values in self._leading.items()
+            if name not in self._local
         }
-        # The copy is for B, which the optimiser would go on to change.
-        return {
-            name: np.array(change.float().cpu().contiguous().numpy())
-            for name, change in changes.items()
-        }
+        return {name: _array(change) for name, change in changes.items()}
+
+    def local(self) -> dict[str, NDArray[np.float32]]:
+        """Return the values of the trained parameters that stay at the site."""
+        return {name: _array(self._leading[name]) for name in self._local}
+
+
+def _array(values: torch.Tensor) -> NDArray[np.float32]:
+    # A copy: the optimiser would go on to change what it shares.
+    return np.array(values.detach().float().cpu().contiguous().numpy())
 
 
 def _replica(network: torch.nn.Module, device: str, execution: ExecutionOptions) -> _Replica:
@@ -305,12 +334,15 @@ def train(
     seed: int,
     execution: ExecutionOptions,
     subspace: Subspace | None = None,
+    terms: Terms = NO_TERMS,
+    before_step: BeforeStep | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train ``network`` in place for ``local_steps`` without privacy, and return its update.
 
     Each step takes the next ``patients_per_step`` patients of a shuffled round through all, or
-    all if they are fewer, and follows the mean of their gradients. ``seed`` decides all draws.
+    all if they are fewer, and follows the mean of their gradients and ``terms``. ``seed`` decides
+    all draws.
 
     Raises CaseError (code ``case-none``) without patients, ProtocolError as ``Learner`` does.
     """
@@ -320,10 +352,12 @@ def train(
         )
     started = time.monotonic()
     rng = np.random.default_rng(seed)
-    learner = Learner(network, options, execution, subspace=subspace)
+    learner = Learner(network, options, execution, subspace=subspace, terms=terms)
     queue: deque[int] = deque()
     unusable = 0
     for step in range(options.local_steps):
+        if before_step is not None:
+            before_step()
         batch = []
         for _ in range(min(options.patients_per_step, len(patients))):
             if not queue:
@@ -348,4 +382,5 @@ def train(
         time.monotonic() - started,
         unusable,
         safe=False,
+        local=learner.local(),
     )

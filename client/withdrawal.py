@@ -35,6 +35,8 @@ LIMITS: Final = (
     "tell of the patient is bounded by the epsilon in `gliofed-site budget`.",
     "The last update that was trained stays in the folder outbox until the study's next round, in "
     "case the coordinator asks for it again.",
+    "Layers and models of this site's own (local.safetensors, personal.safetensors in studies/ID) "
+    "stay here and go on being used; remove them if nothing shall remain of the patient.",
     "Weights that `gliofed-site train-alone` wrote are not tracked: remove them yourself.",
     "The scans stay where they are; to remove them is the hospital's to do.",
 )

@@ -2,7 +2,9 @@
 
 It stands where Flower would unpack a bundle and start a new process for each message. The bundle
 is looked at, never installed and never run: one that is not the code-free bundle of this product is
-refused. Torch and the cache stay warm between rounds. Texts of failures stay at the site.
+refused, and one of another version is answered with words. Torch and the cache stay warm between
+rounds. Texts of failures stay at the site. Whatever happens, the SuperNode gets an answer; its
+date is reckoned from the order's, so that a wrong clock here makes no answer look expired.
 
 A worker that dies leaves its order with the SuperNode, perhaps with half an answer, for which the
 SuperNode would wait for ever: ``client.running`` restarts both together, and the coordinator, who
@@ -15,11 +17,12 @@ import contextlib
 import sys
 import time
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.app.error import Error
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
@@ -34,10 +37,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from client.app import app
+from client.outbound import Reply, let_out
 from client.site import Site
-from common.errors import GliofedError
+from common.errors import ConsentError, GliofedError, StateError, UpdateError
 from common.processes import repeating
-from common.wire import check_bundle
+from common.wire import check_bundle, refusal, unpack_order
 
 _ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
@@ -76,23 +80,44 @@ class Worker:
         status = SubStatus.FAILED
         with contextlib.closing(client), repeating(lambda: _beat(client), every_s=_HEARTBEAT_S):
             message, context, run, fab = pull_task_input(client)
+            began = time.monotonic()
             try:
                 context.node_config = {"site": str(self._site.folder)}
-                check_bundle(fab.content)
-                reply = app(message=message, context=context)
+                reply = self._answer(message, context, theirs=check_bundle(fab.content))
                 status = SubStatus.COMPLETED
             except GliofedError as error:
-                self._site.journal.append(
-                    "order refused", run=run.run_id, code=error.code, reason=str(error)
-                )
+                self._note("order refused", run=run.run_id, code=error.code, reason=str(error))
                 reply = _failure(message, error.code)
             except Exception:  # noqa: BLE001  the process's edge: the text must not leave
-                self._site.journal.append(
-                    "order failed", run=run.run_id, reason=traceback.format_exc()[-4000:]
-                )
+                self._note("order failed", run=run.run_id, reason=traceback.format_exc()[-4000:])
                 reply = _failure(message, "internal")
-            push_message(client, reply, context)
+            push_message(client, dated(reply, message, worked_s=time.monotonic() - began), context)
             push_task_output(client, context, status, "")
+
+    def _answer(self, message: Message, context: Context, *, theirs: str) -> Message:
+        """Let the site answer, unless the coordinator runs another version."""
+        ours = version("gliofed")
+        if release(theirs) == release(ours):
+            return app(message=message, context=context)
+        error = ConsentError(
+            f"This site runs gliofed {ours}, the coordinator {theirs}.",
+            do="Install the coordinator's version at the site.",
+            code="version",
+        )
+        try:
+            order, _ = unpack_order(message.content)
+        except UpdateError:  # its orders have another form
+            raise error from None
+        self._note("order refused", study=order.study, code=error.code, reason=str(error))
+        reply = Reply(refusal(order, error), what="a refusal", news=order.kind != "offer")
+        return Message(let_out(self._site, order, None, reply), reply_to=message)
+
+    def _note(self, event: str, **facts: object) -> None:
+        """Write what went wrong in the journal; a full disk must not keep the answer back."""
+        try:
+            self._site.journal.append(event, **facts)
+        except StateError as error:
+            sys.stderr.write(f"{event}: {facts}\n{error}\n")
 
     def _client(self, interceptor: Any, *, name: str) -> RuntimeHttpClient:
         return RuntimeHttpClient.from_server_address(
@@ -106,6 +131,18 @@ class Worker:
 def _beat(client: RuntimeHttpClient) -> None:
     with contextlib.suppress(*_CALL_ERRORS):
         client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+
+
+def dated(reply: Message, order: Message, *, worked_s: float) -> Message:
+    """Return ``reply`` with a date and a time to live that are reckoned from the order's alone."""
+    reply.metadata.created_at = order.metadata.created_at + worked_s
+    reply.metadata.ttl = order.metadata.ttl - worked_s
+    return reply
+
+
+def release(of: str) -> tuple[str, ...]:
+    """Return the part of a version by which two sides understand each other: ``0.1`` of 0.1.7."""
+    return tuple(of.split(".")[:2])
 
 
 def _failure(message: Message, code: str) -> Message:

@@ -67,17 +67,18 @@ def replacing(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterato
 
 
 @contextlib.contextmanager
-def held(path: Path, *, what: str, attempts: int = 5) -> Iterator[None]:
+def held(path: Path, *, what: str, attempts: int = 5, shared: bool = False) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs; it ends with the process, however it ends.
 
-    Raises StateError if another process holds it: ``what`` says what that one is doing.
+    ``shared`` lets others hold it as well who want it shared. Raises StateError if another process
+    holds it otherwise: ``what`` says what that one is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         # Somebody who only looks (``is_held``) holds it for a moment.
         for attempt in range(attempts):
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if attempt + 1 < attempts:

@@ -68,6 +68,38 @@ def update_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return name and shape of each array that a site sends, sorted by name.
 
+    These are the trained ones but those of ``local``, which stay where they are.
+
+    Raises ProtocolError as ``trained_shapes`` and ``local_names`` do, and if nothing is left.
+    """
+    own = local_names(shapes, network, options)
+    sent = {
+        name: shape
+        for name, shape in trained_shapes(shapes, network, options).items()
+        if name not in own
+    }
+    if not sent:
+        raise ProtocolError(
+            "All that the study trains would stay at the sites.",
+            do="Name fewer groups in training.local.",
+            code="model-group",
+        )
+    return sent
+
+
+def local_names(names: Iterable[str], network: str, options: TrainingOptions) -> tuple[str, ...]:
+    """Return the sorted names of the parameters that each site keeps for itself.
+
+    Raises ProtocolError if a group has no parameter in this network.
+    """
+    return trainable_names(names, network, options.local)
+
+
+def trained_shapes(
+    shapes: Mapping[str, tuple[int, ...]], network: str, options: TrainingOptions
+) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each array that a site trains, sorted by name.
+
     ``shapes`` are those of all parameters. A parameter of a group that is trained in full has its
     own shape. With ``low_rank`` every other convolution's ``.weight`` of shape (o, ...) has the
     shape (o, rank), if that is fewer numbers.

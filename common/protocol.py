@@ -36,7 +36,8 @@ PREPROCESSING_ALGORITHM: Final = "brain-zscore/1"
 
 Reportable = Literal["dice", "case_count", "privacy_spent", "withdrawals"]
 Crop = Annotated[int, Field(ge=8, le=512)]
-Trainable = Literal["all", "norms", "head", "last_decoder", "low_rank"]
+Group = Literal["norms", "head", "last_decoder"]
+Trainable = Literal["all", "low_rank"] | Group
 
 
 class _Frozen(BaseModel):
@@ -93,6 +94,28 @@ class TrainingOptions(_Frozen):
     """Of the changes of convolutions in the group ``low_rank``; without it, of no effect."""
     patients_per_step: int = Field(default=4, ge=1, le=1024)
     """Batch of a study without privacy; with privacy the batch is drawn by ``sampling_rate``."""
+    proximal_mu: float = Field(default=0.0, ge=0, le=1e3)
+    """FedProx: how strongly each step is pulled back to the weights of the round's start."""
+    local: tuple[Group, ...] = ()
+    """Groups that each site trains and keeps for itself, as FedBN keeps normalisations."""
+    personal_lambda: float = Field(default=0.0, ge=0, le=1e3)
+    """Ditto: above 0 each site also trains a model of its own, which never leaves it, pulled to the
+    round's weights so strongly. It takes as many steps again, charged like the others."""
+
+    @property
+    def steps_per_round(self) -> int:
+        """How many steps a round takes of each patient, and with privacy is charged."""
+        return self.local_steps * (2 if self.personal_lambda else 1)
+
+    @model_validator(mode="after")
+    def _own(self) -> TrainingOptions:
+        if "all" not in self.trainable and set(self.local) - set(self.trainable):
+            raise ValueError("local names groups that are not trainable")
+        if self.local and self.personal_lambda:
+            raise ValueError(
+                "with personal_lambda each site has a whole model of its own: no local"
+            )
+        return self
 
     @model_validator(mode="after")
     def _subset(self) -> TrainingOptions:
@@ -149,6 +172,16 @@ class AggregationOptions(_Frozen):
     quorum_weight: float = Field(default=0.0, ge=0, le=1)
     """Share of the approved sites' total weight that must answer, beside the quorum."""
     deadline_s: float = Field(default=3600.0, gt=0)
+    """The longest that a round waits for anybody. A site is waited for less if its last trainings
+    say so; see ``server.deadlines``."""
+    deadline_slack: float = Field(default=3.0, ge=1, le=1000)
+    """How many times the slowest of its last trainings a site is waited for."""
+    late_rounds: int = Field(default=0, ge=0, le=1000)
+    """How many rounds late an update may come and still count, the less the later it comes; see
+    ``server.late``. With 0 a late update is dropped."""
+    buffer: int | None = Field(default=None, ge=1)
+    """A round closes as soon as so many updates are in; the others come late. None: a round waits
+    for all sites."""
     max_update_norm: float = Field(default=1e3, gt=0)
     """A reply whose L2 norm is above it is refused."""
     server_learning_rate: float = Field(
@@ -198,6 +231,24 @@ class AggregationOptions(_Frozen):
                 )
         if self.weights and self.rule in _KRUM:
             raise ValueError(f"{self.rule} counts all sites alike, weights are of no use to it")
+        return self
+
+    @model_validator(mode="after")
+    def _timely(self) -> AggregationOptions:
+        late = self.late_rounds > 0 or self.buffer is not None
+        if late and self.rule == "scaffold":
+            raise ValueError("scaffold needs updates of the open round: no late_rounds, no buffer")
+        if late and self.rule in _KRUM:
+            raise ValueError(
+                f"{self.rule} counts all updates alike, a late one as well: no late_rounds, "
+                "no buffer"
+            )
+        if self.buffer is not None and not self.late_rounds:
+            raise ValueError(
+                "a buffer without late_rounds would drop the work of all who come after it is full"
+            )
+        if self.buffer is not None and self.buffer < self.quorum:
+            raise ValueError("buffer is below the quorum, without which no round counts")
         return self
 
     @model_validator(mode="after")
@@ -275,6 +326,25 @@ class StudyProtocol(_Frozen):
             raise ValueError(
                 "messages.top_share must be 1 with low_rank: each round has other axes"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rule(self) -> StudyProtocol:
+        training, rule = self.training, self.aggregation.rule
+        if self.aggregation.late_rounds and "low_rank" in training.trainable:
+            raise ValueError(
+                "aggregation.late_rounds must be 0 with low_rank: each round has other axes"
+            )
+        if rule in (*_MOMENTUM, *_ADAPTIVE, "scaffold") and "low_rank" in training.trainable:
+            raise ValueError(
+                f"{rule} goes on from round to round, but low_rank has other axes then"
+            )
+        if rule != "scaffold":
+            return self
+        if (training.optimizer, training.momentum) != ("sgd", 0.0):
+            raise ValueError("scaffold needs training.optimizer sgd and training.momentum 0")
+        if training.proximal_mu:
+            raise ValueError("scaffold corrects the drift already: proximal_mu must be 0")
         return self
 
     @field_validator("reports")

@@ -55,6 +55,9 @@ MESSAGE_TYPES: Final[dict[str, str]] = {
 _SAYABLE = (ConsentError, ProtocolError, PrivacyError, IdentityError)
 _CASE_COUNT_EDGES = (1, 10, 20, 50, 100, 200, 500, 1000)
 _FORMAT: Final = "safetensors"
+CONTROL: Final = "control/"
+"""Before the name of an array in an order that is no weight, but the control variate of SCAFFOLD
+for the array of that name in the update. ``weights_sha256`` is of the weights alone."""
 
 
 class _Frozen(BaseModel):
@@ -77,6 +80,9 @@ class Order(_Frozen):
     """Of the coordinator's journal, when it gave the order."""
     site_head: Head = ""
     """Of the site's journal, as the coordinator last heard it."""
+    folded_round: int = Field(default=0, ge=0)
+    """The last round that this site trained for and whose update is part of the model; 0 if none:
+    with SCAFFOLD the site's control variate follows that update, and no other."""
 
 
 class PrivacySpent(_Frozen):
@@ -154,6 +160,13 @@ def readdressed(content: RecordDict, value: Order) -> RecordDict:
     if "arrays" in content:
         other["arrays"] = content["arrays"]
     return other
+
+
+def body_bytes(content: RecordDict) -> int:
+    """Return how many bytes the arrays of a message are as they travel."""
+    return sum(
+        len(array.data) for record in content.array_records.values() for array in record.values()
+    )
 
 
 def unpack_order(content: RecordDict) -> tuple[Order, Arrays]:
@@ -267,10 +280,11 @@ def bundle_sources() -> dict[str, bytes]:
     }
 
 
-def check_bundle(fab: bytes) -> None:
+def check_bundle(fab: bytes) -> str:
     """Raise ConsentError (code ``bundle``) unless ``fab`` is the code-free bundle of this product.
 
     Every file is named and compared; a bundle with any other file, code or not, is refused.
+    Returns the version of gliofed that made it, which may be another.
     """
     known = {"pyproject.toml", "README.md", ".info/CONTENT"}
     try:
@@ -290,7 +304,9 @@ def check_bundle(fab: bytes) -> None:
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, RuntimeError):
         raise ConsentError("The bundle cannot be read.", code="bundle") from None
     ours = tomllib.loads(bundle_sources()["pyproject.toml"].decode())
+    theirs = ""
     if isinstance(project.get("project"), dict):
+        theirs = str(project["project"].get("version", ""))[:40]
         project["project"]["version"] = ours["project"]["version"]  # may be another release
     if project != ours or readme != _BUNDLE_README:
         raise ConsentError(
@@ -298,3 +314,4 @@ def check_bundle(fab: bytes) -> None:
             do="Compare the versions of gliofed at the site and at the coordinator.",
             code="bundle",
         )
+    return theirs

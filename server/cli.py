@@ -11,14 +11,17 @@ import typer
 
 from common import console
 from common.errors import FederationError, StateError
-from common.files import held, is_held, replacing
+from common.files import held, is_held, replacing, write_bytes, write_json
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.weights import load
 from server import provisioning, serving
+from server.planning import simulate
 from server.provisioning import Consortium
 from server.release import release as make_release
-from server.report import study_report
+from server.report import full_report, study_report
+from server.report_chart import draw
+from server.report_page import headline, markdown
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -26,6 +29,8 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]
+SiteArgument = Annotated[str, typer.Argument(help="The site's name.", metavar="SITE")]
+By = Annotated[str, typer.Option(help="Your name, for the journal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -137,17 +142,70 @@ def status(
     consortium = Consortium.open(folder)
     studies = [consortium.study(study)] if study else consortium.studies()
     admitted = consortium.sites.names()
+    suspended = consortium.sites.suspended()
     reports = [study_report(s, consortium.journal, admitted=admitted) for s in studies]
     if json:
-        value = {"consortium": consortium.settings.name, "sites": admitted, "studies": reports}
+        value = {
+            "consortium": consortium.settings.name,
+            "sites": admitted,
+            "suspended": suspended,
+            "studies": reports,
+        }
         console.show_json(value)
         return
     console.say(
         f"{consortium.settings.name} at {consortium.address}; sites: "
         f"{', '.join(admitted) or 'none yet'}"
     )
+    for site, why in suspended.items():
+        console.warn(f"{site} is suspended: {why}.")
     for report in reports:
         _show(report)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    study: StudyName,
+    out: Annotated[
+        Path | None, typer.Option(help="Write report.md, report.json and report.png here.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Tell all of a study that the journal says: each round, each site, fairness, conduct."""
+    consortium = Consortium.open(folder)
+    told = full_report(
+        consortium.study(study), consortium.journal, admitted=consortium.sites.names()
+    )
+    if out is not None:
+        draw(told, out / "report.png")
+        write_json(out / "report.json", told)
+        write_bytes(out / "report.md", markdown(told, chart="report.png").encode())
+    if json:
+        console.show_json(told)
+    elif out is not None:
+        console.say(f"{headline(told)} Written to {out}.")
+    else:
+        console.say(markdown(told))
+
+
+@app.command()
+def suspend(
+    folder: Folder,
+    site: SiteArgument,
+    by: By,
+    why: Annotated[str, typer.Option(help="The reason; every report shows it.")],
+) -> None:
+    """Leave a site out of every study from the next round on, until it is restored."""
+    Consortium.open(folder).sites.suspend(site, by=by, why=why)
+    console.say(f"{site} is out from the next round on; `restore` lets it in again.")
+
+
+@app.command()
+def restore(folder: Folder, site: SiteArgument, by: By) -> None:
+    """Let a suspended site take part again from the next round on."""
+    Consortium.open(folder).sites.restore(site, by=by)
+    console.say(f"{site} takes part again from the next round on.")
 
 
 @app.command()
@@ -162,6 +220,9 @@ def release(
     """Write a signed model that sites can install: weights, card, protocol, signature."""
     card = make_release(Consortium.open(folder), study, out, number=round_number)
     console.say(f"Released {card['name']} {card['version']} (round {card['round']}) to {out}.")
+
+
+app.command()(simulate)
 
 
 def main() -> None:
@@ -197,6 +258,7 @@ def _show(report: dict[str, Any]) -> None:
         f"\n{report['study']}: {report['title']}\n"
         f"state {report['state']}, rounds {report['rounds_closed']}/{report['rounds_planned']}, "
         f"approved by {', '.join(report['approved']) or 'nobody yet'}"
+        + (f"; not by {', '.join(report['not_approved'])}" if report["not_approved"] else "")
     )
     for site, reason in report["declined"].items():
         console.say(f"{site} declined: {reason}")

@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from common.errors import GliofedError
+from common.errors import GliofedError, StateError
 from server.app import app
 from server.flower import CALL_ERRORS, register_sites, run_app, start_run
 from server.provisioning import Consortium
@@ -30,10 +30,16 @@ def execute(consortium: Consortium) -> None:
             run_app(consortium, run_id, lambda grid, context: app(grid, context), patience_s=60.0)
         except (*CALL_ERRORS, GliofedError) as error:
             traceback.print_exc()
-            consortium.journal.append(
-                "federation interrupted", reason=f"{type(error).__name__}: {error}"[:300]
-            )
+            _record(consortium, f"{type(error).__name__}: {error}"[:300])
         time.sleep(_PAUSE_S)
+
+
+def _record(consortium: Consortium, reason: str) -> None:
+    """Record an interruption; on a full disk the log above has to do."""
+    try:
+        consortium.journal.append("federation interrupted", reason=reason)
+    except StateError:
+        traceback.print_exc()
 
 
 def _keep_registered(consortium: Consortium) -> None:

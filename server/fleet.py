@@ -1,7 +1,8 @@
 """How orders reach sites: the seam between the rounds and the network.
 
 ``Fleet`` is what ``server.rounds`` needs of it; ``server.flower`` is a fleet over Flower, and
-``MemoryFleet`` one in this process.
+``MemoryFleet`` one in this process. ``Clock`` is the time that the rounds go by, which is the
+coordinator's own: no deadline depends on the clock of a site, or on the date.
 """
 
 from __future__ import annotations
@@ -12,6 +13,16 @@ from typing import NamedTuple, Protocol
 
 from common.errors import GliofedError
 from common.wire import Content, OrderKind
+
+
+class Clock(Protocol):
+    """The module ``time``, or one that only moves when somebody waits."""
+
+    def monotonic(self) -> float:
+        """Return seconds since some moment; setting the date does not move it."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
 
 
 class Delivery(NamedTuple):
@@ -32,6 +43,9 @@ class Fleet(Protocol):
 
     def collect(self, ticket: str) -> Delivery | None:
         """Return what came back, or None if nothing did yet."""
+
+    def forget(self, ticket: str) -> None:
+        """Take note that nobody will collect what comes back for ``ticket``."""
 
 
 class MemoryFleet:
@@ -58,3 +72,6 @@ class MemoryFleet:
             return Delivery(self._replies.pop(ticket)(), "")
         except GliofedError as error:
             return Delivery(None, error.code)
+
+    def forget(self, ticket: str) -> None:
+        self._replies.pop(ticket, None)

@@ -55,6 +55,7 @@ from server.provisioning import Consortium
 
 _HEARTBEAT_S: Final = 10.0
 _GLANCE_S: Final = 0.05
+_GLANCE_EVERY_S: Final = 0.2
 _ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
 """What a call to the SuperLink raises when it is down, restarted, or no longer knows our task."""
@@ -64,20 +65,30 @@ class GridFleet:
     """The sites that a Flower ``Grid`` reaches, by the name that they were registered under.
 
     Replies are pulled by ``pulls`` threads, each of which holds one reply at most: Flower waits, up
-    to three minutes, for a site whose upload is slow or broke off, and the others must not.
+    to three minutes, for a site whose upload is slow or broke off, and the others must not. For the
+    same reason ``collect`` waits for a pull that is not done only now and then.
+
+    Flower does not deliver an order again to a node that was started anew and had it before: what
+    was sent to a node before it was started counts as lost, unless its reply is there.
     """
 
     def __init__(self, grid: Grid, *, online_every_s: float = 1.0, pulls: int = 8) -> None:
         self._grid = grid
         self._pool = ThreadPoolExecutor(pulls, thread_name_prefix="pull")
-        self._pulling: dict[str, Future[Delivery | None]] = {}
+        self._pulling: dict[str, tuple[Future[Delivery | None], bool]] = {}
+        """Of each ticket, the pull that goes on, and whether the order was lost when it began."""
+        self._sent: dict[str, tuple[str, str]] = {}
         self._online_every_s = online_every_s
         self._nodes: dict[str, int] = {}
+        self._started: dict[str, str] = {}
         self._asked = float("-inf")
+        self._glanced = float("-inf")
 
     def online(self) -> set[str]:
         if time.monotonic() - self._asked >= self._online_every_s:
-            self._nodes = {node.name: node.node_id for node in self._grid.get_nodes() if node.name}
+            nodes = [node for node in self._grid.get_nodes() if node.name]
+            self._nodes = {node.name: node.node_id for node in nodes}
+            self._started |= {node.name: node.last_activated_at for node in nodes}
             self._asked = time.monotonic()
         return set(self._nodes)
 
@@ -91,15 +102,32 @@ class GridFleet:
         (ticket,) = self._grid.push_messages([message])
         if not ticket:
             raise FederationError(f"Flower did not take the order for {site}.", code="order-push")
+        self._sent[str(ticket)] = (site, self._started.get(site, ""))
         return str(ticket)
 
     def collect(self, ticket: str) -> Delivery | None:
-        pull = self._pulling.get(ticket) or self._pool.submit(self._pull, ticket)
-        self._pulling[ticket] = pull
-        if not wait([pull], timeout=_GLANCE_S).done:
+        if ticket not in self._pulling:
+            site, started = self._sent.get(ticket, ("", ""))
+            lost = started != self._started.get(site, "")
+            self._pulling[ticket] = (self._pool.submit(self._pull, ticket), lost)
+        pull, lost = self._pulling[ticket]
+        if not pull.done() and time.monotonic() - self._glanced >= _GLANCE_EVERY_S:
+            wait([pull], timeout=_GLANCE_S)
+            self._glanced = time.monotonic()
+        if not pull.done():
             return None
         del self._pulling[ticket]
-        return pull.result()
+        delivery = pull.result()
+        if delivery is None and lost:
+            delivery = Delivery(None, "restarted")
+        if delivery is not None:
+            self._sent.pop(ticket, None)
+        return delivery
+
+    def forget(self, ticket: str) -> None:
+        """A reply that is being pulled is freed as soon as it is there."""
+        self._pulling.pop(ticket, None)
+        self._sent.pop(ticket, None)
 
     def _pull(self, ticket: str) -> Delivery | None:
         """Pull one reply. One at a time: Flower loads everything that a call asks for at once."""

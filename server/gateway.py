@@ -9,6 +9,7 @@ SuperLink checks each call's signature); the gateway adds a limit on the size of
 
 from __future__ import annotations
 
+import datetime as dt
 import ssl
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Final
 
 import httpx
 import uvicorn
+from cryptography import x509
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -73,8 +75,19 @@ def application(upstream: httpx.AsyncClient) -> Starlette:
     return Starlette(routes=[Route("/{path:path}", forward, methods=methods)])
 
 
+def expired(consortium: Consortium) -> dt.datetime | None:
+    """Return since when (UTC) hospitals refuse the certificate, or None if it is valid."""
+    pem = (consortium.folder / "server.crt").read_bytes()
+    until = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    return until if until <= dt.datetime.now(dt.UTC) else None
+
+
 def serve(consortium: Consortium) -> None:
     """Serve until told to stop."""
+    since = expired(consortium)
+    if since is not None:
+        # No hospital comes through any more: the journal is where people look for the reason.
+        consortium.journal.append("certificate expired", since=since.isoformat())
     trust = ssl.create_default_context(cafile=str(consortium.folder / "ca.crt"))
     upstream = httpx.AsyncClient(
         base_url=f"https://{consortium.private_address}",

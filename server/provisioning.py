@@ -85,7 +85,7 @@ class Consortium:
 
     @property
     def sites(self) -> Sites:
-        return Sites(self.folder / "sites")
+        return Sites(self.folder / "sites", self.journal)
 
     @property
     def identity(self) -> Identity:

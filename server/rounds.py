@@ -1,8 +1,13 @@
 """The rounds of a study: order, collect, check, quorum, aggregate, record, resume.
 
 Every change of state is journalled before it is acted on, and everything needed to go on is on the
-disk: a coordinator that is killed at any moment continues from the last closed round. A site that
-already trained for the open round answers again without training again.
+disk: a coordinator that is killed at any moment continues from the last closed round, and ends with
+the bits that it would have ended with. A site that already trained for the open round answers again
+without training again.
+
+A round ends when its sites have answered or had their time (``server.deadlines``), at the latest
+after ``aggregation.deadline_s``; or, with ``aggregation.buffer``, as soon as that many updates are
+in. It counts if its quorum is there (``server.quorum``). What comes later is for ``server.late``.
 
 This module decides; how messages travel is the ``Fleet``'s affair.
 """
@@ -10,19 +15,25 @@ This module decides; how messages travel is the ``Fleet``'s affair.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
-from common.errors import FederationError, IdentityError
-from common.identity import Statement
-from common.journal import Journal
+import numpy as np
+
+from common.errors import FederationError, UpdateError
+from common.journal import Entry, Journal
 from common.low_rank import expand
 from common.parameters import update_shapes
-from common.protocol import APPROVAL
 from common.weights import Arrays, digest, load, norm
-from common.wire import Report
-from server.aggregation import RULES
-from server.fleet import Fleet
-from server.orders import OFFER_S, Exchange, Orders
+from common.wire import CONTROL
+from server.aggregation import RULES, Rule, control
+from server.approvals import Approvals
+from server.deadlines import Deadlines
+from server.exchange import Answer, Task
+from server.fleet import Clock, Fleet
+from server.late import FORGOTTEN, discount, forgotten
+from server.orders import ASK_AGAIN_S, NO_TIME, Orders
+from server.quorum import Turnout
 from server.sites import Sites
 from server.studies import Study
 
@@ -40,239 +51,336 @@ class Rounds:
         journal: Journal,
         sites: Sites,
         poll_s: float = 0.25,
+        clock: Clock = time,
     ) -> None:
         self._study = study
         self._protocol = study.protocol
         self._fleet = fleet
         self._journal = journal
-        self._sites = sites
-        self._orders = Orders(study, fleet, journal, poll_s=poll_s)
-        self._offers = Exchange()
-        self._told: dict[str, str] = {}
+        self._clock = clock
+        self._past = journal.events(study=study.protocol.study)
+        self._orders = Orders(
+            study,
+            fleet,
+            journal,
+            sites=sites,
+            deadlines=Deadlines(study.protocol.aggregation, self._past),
+            poll_s=poll_s,
+            clock=clock,
+        )
+        self.approvals = Approvals(
+            study,
+            fleet,
+            self._orders,
+            journal=journal,
+            sites=sites,
+            past=self._past,
+            clock=clock,
+        )
+        self._folded = _folded(self._past)
+        self._state = ""
+        """Digest of what the rule kept after the last closed round."""
+        self._change: Arrays = {}
+        """What the last closed round changed, to compare updates with."""
 
     def run(self) -> None:
-        """Do every round that is left. Raises StoppedError, FederationError."""
+        """Do every round that is left. Raises StoppedError, FederationError, StateError."""
+        try:
+            self._run()
+        finally:
+            self.approvals.close()
+            self._orders.forget()
+
+    def offer(self, told: dict[str, str]) -> None:
+        """Offer the protocol once to every site that is online and has not approved yet.
+
+        ``told`` is what each site said before: what it says again is not recorded again.
+        """
+        self.approvals.offer(told)
+
+    def _run(self) -> None:
         number, weights = self._resume()
-        if number:  # what ended the last run may have come before the evaluation
-            self._evaluate_if_due(number, weights)
+        if number and not any(
+            e.event == "evaluated" and e.facts["round"] == number for e in self._past
+        ):
+            self._evaluate_if_due(number, weights)  # what ended the last run came before that
+        self._past.clear()
         failed = 0
         while number < self._protocol.rounds:
-            self.gather_approvals(self._protocol.aggregation.quorum)
-            closed = self._train(number + 1, weights)
+            self.approvals.gather(self._protocol.aggregation.quorum)
+            closed, why = self._train(number + 1, weights)
             if closed is None:
-                failed += 1
+                # Sites outside their hours will be back: that alone ends no study.
+                failed += 0 if why == "put-off" else 1
                 if failed == _FAILED_ROUNDS:
-                    raise FederationError(
-                        f"Round {number + 1} of {self._protocol.study} missed its quorum "
-                        f"{failed} times.",
-                        do="See `gliofed-server status`, mend what it names, and launch again.",
-                        code="quorum",
-                    )
-                self._orders.pause(min(30.0, 5.0 * failed))
+                    raise self._stuck(number + 1, why)
+                self._orders.pause(min(30.0, 5.0 * max(1, failed)))
                 continue
             failed, number, weights = 0, number + 1, closed
             self._evaluate_if_due(number, weights)
         self._record("study finished", rounds=number, weights=digest(weights))
 
-    def gather_approvals(self, quorum: int) -> None:
-        """Offer the protocol until ``quorum`` sites have approved; known approvals count."""
-        if len(self.approved()) < quorum:
-            self._record("waiting for approvals", needed=quorum, so_far=sorted(self.approved()))
-        while True:
-            approved = self.approved()
-            missing = (self._fleet.online() & set(self._sites.names())) - approved
-            if missing:
-                # Once there are enough, nobody waits for those that have not decided.
-                enough = len(approved) >= quorum
-                wait_s = 0.0 if enough else OFFER_S
-                self._offer(missing, self._told, deadline_s=wait_s, state=self._offers)
-                approved = self.approved()
-            if len(approved) >= quorum:
-                return
-            self._orders.pause(2.0)
-
-    def offer(self, told: dict[str, str]) -> None:
-        """Offer the protocol once to every site that is online and has not approved yet."""
-        missing = (self._fleet.online() & set(self._sites.names())) - self.approved()
-        if missing:
-            self._offer(missing, told, deadline_s=OFFER_S, state=Exchange())
-
-    def approved(self) -> set[str]:
-        """Return the admitted sites whose signed approval of this protocol is in the journal."""
-        said = {
-            str(entry.facts["site"])
-            for entry in self._journal.events("study approved", study=self._protocol.study)
-            if entry.facts["protocol"] == self._protocol.digest
-        }
-        return said & set(self._sites.names())
-
-    def _offer(
-        self, sites: set[str], told: dict[str, str], *, deadline_s: float, state: Exchange
-    ) -> None:
-        def accept(site: str, report: Report, _: Arrays) -> None:
-            self._check_approval(site, report.approval)
-            self._record(
-                "study approved",
-                site=site,
-                protocol=self._protocol.digest,
-                site_head=report.site_head,
-                approval=Statement.loads(report.approval).to_dict(),
-            )
-
-        state.waiting = set(sites)
-        self._orders.give(
-            "offer", sites, 0, None, accept, deadline_s=deadline_s, told=told, state=state
+    def _stuck(self, number: int, why: str) -> FederationError:
+        failed = (
+            "missed its quorum"
+            if why == "quorum"
+            else "could not be aggregated, or not to a model,"
         )
-
-    def _check_approval(self, site: str, text: str) -> None:
-        request = self._sites.get(site)
-        if request is None:
-            raise IdentityError(f"{site} was never admitted.")
-        body = Statement.loads(text).opened(kind=APPROVAL, signer=request.identity_key)
-        if body.get("protocol") != self._protocol.digest or body.get("site") != site:
-            raise IdentityError(f"The approval of {site} is for another protocol.")
+        return FederationError(
+            f"Round {number} of {self._protocol.study} {failed} {_FAILED_ROUNDS} times.",
+            do="See `gliofed-server status`, mend what it names, and launch again.",
+            code=why,
+        )
 
     def _resume(self) -> tuple[int, Arrays]:
         """Return the last closed round and its weights."""
-        study = self._protocol.study
-        closed = self._journal.events("round closed", study=study)
+        closed = [entry.facts for entry in self._past if entry.event == "round closed"]
+        started = [entry.facts for entry in self._past if entry.event == "study started"]
         if closed:
-            facts = closed[-1].facts
+            facts = closed[-1]
             number = int(facts["round"])
             self._record("study resumed", round=number, weights=facts["weights"])
-            return number, self._study.load(number, str(facts["weights"]))
-        started = self._journal.events("study started", study=study)
+            lost = forgotten(self._past) if self._protocol.aggregation.late_rounds else {}
+            if lost:
+                self._record("late orders forgotten", sites=lost, reason=FORGOTTEN)
+            self._state = str(facts["state"])
+            weights = self._study.load(number, str(facts["weights"]))
+            before = closed[-2:-1] or started[-1:]
+            self._change = self._changed(before, weights)
+            return number, weights
         if started:
-            return 0, self._study.load(0, str(started[-1].facts["weights"]))
+            return 0, self._study.load(0, str(started[-1]["weights"]))
         if self._study.initial.exists():
             weights, source = load(self._study.initial), "launch --initial"
         else:
-            self.gather_approvals(1)
+            self.approvals.gather(1)
             weights, source = self._ask_for_weights()
         identity = self._study.save(0, weights)
         self._record("study started", weights=identity, source=source)
         return 0, weights
 
+    def _changed(self, before: list[dict[str, Any]], weights: Arrays) -> Arrays:
+        """Return what the last closed round changed, or {} if its start is not there any more."""
+        number = int(before[0].get("round", 0)) if before else 0
+        if not before or not self._study.checkpoint(number).exists():
+            return {}
+        old = self._study.load(number, str(before[0]["weights"]))
+        return {name: weights[name] - value for name, value in old.items()}
+
     def _ask_for_weights(self) -> tuple[Arrays, str]:
         """Let one site make the random starting weights that protocol and seed determine."""
-        got: list[tuple[Arrays, str]] = []
-        for site in sorted(self.approved() & self._fleet.online()):
-            self._orders.give(
-                "initial",
-                {site},
-                0,
-                None,
-                lambda name, _, arrays: got.append((arrays, f"seed, made at {name}")),
-                deadline_s=600.0,
-            )
-            if got:
-                return got[0]
+        got: list[Answer] = []
+        told: dict[str, str] = {}
+        task = Task(kind="initial", number=0, deadline_s=600.0)
+        while True:
+            put_off = False
+            for site in sorted(self.approvals.current() & self._fleet.online()):
+                dropped = self._orders.give(task, {site}, got.append, told=told)
+                self.approvals.take_back(dropped, number=0)
+                if got:
+                    return got[0].arrays, f"seed, made at {site}"
+                put_off = put_off or dropped.get(site) in NO_TIME
+            if not put_off:
+                break
+            self._orders.pause(ASK_AGAIN_S)
         raise FederationError(
             "No site could make the starting weights.",
             do="Start a site, or launch with --initial weights.safetensors.",
         )
 
-    def _train(self, number: int, weights: Arrays) -> Arrays | None:
-        """Do one round; return the new weights, or None if the quorum was missed."""
-        began = time.monotonic()
-        options = self._protocol.aggregation
-        sites = self.approved()
-        training = self._protocol.training
+    def _train(self, number: int, weights: Arrays) -> tuple[Arrays | None, str]:
+        """Do one round; return the new weights, or None and what failed."""
+        began_s = self._clock.monotonic()
+        options, training = self._protocol.aggregation, self._protocol.training
+        sites = self.approvals.current()
         shapes = {name: array.shape for name, array in weights.items()}
-        template = update_shapes(shapes, self._protocol.network.name, training)
-        self._record("round opened", round=number, base=digest(weights), sites=sorted(sites))
-        rule = RULES[options.rule](options, self._rule_state(number - 1))
-        took_part: dict[str, dict[str, Any]] = {}
+        kept = self._study.load_state(number - 1, self._state)
+        rule = RULES[options.rule](options, kept)
+        task = Task(
+            kind="train",
+            number=number,
+            deadline_s=options.deadline_s,
+            weights=weights,
+            control=self._control(kept),
+            template=update_shapes(shapes, self._protocol.network.name, training),
+            lives_s=options.late_rounds * options.deadline_s,
+            folded=self._folded,
+        )
+        del kept
+        busy = {s: at for s, at in self._orders.under_way().items() if s in sites and at < number}
+        self._record(
+            "round opened",
+            round=number,
+            base=digest(weights),
+            sites=sorted(sites),
+            ordered=sorted(sites - busy.keys()),
+            busy=busy,
+            bytes=sum(array.nbytes for array in (*weights.values(), *task.control.values())),
+        )
+        turnout = Turnout(options, sites)
+        spent: dict[str, Any] = {}
 
-        def accept(site: str, report: Report, update: Arrays) -> None:
-            weight = options.weights.get(site, 1.0)
-            fact = {"update": digest(update), "norm": round(norm(update), 6), "weight": weight}
-            if report.privacy_spent is not None:
-                fact["privacy_spent"] = report.privacy_spent.model_dump()
-            if report.case_count is not None:
-                fact["case_count"] = report.case_count
-            if report.withdrawn:
-                fact["withdrawn"] = report.withdrawn
-            rule.fold(site, update, weight=weight, steps=training.local_steps)
-            self._record(
-                "reply accepted", round=number, site=site, site_head=report.site_head, **fact
-            )
-            took_part[site] = fact
+        def accept(answer: Answer) -> None:
+            self._fold(rule, answer, number=number)
+            turnout.add(answer.site)
+            if answer.report.privacy_spent is not None:
+                spent[answer.site] = answer.report.privacy_spent.model_dump()
+
+        def late(answer: Answer) -> bool:
+            if number - answer.order.round > options.late_rounds or answer.site not in sites:
+                return False
+            accept(answer)
+            return True
 
         dropped = self._orders.give(
-            "train",
-            sites,
-            number,
-            weights,
-            accept,
-            deadline_s=options.deadline_s,
-            template=template,
+            task, sites, accept, late=late, goal=turnout, meanwhile=self.approvals.look
         )
-        self._orders.absent = {site for site, why in dropped.items() if why == "no-answer"}
+        self.approvals.take_back(dropped, number=number)
         facts = {
             "round": number,
-            "took_part": sorted(took_part),
+            "took_part": turnout.took_part,
             "dropped": dropped,
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(self._clock.monotonic() - began_s, 3),
+            **turnout.shares(),
+            "under_way": self._orders.under_way(),
         }
-        if len(took_part) < options.quorum:
-            self._record("round failed", **facts, reason=f"quorum of {options.quorum} missed")
-            return None
-        update = expand(
-            rule.result(),
-            shapes,
-            seed=self._protocol.seed,
-            round_number=number,
-            rank=training.rank,
-        )
-        new = {
-            name: value + update[name] if name in update else value
-            for name, value in weights.items()
-        }
+        if not turnout.met():
+            self._record("round failed", **facts, reason=turnout.missed(dropped))
+            back = {site for site, code in dropped.items() if code in NO_TIME}
+            put_off = turnout.possible(back)
+            return None, "put-off" if back and put_off else "quorum"
+        try:
+            change = expand(
+                rule.result(),
+                shapes,
+                seed=self._protocol.seed,
+                round_number=number,
+                rank=training.rank,
+            )
+            state, new = rule.state(), _moved(weights, change)
+        except FederationError as error:
+            self._record("round failed", **facts, reason=str(error))
+            return None, "aggregation"
         identity = self._study.save(number, new)
-        state = self._study.save_state(number, rule.state())
+        self._state = self._study.save_state(number, state)
         self._record(
-            "round closed",
-            **facts,
-            weights=identity,
-            state=state,
-            privacy_spent={
-                site: fact["privacy_spent"]
-                for site, fact in took_part.items()
-                if "privacy_spent" in fact
-            },
+            "round closed", **facts, weights=identity, state=self._state, privacy_spent=spent
         )
-        return new
+        self._change = change
+        self._folded.update(dict.fromkeys(turnout.took_part, number))
+        return new, ""
 
-    def _rule_state(self, number: int) -> Arrays:
-        """Return what the aggregation rule kept after round ``number``."""
-        closed = self._journal.events("round closed", study=self._protocol.study, round=number)
-        return self._study.load_state(number, str(closed[-1].facts["state"])) if closed else {}
+    def _fold(self, rule: Rule, answer: Answer, *, number: int) -> None:
+        """Fold one update into the round and say so; raise UpdateError if the rule refuses it."""
+        options, report, update = self._protocol.aggregation, answer.report, answer.arrays
+        staleness = number - answer.order.round
+        weight = options.weights.get(answer.site, 1.0) * discount(staleness)
+        facts: dict[str, Any] = {
+            "update": digest(update),
+            "norm": round(norm(update), 6),
+            "cosine": _cosine(update, self._change),
+            "weight": weight,
+            "seconds": answer.seconds,
+            "bytes": answer.nbytes,
+        }
+        if staleness:
+            facts |= {"staleness": staleness, "base_round": answer.order.round}
+        if report.privacy_spent is not None:
+            facts["privacy_spent"] = report.privacy_spent.model_dump()
+        if report.case_count is not None:
+            facts["case_count"] = report.case_count
+        if report.withdrawn:
+            facts["withdrawn"] = report.withdrawn
+        try:
+            rule.fold(answer.site, update, weight=weight, steps=self._protocol.training.local_steps)
+        except FederationError as error:
+            raise UpdateError(error.message, do=error.do, code="update-rule") from error
+        self._record(
+            "reply accepted", round=number, site=answer.site, site_head=report.site_head, **facts
+        )
+
+    def _control(self, state: Arrays) -> Arrays:
+        """Return what goes to the sites beside the weights, under the names that it travels by."""
+        if self._protocol.aggregation.rule != "scaffold":
+            return {}
+        made = control(state, learning_rate=self._protocol.training.learning_rate)
+        return {CONTROL + name: value for name, value in made.items()}
 
     def _evaluate_if_due(self, number: int, weights: Arrays) -> None:
         last = number == self._protocol.rounds
         if number % self._protocol.evaluate_every and not last:
             return
-        if self._journal.events("evaluated", study=self._protocol.study, round=number):
-            return
         scores: dict[str, dict[str, float]] = {}
         noise: dict[str, float] = {}
+        seconds: dict[str, float] = {}
 
-        def accept(site: str, report: Report, _: Arrays) -> None:
+        def accept(answer: Answer) -> None:
+            report = answer.report
+            seconds[answer.site] = answer.seconds
             if report.dice is not None:
-                scores[site] = {str(region): value for region, value in report.dice.items()}
+                scores[answer.site] = {str(region): dice for region, dice in report.dice.items()}
             if report.dice_noise is not None:
-                noise[site] = report.dice_noise
+                noise[answer.site] = report.dice_noise
 
-        dropped = self._orders.give(
-            "evaluate",
-            self.approved(),
-            number,
-            weights,
-            accept,
+        task = Task(
+            kind="evaluate",
+            number=number,
             deadline_s=self._protocol.aggregation.deadline_s,
+            weights=weights,
         )
-        self._record("evaluated", round=number, dice=scores, dice_noise=noise, dropped=dropped)
+        dropped = self._orders.give(
+            task, self.approvals.current(), accept, meanwhile=self.approvals.look
+        )
+        self.approvals.take_back(dropped, number=number)
+        self._record(
+            "evaluated",
+            round=number,
+            dice=scores,
+            dice_noise=noise,
+            dropped=dropped,
+            seconds=seconds,
+        )
 
     def _record(self, event: str, **facts: Any) -> None:
         self._journal.append(event, study=self._protocol.study, **facts)
+
+
+def _folded(past: Iterable[Entry]) -> dict[str, int]:
+    """Return the last closed round that each site's update became part of."""
+    return {
+        site: int(entry.facts["round"])
+        for entry in past
+        if entry.event == "round closed"
+        for site in entry.facts["took_part"]
+    }
+
+
+def _moved(weights: Arrays, change: Arrays) -> Arrays:
+    """Return ``weights`` plus ``change``; raise FederationError if they are finite no more."""
+    with np.errstate(over="ignore"):
+        new = {
+            name: value + change[name] if name in change else value
+            for name, value in weights.items()
+        }
+    for name in change:
+        if not np.isfinite(new[name]).all():
+            raise FederationError(
+                f"Array {name!r} of the new weights is not finite.",
+                do="Lower aggregation.max_update_norm or the server's learning rate.",
+            )
+    return new
+
+
+def _cosine(update: Arrays, change: Arrays) -> float | None:
+    """Return the cosine of the angle between an update and what the last round changed.
+
+    None if either is zero or they are not of the same form.
+    """
+    if any(name not in change or change[name].shape != u.shape for name, u in update.items()):
+        return None
+    along = sum(
+        float(np.dot(value.reshape(-1).astype(np.float64), change[name].reshape(-1)))
+        for name, value in update.items()
+    )
+    lengths = norm(update) * norm({name: change[name] for name in update})
+    return round(along / lengths, 6) if lengths else None

@@ -2,16 +2,21 @@
 
 A study that `launch` wants runs until it is finished, stopped or stuck; while none is wanted,
 published studies are offered to the sites, so that hospitals see and approve them before launch.
+
+When the disk is full or the journal cannot be written, nothing that needs it is done: the study
+pauses, which is said as soon as it can be written down, and what was not written is done again
+after `launch`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import sys
 import time
 from collections.abc import Callable
 from typing import Final
 
-from common.errors import FederationError, GliofedError
+from common.errors import FederationError, GliofedError, StateError
 from server.fleet import Fleet
 from server.orders import StoppedError
 from server.provisioning import Consortium
@@ -36,13 +41,16 @@ def schedule(
         for study in studies:
             if study.wanted == "published" and study.protocol.expires > today:
                 rounds = _rounds(consortium, study, fleet)
-                rounds.offer(told.setdefault(study.protocol.study, {}))
+                try:
+                    rounds.offer(told.setdefault(study.protocol.study, {}))
+                except StateError as error:
+                    _say(str(error))
         time.sleep(OFFER_EVERY_S)
 
 
 def run_study(consortium: Consortium, study: Study, fleet: Fleet) -> None:
     """Run one study to its end and say in the journal how it ended."""
-    name, journal = study.protocol.study, consortium.journal
+    name = study.protocol.study
     try:
         if study.protocol.expires <= dt.datetime.now(dt.UTC).date():
             raise FederationError(
@@ -53,13 +61,56 @@ def run_study(consortium: Consortium, study: Study, fleet: Fleet) -> None:
         _rounds(consortium, study, fleet).run()
         study.want("finished")
     except StoppedError:
-        journal.append("study stopped", study=name)
+        _until_written(lambda: _record(consortium, "study stopped", study=name))
     except GliofedError as error:
         if error.code == "order-push":
             raise
-        study.want("stopped")
-        journal.append("study paused", study=name, code=error.code, reason=str(error))
+        _pause(consortium, study, code=error.code, reason=str(error))
+
+
+def _pause(consortium: Consortium, study: Study, *, code: str, reason: str) -> None:
+    """Record that the study pauses, unless somebody launches it anew before that can be written."""
+    name = study.protocol.study
+    _say(reason)
+    before = _launches(consortium, name)
+
+    def write() -> None:
+        if _launches(consortium, name) == before:
+            study.want("stopped")
+            _record(consortium, "study paused", study=name, code=code, reason=reason)
+
+    _until_written(write)
+
+
+def _launches(consortium: Consortium, study: str) -> int:
+    """Return how often the study was launched, or -1 if the journal cannot be read."""
+    try:
+        return len(consortium.journal.events("study launched", study=study))
+    except StateError as error:
+        _say(str(error))
+        return -1
+
+
+def _until_written(write: Callable[[], None]) -> None:
+    """Try again until the disk takes it: without a journal nothing else may be done."""
+    while True:
+        try:
+            write()
+        except StateError as error:
+            _say(str(error))
+            time.sleep(OFFER_EVERY_S)
+        else:
+            return
+
+
+def _record(consortium: Consortium, event: str, **facts: str) -> None:
+    consortium.journal.append(event, **facts)
+
+
+def _say(text: str) -> None:
+    """Say it in the executor's log, which is all that is left when nothing can be written."""
+    sys.stderr.write(f"{text}\n")
 
 
 def _rounds(consortium: Consortium, study: Study, fleet: Fleet) -> Rounds:
-    return Rounds(study, fleet, journal=consortium.journal, sites=consortium.sites)
+    return Rounds(study, fleet, journal=consortium.journal, sites=consortium.sites, clock=time)

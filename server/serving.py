@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import sys
 
+from common.errors import StateError
 from common.processes import Child, script
+from server.gateway import expired
 from server.provisioning import Consortium
 
 
 def children(consortium: Consortium) -> list[Child]:
-    """Return the coordinator's processes in the order in which they start."""
+    """Return the coordinator's processes in the order in which they start.
+
+    Raises StateError (code ``certificate``) when no hospital could connect to them.
+    """
+    since = expired(consortium)
+    if since is not None:
+        raise StateError(
+            f"The TLS certificate {consortium.folder / 'server.crt'} expired on {since:%Y-%m-%d}: "
+            "every hospital would refuse it.",
+            do="Put a certificate there that the consortium's CA (ca.crt) signed for the same host "
+            "name, with its key in keys/server.key, and start again.",
+            code="certificate",
+        )
     folder = consortium.folder
     flower = folder / "flower"
     (flower / "home").mkdir(parents=True, exist_ok=True)

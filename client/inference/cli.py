@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -33,16 +34,19 @@ def segment(
     from client.inference.installed import active_model
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
+    from client.preemption import clinical_job
     from client.site import Site
     from client.training import choose_execution
 
+    job: AbstractContextManager[None] = nullcontext()
     if site is not None and model is None:
-        chosen, trusted = active_model(Site.open(site)), True
+        opened = Site.open(site)
+        chosen, trusted, job = active_model(opened), True, clinical_job(opened)
     elif model is not None and site is None:
         chosen, trusted = open_model(model), False
     else:
         raise ModelError("Say which model to use.", do="Give either --model or --site.")
-    with console.working("Segmenting"):
+    with job, console.working("Segmenting"):
         result = run_segment(case, out, chosen, execution=choose_execution(), trusted=trusted)
     if json:
         console.show_json(result)

@@ -2,9 +2,9 @@
 
 A rule sees only arrays, and of each site its name, public weight and public number of local steps;
 these come from the protocol, never from a reply. It never changes what it is given. Whatever order
-the sites answer in, the result is the same: to the last bit for rules that hold the updates
-(medians, trimmed mean, Krum), to about 1e-7 of the largest term for those that add them up as they
-come and keep none.
+the sites answer in, the result is the same to the last bit: for rules that hold the updates
+(medians, trimmed mean, Krum) always, for those that add them up as they come and keep none within
+the limits that ``server.aggregation.mean`` names.
 
 What a rule needs in the next round is its ``state``; a rule made from a saved state gives the bits
 that it would have given without the interruption. State belongs to the arrays as they are sent: it

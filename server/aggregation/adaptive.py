@@ -33,7 +33,7 @@ Second = Callable[[Array, Array], Array]
 class Adaptive:
     """One round of one of the three rules.
 
-    Memory: one float64 copy of the update and two float32 copies; kept between rounds: two float32
+    Memory: two float64 and two float32 copies of the update; kept between rounds: two float32
     copies, ``momentum`` and ``second``.
     """
 

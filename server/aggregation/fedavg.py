@@ -19,7 +19,7 @@ from server.aggregation.state import parted
 
 
 class FedAvg:
-    """Memory: one float64 copy of the update, whatever the number of sites."""
+    """Memory: two float64 copies of the update, whatever the number of sites."""
 
     def __init__(self, options: AggregationOptions, state: Arrays) -> None:  # noqa: ARG002
         parted(state)

@@ -21,7 +21,7 @@ from server.aggregation.state import joined, parted, shapes
 
 
 class FedAvgM:
-    """Memory: one float64 copy of the update; kept between rounds: one float32 copy."""
+    """Memory: two float64 copies of the update; kept between rounds: one float32 copy."""
 
     def __init__(self, options: AggregationOptions, state: Arrays) -> None:
         self._options = options

@@ -15,6 +15,8 @@ dividing by its steps raises it further. Not robust.
 
 from __future__ import annotations
 
+import math
+
 from common.protocol import AggregationOptions
 from common.weights import Arrays
 from server.aggregation.intake import Intake, rounded
@@ -23,22 +25,22 @@ from server.aggregation.state import parted
 
 
 class FedNova:
-    """Memory: one float64 copy of the update, whatever the number of sites."""
+    """Memory: two float64 copies of the update, whatever the number of sites."""
 
     def __init__(self, options: AggregationOptions, state: Arrays) -> None:  # noqa: ARG002
         parted(state)
         self._intake = Intake()
         self._mean = Mean()
-        self._steps = 0.0
+        self._steps: list[float] = []
 
     def fold(self, site: str, update: Arrays, *, weight: float, steps: int) -> None:
         self._intake.admit(site, update, weight=weight, steps=steps)
         self._mean.add(update, weight=weight, factor=1 / steps)
-        self._steps += weight * steps
+        self._steps.append(weight * steps)
 
     def result(self) -> Arrays:
         self._intake.least(1, rule="fednova")
-        steps = self._steps / self._mean.weight
+        steps = math.fsum(self._steps) / self._mean.weight
         return rounded((name, value * steps) for name, value in self._mean.items())
 
     def state(self) -> Arrays:

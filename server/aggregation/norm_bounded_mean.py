@@ -23,7 +23,7 @@ from server.aggregation.state import parted
 
 
 class NormBoundedMean:
-    """Memory: one float64 copy of the update, whatever the number of sites."""
+    """Memory: two float64 copies of the update, whatever the number of sites."""
 
     def __init__(self, options: AggregationOptions, state: Arrays) -> None:
         parted(state)

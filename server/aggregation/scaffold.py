@@ -36,7 +36,7 @@ from server.aggregation.state import joined, parted, shapes
 
 
 class Scaffold:
-    """Memory: two float64 copies of the update; kept between rounds: one float32 copy.
+    """Memory: four float64 copies of the update; kept between rounds: one float32 copy.
 
     The state names each site that ever took part with its weight: ``weight/<site>``.
     """

@@ -13,12 +13,20 @@ import time
 from pathlib import Path
 
 from common import console
-from tests.benchmarks import private_step, round_overhead, server_memory
+from tests.benchmarks import (
+    privacy_check,
+    private_step,
+    round_overhead,
+    server_memory,
+    site_terms,
+)
 
 BENCHMARKS = {
     "private_step": private_step.measure,
+    "privacy_check": privacy_check.measure,
     "round_overhead": round_overhead.measure,
     "server_memory": server_memory.measure,
+    "site_terms": site_terms.measure,
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from client import studies
+from client.kept import Trained
 from client.site import Site
 from client.worker import Worker
 from common.protocol import StudyProtocol
@@ -19,14 +20,21 @@ from common.weights import Arrays
 
 
 def _no_training(
-    site: Site, protocol: StudyProtocol, weights: Arrays, *, round_number: int
-) -> Arrays:
-    del protocol
+    site: Site,
+    protocol: StudyProtocol,
+    weights: Arrays,
+    *,
+    round_number: int,
+    control: Arrays | None,
+) -> Trained:
+    del protocol, control
     rng = np.random.default_rng([round_number, *site.name.encode()])
-    return {
-        name: rng.standard_normal(array.shape, np.float32) * np.float32(1e-6)
-        for name, array in weights.items()
-    }
+    return Trained(
+        {
+            name: rng.standard_normal(array.shape, np.float32) * np.float32(1e-6)
+            for name, array in weights.items()
+        }
+    )
 
 
 if __name__ == "__main__":

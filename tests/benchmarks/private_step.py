@@ -1,83 +1,116 @@
-"""What one private step (clip each patient, add noise) costs beside an ordinary one."""
+"""What one private step costs beside an ordinary one, and beside Opacus' ways to take it.
+
+All methods take their turns on one thread, with the same network and the same patients. A ratio is
+the median of the ratios within the turns. Opacus' slow methods get fewer turns: what they are
+compared for is a factor of several, which one turn shows.
+"""
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
-import torch
-
-from client.imaging.preprocessing import Prepared
-from client.private_training import CountingCharge, train_privately
-from client.training import ExecutionOptions, Patient, train
 from common.networks import build
-from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
+from common.protocol import NetworkOptions
 from tests.benchmarks.result import Result
+from tests.benchmarks.stepping import Cost, stepper
+from tests.benchmarks.steps import CROPS, METHODS, PATIENTS
 
-PATIENTS: Final = 4
-SIDE: Final = 48
-REPETITIONS: Final = 9
-OPTIONS: Final = TrainingOptions(
-    local_steps=1,
-    crop_size=(SIDE, SIDE, SIDE),
-    crops_per_patient=2,
-    patients_per_step=PATIENTS,
-    learning_rate=1e-3,
-)
-PRIVACY: Final = PrivacyOptions(sampling_rate=1.0, nominal_patients=PATIENTS)
+FILTERS: Final = (8, 16)
+SIDES: Final = (48, 64)
+TURNS: Final[Mapping[str, int]] = {"ordinary": 7, "ours": 7, "Opacus hooks": 2}
+"""Of every other method, 1."""
+
+MOST_TIMES_ORDINARY: Final = 1.1
+LEAST_TIMES_FASTER: Final = 3.0
+
+Costs = Mapping[str, Sequence[Cost]]
 
 
 def measure(folder: Path) -> Result:
-    """Return the seconds of both kinds of step, taken in turns so that the machine is the same."""
+    """Return seconds and peak memory of each method, for each network and crop."""
     del folder
-    torch.set_num_threads(1)
-    patients = [_patient(number) for number in range(PATIENTS)]
-    execution = ExecutionOptions()
-    seconds: dict[str, list[float]] = {"ordinary": [], "private": []}
-    for repetition in range(REPETITIONS + 1):
-        for kind, times in seconds.items():
-            network = build(NetworkOptions(filters=8), seed=0)
-            if kind == "ordinary":
-                done = train(network, patients, OPTIONS, seed=repetition, execution=execution)
-            else:
-                done = train_privately(
-                    network, patients, OPTIONS, PRIVACY, CountingCharge(), execution=execution
-                )
-            if repetition:  # the first warms up
-                times.append(done.seconds)
-    ratios = [p / o for p, o in zip(seconds["private"], seconds["ordinary"], strict=True)]
-    ratio = statistics.median(ratios)
+    rows, facts, broken = [], [], []
+    for filters, side in itertools.product(FILTERS, SIDES):
+        size = sum(p.numel() for p in build(NetworkOptions(filters=filters), seed=0).parameters())
+        found = compare(filters=filters, side=side)
+        for method, costs in found.items():
+            rows.append(
+                [
+                    f"{size / 1e6:.1f} M, {side}^3",
+                    method,
+                    statistics.median(cost.seconds for cost in costs),
+                    times(found, method, "ordinary"),
+                    peak_bytes(costs) / 1e6,
+                    len(costs),
+                ]
+            )
+        broken += [f"{size / 1e6:.1f} M, {side}^3: {what}" for what in failures(found)]
+        facts.append(
+            {
+                "filters": filters,
+                "parameters": size,
+                "side": side,
+                "times_ordinary": {name: times(found, name, "ordinary") for name in found},
+                "hooks_times_ours": times(found, "Opacus hooks", "ours"),
+                "costs": {name: [asdict(cost) for cost in costs] for name, costs in found.items()},
+            }
+        )
     return Result(
-        title=f"One step, {PATIENTS} patients of 2 crops of {SIDE}^3, SegResNet of 8 filters",
-        columns=["step", "median s", "least s", "most s"],
-        rows=[
-            [kind, statistics.median(times), min(times), max(times)]
-            for kind, times in seconds.items()
-        ],
-        promise=f"a private step costs {ratio:.2f} times an ordinary one",
-        holds=None,
-        facts={"ratio": ratio, "ratios": ratios, "seconds": seconds},
+        title=f"One step on one thread, {PATIENTS} patients of {CROPS} crops, SegResNet in float32 "
+        "(Opacus clips each crop: it has no samples of several)",
+        columns=["network, crop", "step", "median s", "times ordinary", "peak MB", "turns"],
+        rows=rows,
+        promise=f"ours takes at most {MOST_TIMES_ORDINARY} times the ordinary step, is "
+        f"{LEAST_TIMES_FASTER:g} times faster than Opacus' hooks or more, and needs less memory "
+        f"than both{''.join('; ' + what for what in broken)}",
+        holds=not broken,
+        facts={"configurations": facts, "broken": broken},
     )
 
 
-def _patient(number: int) -> Patient:
-    rng = np.random.default_rng(number)
-    shape = (64, 64, 64)
-    labels = np.zeros(shape, np.uint8)
-    labels[24:40, 24:40, 24:40] = rng.integers(1, 4, (16, 16, 16))
-    prepared = Prepared(
-        image=rng.standard_normal((4, *shape), np.float32),
-        labels=labels,
-        affine=np.eye(4),
-        native_shape=shape,
-        native_affine=np.eye(4),
-        history=(),
-    )
-    return [partial(_same, prepared)]
+def compare(*, filters: int, side: int) -> dict[str, list[Cost]]:
+    """Return the costs of the turns of each method."""
+    found: dict[str, list[Cost]] = {method: [] for method in METHODS}
+    with ExitStack() as running:
+        steppers = {
+            method: running.enter_context(stepper(method, filters=filters, side=side))
+            for method in METHODS
+        }
+        for turn in range(max(TURNS.values())):
+            for method, one in steppers.items():
+                if turn < TURNS.get(method, 1):
+                    found[method].append(one.step())
+    return found
 
 
-def _same(prepared: Prepared) -> Prepared:
-    return prepared
+def times(found: Costs, method: str, other: str) -> float:
+    """Return how many times the seconds of ``other`` a step of ``method`` takes."""
+    pairs = zip(found[method], found[other], strict=False)
+    return statistics.median(one.seconds / two.seconds for one, two in pairs)
+
+
+def peak_bytes(costs: Sequence[Cost]) -> int:
+    return max(cost.peak_bytes for cost in costs)
+
+
+def failures(found: Costs) -> list[str]:
+    """Return what is not as it is promised."""
+    slower, faster = times(found, "ours", "ordinary"), times(found, "Opacus hooks", "ours")
+    peaks: dict[str, Any] = {name: peak_bytes(costs) for name, costs in found.items()}
+    failed = []
+    if slower > MOST_TIMES_ORDINARY:
+        failed.append(f"{slower:.2f} times the ordinary step")
+    if faster < LEAST_TIMES_FASTER:
+        failed.append(f"only {faster:.2f} times faster than Opacus' hooks")
+    failed += [
+        f"more memory than {name}"
+        for name in ("ordinary", "Opacus hooks")
+        if peaks["ours"] >= peaks[name]
+    ]
+    return failed

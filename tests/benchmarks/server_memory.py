@@ -30,7 +30,7 @@ from server.rounds import Rounds
 from tests.benchmarks.result import Result
 
 FEW: Final = 4
-MANY: Final = 32
+MANY: Final = 128
 ARRAYS: Final = 60
 MODEL_BYTES: Final = 18_700_000 // (4 * ARRAYS) * 4 * ARRAYS
 ROUNDS: Final = 2

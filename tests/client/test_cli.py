@@ -266,6 +266,24 @@ def test_pretrain_and_train_alone_and_evaluate(
     assert [e.event for e in site.journal.entries() if e.event == "sent"] == []
 
 
+def test_evaluate_scores_what_is_the_sites_own(
+    site_command: Run, site: Site, consortium: Consortium, tmp_path: Path
+) -> None:
+    protocol = tiny_protocol(training={"personal_lambda": 0.1})
+    approve(site, consortium, protocol)
+    weights = studies.starting_weights(protocol)
+    start = tmp_path / "start.safetensors"
+    save(start, weights, {})
+    asked = ("evaluate", site.folder, STUDY, "--weights", start, "--own", "--json")
+    none = site_command(*asked)
+    assert (none.code, none.json["error"]) == (10, "own")
+    answer(
+        Participation(site),
+        order(consortium.identity, protocol, "train", number=1, weights=weights),
+    )
+    assert [one["weights"] for one in site_command(*asked).json] == [str(start), "personal model"]
+
+
 def test_evaluate_names_weights_of_another_network(
     site_command: Run, site: Site, consortium: Consortium, tmp_path: Path
 ) -> None:

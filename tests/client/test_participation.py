@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client import accountant, studies
 from client.consent import check_order
+from client.kept import Trained
 from client.participation import Participation
 from client.patients import patients_key, pseudonym
 from client.site import Site
@@ -332,7 +333,7 @@ def test_an_update_that_fails_its_checks_does_not_leave(
 ) -> None:
     weights = studies.starting_weights(protocol)
     spoilt = {name: np.full_like(array, np.nan) for name, array in weights.items()}
-    monkeypatch.setattr(studies, "train_round", lambda *_, **__: spoilt)
+    monkeypatch.setattr(studies, "train_round", lambda *_, **__: Trained(spoilt))
     report, arrays = approving.ask(protocol, "train", number=1, weights=weights)
     assert (report.status, report.code, arrays) == ("failed", "update-not-finite", {})
     assert not sent_data(approving.site)

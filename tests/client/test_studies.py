@@ -50,7 +50,7 @@ def test_training_without_privacy_repeats_itself(site: Site) -> None:
     updates = [
         studies.train_round(
             site, protocol, weights, round_number=number, progress=lambda *d: told.append(d)
-        )
+        ).update
         for number in (1, 1, 2)
     ]
     assert digest(updates[0]) == digest(updates[1]) != digest(updates[2])
@@ -69,8 +69,9 @@ def test_an_unreadable_patient_costs_the_round_nothing(
     site = make_site("south", own_cohort)
     for case in studies.read_split(site, protocol).train:
         case.images["t1n"].path.write_bytes(b"no image")
-    update = studies.train_round(site, protocol, studies.starting_weights(protocol), round_number=1)
-    assert update
+    weights = studies.starting_weights(protocol)
+    trained = studies.train_round(site, protocol, weights, round_number=1)
+    assert trained.update
     assert studies.privacy_spent(site, protocol).steps == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import time
 import zipfile
@@ -231,3 +232,64 @@ def test_the_real_client_speaks_to_the_given_address(site: Site) -> None:
     )
     worker._beat(client)  # nobody listens: the beat is lost without a word
     client.close()
+
+
+@pytest.mark.parametrize("theirs", ["99.0", "0.1.99"])
+def test_a_coordinator_of_another_version_is_answered_with_words(
+    site: Site, node: SuperNode, initial: Content, theirs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "version", lambda _: "0.1.3")
+    line = next(line for line in PROJECT.splitlines() if line.startswith(b"version"))
+    node.fab = bundle(**{"pyproject.toml": PROJECT.replace(line, f'version = "{theirs}"'.encode())})
+    node.give("one", "initial", initial)
+    work(site)
+    report, _ = unpack_report(node.reply().content, template=None, max_norm=1e6, any_arrays=True)
+    if theirs == "0.1.99":  # the same but for mended faults
+        assert report.status == "done"
+        return
+    assert (report.status, report.code) == ("refused", "version")
+    assert report.reason == "This site runs gliofed 0.1.3, the coordinator 99.0."
+    (refused,) = events(site, "order refused")
+    assert refused["code"] == "version"
+    assert [fact["code"] for fact in events(site, "declined")] == ["version"]
+
+
+def test_an_order_of_another_version_that_is_not_understood_leaves_as_its_code(
+    site: Site, node: SuperNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "version", lambda _: "99.0")
+    node.give("one", "train", RecordDict({}))
+    work(site)
+    assert node.code() == "version"
+
+
+def test_an_answer_goes_back_even_if_the_journal_cannot_be_written(
+    site: Site,
+    node: SuperNode,
+    initial: Content,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("common.journal._write", full)
+    node.fab = FOREIGN["code in it"]
+    node.give("one", "initial", initial)
+    work(site)
+    assert node.code() == "bundle"
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_a_wrong_clock_makes_no_answer_look_expired(
+    site: Site, node: SuperNode, initial: Content, hours: int
+) -> None:
+    node.give("one", "initial", initial)
+    order = node.orders["one"].metadata
+    order.created_at += hours * 3600  # the coordinator's clock, as it looks from here
+    expires = order.created_at + order.ttl
+    work(site)
+    reply = node.reply().metadata
+    assert order.created_at <= reply.created_at < order.created_at + 60
+    assert reply.created_at + reply.ttl == pytest.approx(expires)

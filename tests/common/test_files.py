@@ -132,3 +132,14 @@ def test_a_lock_is_held_once_and_given_back(tmp_path: Path) -> None:
     assert not is_held(path)
     with held(path, what="it is served"):
         pass
+
+
+def test_a_shared_lock_is_held_by_many_and_shuts_others_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with held(path, what="a job", shared=True):
+        with held(path, what="a job", shared=True):
+            assert is_held(path)
+        assert is_held(path)
+        with pytest.raises(StateError), held(path, what="a job", attempts=1):
+            pass
+    assert not is_held(path)

@@ -1,7 +1,7 @@
 import pytest
 
 from common.errors import ProtocolError
-from common.parameters import trainable_names, update_shapes
+from common.parameters import local_names, trainable_names, trained_shapes, update_shapes
 from common.protocol import TrainingOptions
 
 NAMES = (
@@ -111,3 +111,35 @@ def test_low_rank_needs_no_names_of_a_network_but_convolutions() -> None:
     assert error.value.code == "model-group"
     with pytest.raises(ProtocolError, match="no group of parameters named low_rank"):
         trainable_names(shapes, "segresnet", ("low_rank",))
+
+
+@pytest.mark.parametrize(
+    ("trainable", "local", "sent"),
+    [
+        (("all",), ("norms",), set(NAMES) - CHOSEN["norms",]),
+        (("all",), ("norms", "head"), set(NAMES) - CHOSEN["norms",] - CHOSEN["head",]),
+        (("norms", "head"), ("norms",), CHOSEN["head",] - CHOSEN["norms",]),
+        (("norms", "low_rank"), ("norms",), CONVOLUTIONS),
+    ],
+)
+def test_local_groups_are_trained_and_not_sent(
+    trainable: tuple[str, ...], local: tuple[str, ...], sent: set[str]
+) -> None:
+    options = TrainingOptions.model_validate(
+        {"local_steps": 1, "learning_rate": 1, "trainable": trainable, "local": local, "rank": 7}
+    )
+    own = set(local_names(SHAPES, "segresnet", options))
+    trained = trained_shapes(SHAPES, "segresnet", options)
+    assert set(update_shapes(SHAPES, "segresnet", options)) == sent
+    assert set(trained) == sent | own
+    assert not own & sent
+    assert all(trained[name] == SHAPES[name] for name in own)
+
+
+def test_something_must_be_sent() -> None:
+    options = TrainingOptions(
+        local_steps=1, learning_rate=1, trainable=("norms", "head"), local=("head", "norms")
+    )
+    with pytest.raises(ProtocolError, match="would stay at the sites") as error:
+        update_shapes(SHAPES, "segresnet", options)
+    assert error.value.code == "model-group"

@@ -23,7 +23,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "d71abed167c643ebee5bdbb2a325690b43c24d74ae9ef17d4b7ac2e36b38cb14"
+DIGEST = "2c90583b30d5a50836b3614eab6e8b5e50485c9f0dcccdf3ab2a57048a4308d7"
 TOML = """\
 study = "demo"
 title = "A study"
@@ -110,6 +110,31 @@ def test_a_missing_key_is_named(missing: str) -> None:
         ({"preprocessing.clip_percentiles": [0, 101]}, "preprocessing: .*rising"),
         ({"training.trainable": []}, "training: .*at least one"),
         ({"training.trainable": ["all", "head"]}, "training: .*either all"),
+        ({"training.local": ["all"]}, "training.local.0: "),
+        (
+            {"training.trainable": ["head"], "training.local": ["norms"]},
+            "training: .*not trainable",
+        ),
+        ({"training.local": ["norms"], "training.personal_lambda": 1.0}, "training: .*whole model"),
+        ({"training.proximal_mu": -1.0}, "training.proximal_mu: "),
+        ({"aggregation.rule": "scaffold"}, "protocol: .*needs training.optimizer sgd"),
+        (
+            {"aggregation.rule": "scaffold", "training.optimizer": "sgd"},
+            "protocol: .*training.momentum 0",
+        ),
+        (
+            {
+                "aggregation.rule": "scaffold",
+                "training.optimizer": "sgd",
+                "training.momentum": 0.0,
+                "training.proximal_mu": 0.1,
+            },
+            "protocol: .*proximal_mu must be 0",
+        ),
+        (
+            {"aggregation.rule": "fedadam", "training.trainable": ["low_rank"]},
+            "protocol: .*low_rank has other axes",
+        ),
         ({"aggregation.weights": {"a": -1.0}}, "aggregation.weights.a: "),
         ({"aggregation.weights": {"a b": 1.0}}, "aggregation.weights.a b"),
         ({"aggregation.weights": {"a": float("inf")}}, "aggregation.weights.a: "),
@@ -119,6 +144,16 @@ def test_a_missing_key_is_named(missing: str) -> None:
 def test_impossible_values_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ProtocolError, match=said):
         parse_protocol(changed(changes), source="study.toml")
+
+
+def test_a_personal_model_doubles_the_steps_of_a_round() -> None:
+    steps = {
+        value: parse_protocol(
+            changed({"training.local_steps": 3, "training.personal_lambda": value}), source="x"
+        ).training.steps_per_round
+        for value in (0.0, 0.5)
+    }
+    assert steps == {0.0: 3, 0.5: 6}
 
 
 def test_the_digest_is_that_of_the_meaning() -> None:
@@ -133,7 +168,7 @@ def test_the_digest_is_that_of_the_meaning() -> None:
 
 def test_the_digest_is_stable_over_releases() -> None:
     protocol = parse_protocol(DATA, source="x")
-    assert protocol.canonical().startswith(b'{"aggregation":{"deadline_s":3600.0,')
+    assert protocol.canonical().startswith(b'{"aggregation":{"buffer":null,"deadline_s":3600.0,')
     assert b" " not in protocol.canonical().replace(b"A study", b"")
     assert protocol.digest == DIGEST
 

@@ -75,6 +75,13 @@ def test_an_order_survives_the_wire() -> None:
     assert unpack_order(pack(ORDER, None)) == (ORDER, {})
 
 
+def test_an_order_says_which_round_has_the_sites_update() -> None:
+    order = ORDER.model_copy(update={"folded_round": 2})
+    assert unpack_order(pack(order, None))[0].folded_round == 2
+    with pytest.raises(ValidationError):
+        Order(kind="train", study="demo", round=3, protocol="{}", folded_round=-1)
+
+
 def test_a_report_survives_the_wire_and_its_content_is_freed() -> None:
     content = pack(REPORT, arrays())
     report, got = read(content)
@@ -377,7 +384,8 @@ def test_our_own_bundle_holds_no_code_and_passes() -> None:
 def test_a_bundle_of_another_release_passes() -> None:
     project = bundle_sources()["pyproject.toml"]
     line = next(line for line in project.splitlines() if line.startswith(b"version"))
-    check_bundle(bundle(**{"pyproject.toml": project.replace(line, b'version = "99.0"')}))
+    other = bundle(**{"pyproject.toml": project.replace(line, b'version = "99.0"')})
+    assert check_bundle(other) == "99.0"
 
 
 def twice() -> bytes:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,9 @@ class Stack:
     """The folders of a consortium and the supervisors that run now."""
 
     folder: Path
+    host: str = "127.0.0.1"
+    entries: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Words before the command of a supervisor, by its name: to start it in another namespace."""
     coordinator: Path = field(init=False)
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -73,7 +76,7 @@ class Stack:
         """Run a command to its end and return its standard output; raise if it fails."""
         words = [str(word) for word in arguments]
         if words[0] == "init":
-            words += ["--host", "127.0.0.1", "--port", str(free_port())]
+            words += ["--host", self.host, "--port", str(free_port())]
         done = subprocess.run(
             [str(_SCRIPTS / script), *words],
             env=_ENVIRONMENT,
@@ -89,10 +92,10 @@ class Stack:
     def site(self, name: str) -> Path:
         return self.folder / name
 
-    def enrol(self, name: str, *, seed: int, patients: int = 6) -> None:
+    def enrol(self, name: str, *, seed: int, patients: int = 6, size: int = 32) -> None:
         """Make a hospital with phantom patients, admit it and let it join."""
         data, site, kit = self.folder / f"data-{name}", self.site(name), self.folder / "kit.json"
-        write_cohort(data, PROFILES["reference"], patients=patients, size=32, seed=seed)
+        write_cohort(data, PROFILES["reference"], patients=patients, size=size, seed=seed)
         self.call("gliofed-site", "request", site, "--name", name, "--data", data)
         self.call("gliofed-server", "admit", self.coordinator, site / "request.json", "--out", kit)
         self.call("gliofed-site", "join", site, kit)
@@ -102,7 +105,13 @@ class Stack:
         protocol.write_text(text.format(study=study, **values))
         self.call("gliofed-server", "study", self.coordinator, protocol)
 
-    def start(self, name: str, *, command: Sequence[str] | None = None) -> None:
+    def start(
+        self,
+        name: str,
+        *,
+        command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start the coordinator (``server``) or a site in the background, or ``command`` for it."""
         script, verb, folder = (
             ("gliofed-server", "serve", self.coordinator)
@@ -111,8 +120,11 @@ class Stack:
         )
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                command or [str(_SCRIPTS / script), verb, str(folder)],
-                env=_ENVIRONMENT,
+                [
+                    *self.entries.get(name, ()),
+                    *(command or [str(_SCRIPTS / script), verb, str(folder)]),
+                ],
+                env={**_ENVIRONMENT, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -199,9 +211,11 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def running_stack(folder: Path) -> Iterator[Stack]:
+def running_stack(
+    folder: Path, *, host: str = "127.0.0.1", entries: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[Stack]:
     """Yield a stack; end all its processes in the end, and fail if one of them is left."""
-    stack = Stack(folder)
+    stack = Stack(folder, host, entries or {})
     try:
         yield stack
     finally:

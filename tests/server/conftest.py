@@ -18,8 +18,18 @@ from common.identity import Identity, Statement
 from common.kit import Request, sign_request
 from common.protocol import APPROVAL, PROTOCOL, StudyProtocol
 from common.weights import Arrays, digest
-from common.wire import Content, Order, PrivacySpent, Report, pack, refusal, unpack_order
-from server import orders, provisioning, rounds
+from common.wire import (
+    CONTROL,
+    Content,
+    Order,
+    OrderKind,
+    PrivacySpent,
+    Report,
+    pack,
+    refusal,
+    unpack_order,
+)
+from server import provisioning
 from server.fleet import Delivery, MemoryFleet
 from server.provisioning import Consortium
 from server.rounds import Rounds
@@ -74,9 +84,15 @@ class Hospital:
     trained: dict[tuple[str, int, str], Arrays] = field(default_factory=dict)
     replies: dict[str, Callable[[Order, Content], Content]] = field(default_factory=dict)
     orders: list[Order] = field(default_factory=list)
+    control: Arrays = field(default_factory=dict)
+    """What came beside the weights of the last order."""
 
     def __call__(self, kind: str, content: Content) -> Content:
-        order, weights = unpack_order(content)
+        order, arrays = unpack_order(content)
+        weights = {name: v for name, v in arrays.items() if not name.startswith(CONTROL)}
+        self.control = {
+            name.removeprefix(CONTROL): v for name, v in arrays.items() if name not in weights
+        }
         assert order.kind == kind
         self.asked.append((kind, order.round))
         self.orders.append(order)
@@ -134,20 +150,37 @@ def report(order: Order, *, status: str = "done", **fields: Any) -> Report:
 
 
 class Fleet(MemoryFleet):
-    """A fleet of hospitals that can be away: an order to a site that is away is not answered."""
+    """A fleet of hospitals that can be away, deaf or slow.
 
-    def __init__(self, hospitals: Mapping[str, Hospital]) -> None:
+    An order to a site that is away or deaf is not answered; one that is slow answers an order to
+    train after so many seconds.
+    """
+
+    def __init__(self, hospitals: Mapping[str, Hospital], clock: Clock) -> None:
         super().__init__(hospitals)
+        self.clock = clock
         self.away: set[str] = set()
         self.deaf: set[str] = set()
+        self.slow: dict[str, float] = {}
+        self.ready: dict[str, float] = {}
+        self.forgotten: list[str] = []
 
     def online(self) -> set[str]:
         return super().online() - self.away
 
+    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
+        ticket = super().send(site, kind, content, ttl_s=ttl_s)
+        self.ready[ticket] = self.clock.now + (self.slow.get(site, 0.0) if kind == "train" else 0.0)
+        return ticket
+
     def collect(self, ticket: str) -> Delivery | None:
-        if ticket.partition("/")[0] in self.away | self.deaf:
+        if ticket.partition("/")[0] in self.away | self.deaf or self.clock.now < self.ready[ticket]:
             return None
         return super().collect(ticket)
+
+    def forget(self, ticket: str) -> None:
+        super().forget(ticket)
+        self.forgotten.append(ticket)
 
 
 class World:
@@ -160,7 +193,7 @@ class World:
             folder / "coordinator", name="Gliomas", host="localhost", port=9443
         )
         self.hospitals: dict[str, Hospital] = {}
-        self.fleet = Fleet(self.hospitals)
+        self.fleet = Fleet(self.hospitals, clock)
 
     def join(self, *names: str, **options: Any) -> Hospital:
         for name in names:
@@ -211,6 +244,7 @@ class World:
             self.fleet,
             journal=journal or self.consortium.journal,
             sites=self.consortium.sites,
+            clock=self.clock,
         )
 
     def run(self, study: str = "demo") -> None:
@@ -230,12 +264,9 @@ class World:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of rounds and scheduler: nothing there waits in earnest."""
-    clock = Clock()
-    for module in (rounds, orders):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
+def clock() -> Clock:
+    """The clock of the rounds: nothing there waits in earnest."""
+    return Clock()
 
 
 @pytest.fixture

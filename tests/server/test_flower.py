@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from common.errors import FederationError
 from common.wire import MESSAGE_TYPES, Order, Report, pack
 from server import flower
+from server.fleet import Delivery
 from server.flower import GridFleet
 
 ORDER = Order(kind="train", study="demo", round=1, protocol="{}")
@@ -29,10 +31,16 @@ class FakeGrid:
     asked: int = 0
     pushed: list[Message] = field(default_factory=list)
     replies: dict[str, Message] = field(default_factory=dict)
+    started: dict[str, str] = field(default_factory=dict)
 
     def get_nodes(self) -> list[Any]:
         self.asked += 1
-        return [SimpleNamespace(name=name, node_id=number) for name, number in self.nodes.items()]
+        return [
+            SimpleNamespace(
+                name=name, node_id=number, last_activated_at=self.started.get(name, "once")
+            )
+            for name, number in self.nodes.items()
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         self.pushed += messages
@@ -53,6 +61,16 @@ def task(monkeypatch: pytest.MonkeyPatch) -> None:
 def fleet(grid: FakeGrid, *, every_s: float = 0.0) -> GridFleet:
     made: Any = grid
     return GridFleet(made, online_every_s=every_s)
+
+
+def collected(sites: GridFleet, ticket: str) -> Delivery | None:
+    """Collect until something came: pulls go on in the background."""
+    for _ in range(200):
+        found = sites.collect(ticket)
+        if found is not None:
+            return found
+        time.sleep(0.005)
+    return None
 
 
 def test_sites_are_known_by_their_registered_names() -> None:
@@ -103,7 +121,7 @@ def test_a_reply_is_collected_once() -> None:
     sites = fleet(grid)
     assert sites.collect("ticket-1") is None
     grid.replies["ticket-1"] = Message(pack(REPORT, None), reply_to=asked())
-    delivery = sites.collect("ticket-1")
+    delivery = collected(sites, "ticket-1")
     assert delivery is not None
     assert delivery.failure == ""
     assert delivery.content == pack(REPORT, None)
@@ -114,10 +132,65 @@ def test_a_reply_is_collected_once() -> None:
 def test_an_error_of_flower_is_a_lost_order(code: int) -> None:
     grid = FakeGrid({"a": 11})
     grid.replies["ticket-1"] = Message(Error(code, "patient 7"), reply_to=asked())
-    delivery = fleet(grid).collect("ticket-1")
+    delivery = collected(fleet(grid), "ticket-1")
     assert delivery is not None
     assert delivery.content is None
     assert delivery.failure == f"flower-{code}"
+
+
+def sent(grid: FakeGrid, sites: GridFleet) -> str:
+    sites.online()
+    return sites.send("a", "train", pack(ORDER, None), ttl_s=60)
+
+
+def test_what_was_sent_to_a_node_before_it_was_started_anew_is_lost() -> None:
+    grid = FakeGrid({"a": 11})
+    sites = fleet(grid)
+    ticket = sent(grid, sites)
+    assert sites.collect(ticket) is None
+    grid.started["a"] = "again"
+    sites.online()
+    delivery = collected(sites, ticket)
+    assert delivery == Delivery(None, "restarted")
+    assert collected(sites, sent(grid, sites)) is None, "the new one is not lost"
+
+
+def test_a_reply_from_before_the_node_was_started_anew_counts() -> None:
+    grid = FakeGrid({"a": 11})
+    sites = fleet(grid)
+    ticket = sent(grid, sites)
+    grid.replies[ticket] = Message(pack(REPORT, None), reply_to=asked())
+    grid.started["a"] = "again"
+    sites.online()
+    delivery = collected(sites, ticket)
+    assert delivery is not None
+    assert delivery.content == pack(REPORT, None)
+
+
+def test_waiting_for_many_sites_takes_no_longer_than_for_one() -> None:
+    done = threading.Event()
+
+    class Stalling(FakeGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            done.wait(30)
+            return super().pull_messages(message_ids)
+
+    sites = fleet(Stalling())
+    began = time.monotonic()
+    for number in range(40):
+        assert sites.collect(f"ticket-{number}") is None
+    took = time.monotonic() - began
+    done.set()
+    assert took < 1.0  # 40 glances would take 2
+
+
+def test_what_is_forgotten_is_not_kept() -> None:
+    grid = FakeGrid({"a": 11})
+    sites = fleet(grid)
+    ticket = sent(grid, sites)
+    sites.collect(ticket)
+    sites.forget(ticket)
+    assert (sites._pulling, sites._sent) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -235,14 +308,11 @@ def test_a_site_whose_upload_stalls_holds_nobody_up() -> None:
         order.metadata.__dict__["_message_id"] = ticket
         grid.replies[ticket] = Message(pack(REPORT, None), reply_to=order)
     assert sites.collect("ticket-1") is None
-    delivery = sites.collect("ticket-2")
+    delivery = collected(sites, "ticket-2")
     assert delivery is not None
     assert delivery.content is not None
     assert sites.collect("ticket-1") is None
     done.set()
-    for _ in range(100):
-        late = sites.collect("ticket-1")
-        if late is not None:
-            break
+    late = collected(sites, "ticket-1")
     assert late is not None
     assert late.content is not None

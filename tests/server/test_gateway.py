@@ -8,8 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from common.errors import StateError
 from server import gateway
 from server.gateway import FLEET_CALLS, MAX_BODY_BYTES, application
+from server.serving import children
+from tests.certificates import expired
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -168,3 +171,18 @@ def test_a_private_consortium_stays_private(
     assert (served["host"], served["port"]) == (interface, 9443)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(served["ssl_certfile"], served["ssl_keyfile"])
+
+
+def test_an_expired_certificate_is_told(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway.uvicorn, "run", lambda _app, **_options: None)
+    gateway.serve(world.consortium)
+    assert children(world.consortium)
+    assert not world.events("certificate expired")
+    certificate = world.consortium.folder / "server.crt"
+    certificate.write_bytes(expired(world.consortium.folder))
+    gateway.serve(world.consortium)
+    (told,) = world.events("certificate expired")
+    assert told["since"] == gateway.expired(world.consortium).isoformat()
+    with pytest.raises(StateError, match="expired on 20") as refused:
+        children(world.consortium)
+    assert refused.value.code == "certificate"

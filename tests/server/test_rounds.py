@@ -142,7 +142,7 @@ def test_only_the_trained_parameters_travel_back(world: Any) -> None:
 def test_a_site_that_declines_is_named_and_the_round_goes_on(
     three: Any, error: GliofedError, why: str, reason: bool
 ) -> None:
-    three.rounds().gather_approvals(3)
+    three.rounds().approvals.gather(3)
     three.hospitals["c"].refuses = error
     three.run()
     assert dropped(three, 1) == dropped(three, 2) == {"c": why}
@@ -181,10 +181,10 @@ def test_approvals_are_asked_for_once(three: Any) -> None:
 
 
 def test_a_revoked_site_is_neither_counted_nor_ordered(three: Any) -> None:
-    three.rounds().gather_approvals(3)
+    three.rounds().approvals.gather(3)
     (three.consortium.folder / "sites" / "c.json").unlink()
     three.run()
-    assert three.rounds().approved() == {"a", "b"}
+    assert three.rounds().approvals.current() == {"a", "b"}
     assert {kind for kind, _ in three.hospitals["c"].asked} == {"offer"}
 
 
@@ -195,7 +195,7 @@ def test_a_site_that_was_not_admitted_is_not_asked(three: Any) -> None:
 
 
 def test_a_lost_order_is_given_again(three: Any) -> None:
-    three.rounds().gather_approvals(3)
+    three.rounds().approvals.gather(3)
     three.hospitals["b"].lost = 2
     three.run()
     lost = [facts for facts in three.events("order lost") if facts["order"] == "train"]
@@ -204,7 +204,7 @@ def test_a_lost_order_is_given_again(three: Any) -> None:
 
 
 def test_an_order_that_is_always_lost_is_given_up(three: Any) -> None:
-    three.rounds().gather_approvals(3)
+    three.rounds().approvals.gather(3)
     three.hospitals["c"].lost = 8
     three.run()
     assert dropped(three, 1) == {"c": "order-lost"}
@@ -212,7 +212,7 @@ def test_an_order_that_is_always_lost_is_given_up(three: Any) -> None:
 
 
 def test_a_site_that_was_away_is_ordered_when_it_is_back(three: Any) -> None:
-    three.rounds().gather_approvals(3)
+    three.rounds().approvals.gather(3)
     three.fleet.away = {"c"}
     three.clock.after(30.0, three.fleet.away.clear)
     three.run()
@@ -220,7 +220,7 @@ def test_a_site_that_was_away_is_ordered_when_it_is_back(three: Any) -> None:
 
 
 def test_a_dead_site_is_waited_for_once(three: Any) -> None:
-    three.rounds().gather_approvals(3)
+    three.rounds().approvals.gather(3)
     three.fleet.away = {"c"}
     began = three.clock.now
     three.run()
@@ -232,7 +232,7 @@ def test_a_dead_site_is_waited_for_once(three: Any) -> None:
 def test_a_site_that_comes_back_takes_part_in_the_next_round(world: Any) -> None:
     world.join("a", "b", "c")
     world.publish(rounds=4)
-    world.rounds().gather_approvals(3)
+    world.rounds().approvals.gather(3)
     world.fleet.away = {"c"}
     slow = world.hospitals["a"]
 
@@ -249,7 +249,7 @@ def test_a_site_that_comes_back_takes_part_in_the_next_round(world: Any) -> None
 
 
 def test_a_site_that_does_not_answer_costs_the_deadline_only(three: Any) -> None:
-    three.rounds().gather_approvals(3)
+    three.rounds().approvals.gather(3)
     three.fleet.deaf = {"c"}
     began = three.clock.now
     three.run()
@@ -261,7 +261,7 @@ def test_a_site_that_does_not_answer_costs_the_deadline_only(three: Any) -> None
 def test_a_missed_quorum_fails_the_round_and_three_fail_the_study(world: Any) -> None:
     world.join("a", "b")
     world.publish()
-    world.rounds().gather_approvals(2)
+    world.rounds().approvals.gather(2)
     world.hospitals["b"].refuses = PrivacyError("The budget is spent.", code="privacy-cap")
     with pytest.raises(FederationError, match=r"Round 1 .* missed its quorum 3 times") as caught:
         world.run()
@@ -277,7 +277,7 @@ def test_a_missed_quorum_fails_the_round_and_three_fail_the_study(world: Any) ->
 def test_a_failed_round_is_tried_again(world: Any) -> None:
     world.join("a", "b")
     world.publish()
-    world.rounds().gather_approvals(2)
+    world.rounds().approvals.gather(2)
     world.hospitals["b"].refuses = PrivacyError("no")
     world.clock.after(3.0, lambda: setattr(world.hospitals["b"], "refuses", None))
     world.run()

@@ -53,7 +53,7 @@ def test_an_approval_that_does_not_hold_is_refused(three: Any, case: str) -> Non
 
     three.hospitals["c"].replies["offer"] = reply
     three.rounds().offer({})
-    assert three.rounds().approved() == {"a", "b"}
+    assert three.rounds().approvals.current() == {"a", "b"}
     (refused,) = three.events("reply refused", site="c")
     assert refused["code"] == "identity"
     assert len(refused["reason"]) <= 500

@@ -107,7 +107,7 @@ def test_a_stopped_study_says_so_and_is_not_run_again(two: Any) -> None:
 
 
 def test_a_study_that_is_stuck_is_paused_with_its_reason(two: Any) -> None:
-    two.rounds().gather_approvals(2)
+    two.rounds().approvals.gather(2)
     two.hospitals["b"].refuses = PrivacyError("no")
     study = two.consortium.study("demo")
     study.want("running")

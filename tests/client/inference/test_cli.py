@@ -12,6 +12,8 @@ import pytest
 
 from client.inference import cli
 from client.inference.installed import activate
+from client.inference.segment import segment
+from common.files import is_held
 from tests.consortia import World
 
 Run = Callable[..., Any]
@@ -49,6 +51,25 @@ def test_segment_with_the_sites_model(
     assert said.code == 0
     assert said.json == json.loads((out / "result.json").read_text())
     assert not any("whose signature" in warning for warning in said.json["warnings"])
+
+
+def test_training_at_the_site_waits_for_the_segmentation(
+    clinic: Run, world: World, case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activate(world.site, world.model(), {"cases": 1, "dice": {"WT": 0.1}})
+    held: list[bool] = []
+
+    def look(*values: Any, **options: Any) -> Any:
+        held.append(is_held(world.site.clinic_lock))
+        return segment(*values, **options)
+
+    monkeypatch.setattr("client.inference.segment.segment", look)
+    out = tmp_path / "out"
+    assert clinic("segment", case, "--out", out, "--site", world.site.folder).code == 0
+    assert (held, is_held(world.site.clinic_lock)) == ([True], False)
+    out = tmp_path / "other"
+    assert clinic("segment", case, "--out", out, "--model", world.release).code == 0
+    assert held == [True, False]
 
 
 def test_one_model_must_be_named(clinic: Run, world: World, case: Path, tmp_path: Path) -> None:
