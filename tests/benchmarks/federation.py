@@ -1,9 +1,9 @@
 """A federation in memory for benchmarks about learning: hospitals, start and rounds.
 
 An update passes through what it passes through in a study: trained from the round's weights,
-encoded by the site, a Flower record, checked and decoded by the coordinator, folded by the rule. The same
-seed gives the same figures. What is not here changes no weight: keys, journals, deadlines, and
-privacy, which each benchmark says why it leaves out.
+encoded by the site, a Flower record, checked and decoded by the coordinator, folded by the rule.
+The same seed gives the same figures. What is not here changes no weight: keys, journals, deadlines,
+and privacy, which each benchmark says why it leaves out.
 
 Held-out patients are never trained on, at no hospital.
 """

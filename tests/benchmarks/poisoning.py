@@ -23,7 +23,7 @@ import torch
 from client.evaluation import THRESHOLD, predict
 from common.metrics import dice
 from common.networks import build, load_arrays
-from common.protocol import AggregationOptions, StudyProtocol
+from common.protocol import StudyProtocol
 from common.weights import Arrays
 from tests.benchmarks.attacks import ATTACKS, Attack, corner, triggered
 from tests.benchmarks.federation import (

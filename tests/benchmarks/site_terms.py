@@ -2,11 +2,11 @@
 
 Hospitals whose phantoms come from unlike scanners and have unlike tumours start from the same
 weights, which were trained a little on phantoms of a hospital outside the federation. All methods
-have the same seeds, hospitals, rounds, steps and learning rate, and plain SGD, which SCAFFOLD needs.
-Each site's score is the mean Dice of its held-out patients with what that site would use: the
-global weights, with its own norms (FedBN, Li et al. 2021, arXiv:2102.07623, with the scale and shift
-of group norm in place of batch norm), or its personal model. What sites and coordinator compute is
-computed by the product's own code.
+have the same seeds, hospitals, rounds, steps and learning rate, and plain SGD, which SCAFFOLD
+needs. Each site's score is the mean Dice of its held-out patients with what that site would use:
+the global weights, with its own norms (FedBN, Li et al. 2021, arXiv:2102.07623, with the scale and
+shift of group norm in place of batch norm), or its personal model. What sites and coordinator
+compute is computed by the product's own code.
 
 There is no privacy here: at a few patients a site its noise would hide what is compared.
 
