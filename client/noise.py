@@ -111,8 +111,9 @@ def _points(entropy: RandomBytes, count: int) -> tuple[NDArray[np.float64], NDAr
     whole = np.frombuffer(entropy(16 * count), "<u8").astype(np.float64)
     # From 2**-64 to 1, where the logarithm is finite; small numbers, of long lengths, are exact.
     length = np.sqrt(-2 * np.log((whole[:count] + 1) * 2.0**-64))
-    angle = whole[count:] * (2 * math.pi * 2.0**-64)
-    return length * np.cos(angle), length * np.sin(angle)
+    # torch's sine and cosine take a quarter of numpy's time, and err by one last bit as well.
+    angle = torch.from_numpy(whole[count:] * (2 * math.pi * 2.0**-64))
+    return length * torch.cos(angle).numpy(), length * torch.sin(angle).numpy()
 
 
 def grid(clipping_norm: float) -> float:

@@ -64,6 +64,9 @@ from common.protocol import PrivacyOptions, TrainingOptions
 _LOG = logging.getLogger(__name__)
 
 _ROUNDING: Final = 2.0**-53
+_SQUARABLE: Final = (1e-100, 1e100)
+_BLOCK: Final = 2**16
+"""Numbers at a time: what they need stays in the processor's cache."""
 
 
 class Charge(Protocol):
@@ -144,13 +147,21 @@ def clip(gradient: torch.Tensor, clipping_norm: float) -> torch.Tensor:
     computed to n / 2 + 5 roundings, however they are added, and so much less is allowed. A gradient
     that is not finite becomes zero.
     """
-    # The largest entry is taken out first: squares of huge entries would overflow.
-    largest = float(gradient.abs().max()) if gradient.numel() else 0.0
+    if not gradient.numel():
+        return gradient
+    lowest, highest = (float(extreme) for extreme in torch.aminmax(gradient))
+    largest = max(-lowest, highest)
     if largest == 0.0:
         return gradient
-    if not math.isfinite(largest):
+    if not math.isfinite(largest):  # so are the extremes of NaN
         return torch.zeros_like(gradient)
     margin = 1 - (gradient.numel() + 16) * _ROUNDING
+    if _SQUARABLE[0] <= largest <= _SQUARABLE[1]:
+        length = float(torch.linalg.vector_norm(gradient))
+        if length <= clipping_norm * margin:
+            return gradient
+        return gradient * (clipping_norm / length * margin)
+    # The largest entry is taken out first: squares of huge entries would overflow.
     scaled = gradient / largest
     length = float(torch.linalg.vector_norm(scaled))
     if largest * length <= clipping_norm * margin:
@@ -175,8 +186,13 @@ def clipped_sum(
         if gradient is None:
             missing += 1
         else:
-            total += torch.trunc(clip(gradient, clipping_norm) / unit)
-    return total * unit, missing
+            clipped = clip(gradient, clipping_norm)
+            for part, into in zip(
+                torch.split(clipped, _BLOCK), torch.split(total, _BLOCK), strict=True
+            ):
+                into += torch.div(part, unit).trunc_()
+    total *= unit
+    return total, missing
 
 
 def refuse_batch_statistics(network: torch.nn.Module) -> None:

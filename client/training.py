@@ -305,10 +305,15 @@ def contributions(
     """Yield each patient's flat gradient, None where there is none or it is not finite."""
     for crops in _ahead(draws, prefetch):
         gradient = None if crops is None else learner.gradient(crops)
-        if gradient is not None and not bool(torch.isfinite(gradient).all()):
+        if gradient is not None and not _finite(gradient):
             _LOG.warning("A patient's gradient is not finite and counts as zero.")
             gradient = None
         yield gradient
+
+
+def _finite(values: torch.Tensor) -> bool:
+    """Return whether all are finite, in one look and no copy: the extremes of NaN are NaN."""
+    return not values.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
 def _ahead(tasks: Iterable[Callable[[], Crops | None]], ahead: int) -> Iterator[Crops | None]:
