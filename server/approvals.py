@@ -69,9 +69,14 @@ class Approvals:
         return self._approved & self._sites.active()
 
     def gather(self, quorum: int) -> None:
-        """Offer the protocol until ``quorum`` sites have approved; known approvals count."""
-        if len(self.current()) < quorum:
-            self._record("waiting for approvals", needed=quorum, so_far=sorted(self.current()))
+        """Offer the protocol until ``quorum`` sites have approved; known approvals count.
+
+        Once there are enough, nobody waits for those that have not decided.
+        """
+        if len(self.current()) >= quorum:
+            self.look()
+            return
+        self._record("waiting for approvals", needed=quorum, so_far=sorted(self.current()))
         while len(self.current()) < quorum:
             missing = self._undecided()
             self._running.waiting |= missing

@@ -96,12 +96,13 @@ def _show(found: Mapping[str, Any]) -> None:
             _time(one["study_s"]),
             f"{one['coordinator_s']:.1f}",
             f"{one['site_ms']:.1f}",
+            f"{one['site_cpu_ms']:.1f}",
             f"{one['peak_bytes'] / 1e6:.0f}",
         ]
         for one in found["measured"]
     ]
     columns = ["sites", "rounds closed", "updates", "left out", "a round", "all of it"]
-    columns += ["coordinator s", "ms an order", "peak MB"]
+    columns += ["coordinator s", "ms an order", "CPU ms", "peak MB"]
     console.show_table("Simulated", columns, rows)
     if whole["ended"]:
         console.warn(f"The study did not get to its end: {whole['ended']}")

@@ -278,17 +278,21 @@ def _absences(
     attempts: Iterable[Mapping[str, Any]], sites: Iterable[str]
 ) -> dict[str, dict[str, str]]:
     """Return, per site, the closed rounds without it and why: a round's number, as text, to why."""
-    closed = [one for one in attempts if one["state"] == "closed"]
+    closed = [
+        (one, frozenset(one["approved"]), frozenset(one["took_part"]))
+        for one in attempts
+        if one["state"] == "closed"
+    ]
     return {
         site: missed
         for site in sites
         if (
             missed := {
                 str(one["round"]): one["dropped"].get(
-                    site, "no-answer" if site in one["approved"] else "not-approved"
+                    site, "no-answer" if site in approved else "not-approved"
                 )
-                for one in closed
-                if site not in one["took_part"]
+                for one, approved, took_part in closed
+                if site not in took_part
             }
         )
     }

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +39,17 @@ from server.sites import Sites
 from server.studies import Study
 
 _FAILED_ROUNDS: Final = 3
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a round was not closed; ``what`` it did, to be followed by how often."""
+
+    code: str
+    what: str
+    reason: str
+    put_off: bool = False
+    """Whether only sites that put their orders off are missing: they will be back."""
 
 
 class Rounds:
@@ -108,29 +120,21 @@ class Rounds:
         failed = 0
         while number < self._protocol.rounds:
             self.approvals.gather(self._protocol.aggregation.quorum)
-            closed, why = self._train(number + 1, weights)
-            if closed is None:
-                # Sites outside their hours will be back: that alone ends no study.
-                failed += 0 if why == "put-off" else 1
+            closed = self._train(number + 1, weights)
+            if isinstance(closed, Failure):
+                failed += not closed.put_off
                 if failed == _FAILED_ROUNDS:
-                    raise self._stuck(number + 1, why)
+                    raise FederationError(
+                        f"Round {number + 1} of {self._protocol.study} {closed.what} "
+                        f"{failed} times. {closed.reason}",
+                        do="See `gliofed-server status`, mend what it names, and launch again.",
+                        code=closed.code,
+                    )
                 self._orders.pause(min(30.0, 5.0 * max(1, failed)))
                 continue
             failed, number, weights = 0, number + 1, closed
             self._evaluate_if_due(number, weights)
         self._record("study finished", rounds=number, weights=digest(weights))
-
-    def _stuck(self, number: int, why: str) -> FederationError:
-        failed = (
-            "missed its quorum"
-            if why == "quorum"
-            else "could not be aggregated, or not to a model,"
-        )
-        return FederationError(
-            f"Round {number} of {self._protocol.study} {failed} {_FAILED_ROUNDS} times.",
-            do="See `gliofed-server status`, mend what it names, and launch again.",
-            code=why,
-        )
 
     def _resume(self) -> tuple[int, Arrays]:
         """Return the last closed round and its weights."""
@@ -188,8 +192,8 @@ class Rounds:
             do="Start a site, or launch with --initial weights.safetensors.",
         )
 
-    def _train(self, number: int, weights: Arrays) -> tuple[Arrays | None, str]:
-        """Do one round; return the new weights, or None and what failed."""
+    def _train(self, number: int, weights: Arrays) -> Arrays | Failure:
+        """Do one round; return the new weights, or why there are none."""
         began_s = self._clock.monotonic()
         options, training = self._protocol.aggregation, self._protocol.training
         sites = self.approvals.current()
@@ -245,10 +249,11 @@ class Rounds:
             "under_way": self._orders.under_way(),
         }
         if not turnout.met():
-            self._record("round failed", **facts, reason=turnout.missed(dropped))
+            reason = turnout.missed(dropped)
+            self._record("round failed", **facts, reason=reason)
             back = {site for site, code in dropped.items() if code in NO_TIME}
-            put_off = turnout.possible(back)
-            return None, "put-off" if back and put_off else "quorum"
+            put_off = bool(back) and turnout.possible(back)
+            return Failure("quorum", "missed its quorum", reason, put_off=put_off)
         try:
             change = expand(
                 rule.result(),
@@ -260,7 +265,7 @@ class Rounds:
             state, new = rule.state(), _moved(weights, change)
         except FederationError as error:
             self._record("round failed", **facts, reason=str(error))
-            return None, "aggregation"
+            return Failure("aggregation", "could not be aggregated", str(error))
         identity = self._study.save(number, new)
         self._state = self._study.save_state(number, state)
         self._record(
@@ -268,7 +273,7 @@ class Rounds:
         )
         self._change = change
         self._folded.update(dict.fromkeys(turnout.took_part, number))
-        return new, ""
+        return new
 
     def _fold(self, rule: Rule, answer: Answer, *, number: int) -> None:
         """Fold one update into the round and say so; raise UpdateError if the rule refuses it."""

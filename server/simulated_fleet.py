@@ -68,8 +68,10 @@ class Clock:
     def sleep(self, seconds: float, /) -> None:
         """Pass ``seconds``, or some more: before the next event nothing would be seen."""
         earliest = self._now + max(seconds, _SHORTEST_SLEEP_S)
-        due = min(self.next_event(), self._now + _LONGEST_SLEEP_S)
-        self._now = max(earliest, due)
+        due = self.next_event()
+        if math.isfinite(due):
+            earliest = max(earliest, min(due, self._now + _LONGEST_SLEEP_S))
+        self._now = earliest
 
 
 class SimulatedFleet:

@@ -78,7 +78,9 @@ class Measured:
     coordinator_s: float
     coordinator_cpu_s: float
     site_ms: float
-    """Coordinator's milliseconds for one order to one site and its answer."""
+    """Coordinator's milliseconds for one order to one site and its answer, waiting for the disk
+    among them."""
+    site_cpu_ms: float
     peak_bytes: int
     """Most memory of this process during the study, the few drawn updates among it."""
     bytes_down: dict[str, int]
@@ -284,6 +286,7 @@ def _measured(
         coordinator_s=coordinator_s,
         coordinator_cpu_s=coordinator_cpu_s,
         site_ms=1e3 * coordinator_s / max(1, fleet.orders),
+        site_cpu_ms=1e3 * coordinator_cpu_s / max(1, fleet.orders),
         peak_bytes=peak_bytes,
         bytes_down=dict(fleet.bytes_down),
         bytes_up=dict(fleet.bytes_up),

@@ -37,6 +37,25 @@ def test_few_rounds_are_few_rows(site: Site, rounds: int, rows: list[int]) -> No
     assert [one["round"] for one in privacy["epsilon"]] == rows
 
 
+def test_what_stays_is_trained_and_noised_but_not_sent(site: Site) -> None:
+    whole, local = (
+        plan(site, tiny_protocol(training={"local": groups})) for groups in ([], ["norms"])
+    )
+    trained = whole["network"]["trained_parameters"]
+    assert local["network"]["trained_parameters"] == trained
+    assert whole["network"]["sent_parameters"] == trained > local["network"]["sent_parameters"]
+    assert local["privacy"]["noise_norm"] == whole["privacy"]["noise_norm"]
+    sent = [row["bytes"] for row in local["leaves"] if row["what"] == "weight update"]
+    assert sent == [4 * local["network"]["sent_parameters"]]
+
+
+def test_a_personal_model_costs_as_many_steps_again(site: Site) -> None:
+    protocol = tiny_protocol(training={"personal_lambda": 0.5})
+    found = plan(site, protocol)
+    assert found["steps_per_round"] == 4
+    assert [row["steps"] for row in found["privacy"]["epsilon"]] == [4, 8]
+
+
 def test_a_step_in_numbers(site: Site) -> None:
     protocol = tiny_protocol(
         privacy={"clipping_norm": 0.5, "nominal_patients": 40}, training={"trainable": ["head"]}

@@ -84,12 +84,14 @@ class Hospital:
     trained: dict[tuple[str, int, str], Arrays] = field(default_factory=dict)
     replies: dict[str, Callable[[Order, Content], Content]] = field(default_factory=dict)
     orders: list[Order] = field(default_factory=list)
+    weights: Arrays = field(default_factory=dict)
     control: Arrays = field(default_factory=dict)
-    """What came beside the weights of the last order."""
+    """What came with the last order: the weights, and what came beside them."""
 
     def __call__(self, kind: str, content: Content) -> Content:
         order, arrays = unpack_order(content)
         weights = {name: v for name, v in arrays.items() if not name.startswith(CONTROL)}
+        self.weights = weights
         self.control = {
             name.removeprefix(CONTROL): v for name, v in arrays.items() if name not in weights
         }

@@ -16,7 +16,7 @@ from common.errors import FederationError, GliofedError, PrivacyError
 from common.files import held
 from common.identity import Identity, fingerprint
 from common.weights import save
-from server import cli
+from server import cli, scheduler
 from server.provisioning import Consortium
 from server.scheduler import run_study
 
@@ -196,8 +196,15 @@ def test_launch_follows_a_study_to_its_end(
 
 
 def test_launch_fails_with_what_paused_the_study(
-    run: Run, world: Any, folder: Path, served: None, quick: None
+    run: Run,
+    world: Any,
+    folder: Path,
+    served: None,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # By the clock of the tests: three failed rounds pause in earnest else.
+    monkeypatch.setattr(scheduler, "_rounds", lambda *_: world.rounds())
     world.join("a", "b")
     world.publish()
     world.rounds().offer({})
@@ -297,7 +304,8 @@ def test_release(run: Run, world: Any, folder: Path, tmp_path: Path) -> None:
 
 def test_without_a_command_the_help_is_shown(run: Run) -> None:
     result = run(fails=SystemExit)
-    for command in ("init", "admit", "study", "serve", "launch", "stop", "status", "release"):
+    commands = "init admit study serve launch stop status report suspend restore release simulate"
+    for command in commands.split():
         assert command in result.output
 
 
@@ -310,6 +318,10 @@ FAILURES: list[tuple[list[str], int, str]] = [
     (["launch", "HERE", "absent", "--no-wait"], 10, "state"),
     (["stop", "HERE", "absent"], 10, "state"),
     (["release", "HERE", "absent", "--out", "model"], 10, "state"),
+    (["report", "HERE", "absent"], 10, "state"),
+    (["suspend", "HERE", "absent", "--by", "x", "--why", "y"], 10, "no-site"),
+    (["restore", "HERE", "absent", "--by", "x"], 10, "not-suspended"),
+    (["simulate", "nothing.toml", "--sites", "3", "--parameters", "9"], 12, "protocol"),
     (["init", "HERE", "--name", "x", "--host", "localhost", "--port", "1"], 10, "state"),
     (["init", "new", "--name", "x", "--host", "localhost", "--port", "0"], 10, "state"),
 ]
@@ -351,3 +363,84 @@ def test_a_failure_is_json_where_json_is_wanted(
         cli.main()
     assert caught.value.code == 10
     assert json.loads(capsys.readouterr().out)["error"] == "state"
+
+
+def test_status_names_who_did_not_approve_and_who_is_suspended(
+    run: Run, world: Any, folder: Path
+) -> None:
+    world.join("a", "b")
+    world.join("d", approves=False)
+    world.publish()
+    finish(world)
+    run("suspend", folder, "b", "--by", "Dr. Tamm", "--why", "odd updates")
+    result = words(run("status", folder))
+    assert "approved by a, b; not by d" in result
+    assert "b is suspended: odd updates." in result
+    value = json.loads(run("status", folder, "--json").stdout)
+    assert value["suspended"] == {"b": "odd updates"}
+
+
+def test_suspend_and_restore(run: Run, world: Any, folder: Path) -> None:
+    world.join("a", "b", "c")
+    world.publish()
+    world.rounds().offer({})
+    out = words(run("suspend", folder, "c", "--by", "Dr. Tamm", "--why", "odd updates"))
+    assert "c is out from the next round on" in out
+    finish(world)
+    assert [e["took_part"] for e in world.events("round closed")] == [["a", "b"]] * 2
+    assert "c takes part again" in words(run("restore", folder, "c", "--by", "Dr. Sild"))
+    (suspended,) = world.events("site suspended")
+    (restored,) = world.events("site restored")
+    assert suspended == {"site": "c", "by": "Dr. Tamm", "why": "odd updates"}
+    assert restored == {"site": "c", "by": "Dr. Sild"}
+    assert world.consortium.sites.suspended() == {}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("suspend", "z", "--by", "x", "--why", "y"),
+        ("restore", "z", "--by", "x"),
+        ("restore", "a", "--by", "x"),
+    ],
+)
+def test_only_sites_that_are_there_are_suspended_or_restored(
+    run: Run, world: Any, folder: Path, arguments: tuple[str, ...]
+) -> None:
+    world.join("a")
+    command, *rest = arguments
+    run(command, folder, *rest, fails=GliofedError)
+    assert not world.events("site suspended", "site restored")
+
+
+@pytest.mark.parametrize("missing", ["--by", "--why"])
+def test_a_suspension_has_a_name_and_a_reason(run: Run, folder: Path, missing: str) -> None:
+    options = {"--by": "x", "--why": "y"}
+    del options[missing]
+    given = [part for option in options.items() for part in option]
+    assert run("suspend", folder, "a", *given, fails=SystemExit).exit_code == 2
+
+
+def test_report_on_the_terminal(run: Run, world: Any, folder: Path) -> None:
+    world.join("a", "b")
+    world.join("d", approves=False)
+    world.publish()
+    finish(world)
+    result = words(run("report", folder, "demo"))
+    assert "Study demo is finished: 2 of 2 rounds closed. Admitted but never approved: d." in result
+    assert "## Fairness" in result
+
+
+def test_report_into_a_folder(run: Run, world: Any, folder: Path, tmp_path: Path) -> None:
+    world.join("a", "b")
+    world.publish()
+    finish(world)
+    out = tmp_path / "new" / "report"
+    result = words(run("report", folder, "demo", "--out", out))
+    assert "Every admitted site took part in every closed round. Written to" in result
+    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "![Curves of the study](report.png)" in (out / "report.md").read_text()
+    kept = json.loads((out / "report.json").read_text())
+    said = json.loads(run("report", folder, "demo", "--out", out, "--json").stdout)
+    assert kept == said
+    assert [one["state"] for one in said["attempts"]] == ["closed", "closed"]

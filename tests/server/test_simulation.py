@@ -45,6 +45,7 @@ def test_counts_grow_with_the_sites_and_nothing_else() -> None:
         )
         assert one["bytes_down"]["train"] > 2 * sites * 4 * 2000
         assert one["coordinator_s"] > 0
+        assert 0 < one["site_cpu_ms"] <= 1000 * one["coordinator_cpu_s"]
         assert one["site_ms"] > 0
         assert one["peak_bytes"] > 1e6
         # Two steps of five seconds, and almost no way.
@@ -116,7 +117,9 @@ def test_other_rules_run_as_well(rule: str) -> None:
     assert result["measured"][-1]["rounds_closed"] == 2
     assert result["holds_every_update"] is (rule == "coordinate_median")
     down = result["measured"][-1]["bytes_down"]["train"]
-    assert (down > 1.8 * 2 * 4 * 4 * 2000) is (rule == "scaffold")  # control variates travel too
+    plain = found(sites=4, rounds=2)["measured"][-1]["bytes_down"]["train"]
+    # From the second round on the control variates of scaffold travel beside the weights.
+    assert down / plain == pytest.approx(1.45 if rule == "scaffold" else 1.0, abs=0.05)
 
 
 def test_rules_that_hold_updates_are_known() -> None:
