@@ -57,12 +57,15 @@ def choose_execution(
     """Return the options for this machine, on its fastest kind of device or on the named one.
 
     ``gpus`` is the number of CUDA devices that share the work, 0 for all that torch sees; other
-    kinds are always one device.
+    kinds are always one device. A CPU computes in float32 whatever is asked: there torch 2.13 gives
+    unwritten memory for the bfloat16 gradient of some convolutions, which may be another patient's.
     """
     chosen = choose_device() if device == "auto" else torch.device(device)
     count = 1
     if chosen.type == "cuda" and gpus != 1:
         count = gpus or torch.cuda.device_count()
+    if chosen.type == "cpu":
+        precision = "float32"
     return ExecutionOptions(
         devices=tuple(f"cuda:{n}" for n in range(count)) if count > 1 else (chosen.type,),
         precision=choose_precision(chosen) if precision == "auto" else precision,

@@ -95,6 +95,7 @@ def rehearse(
     by_precision = compare_precisions(
         loaders[0], execution=execution, progress=functools.partial(progress, "precision")
     )
+    best = "float32" if execution.device == "cpu" else advise(by_precision)
     began = time.monotonic()
     scores = evaluate(network, loaders[0], crop_size=(48, 48, 48), execution=execution)
     seconds["prediction_per_case"] = (time.monotonic() - began) / len(loaders[0])
@@ -108,7 +109,7 @@ def rehearse(
         "seconds_per_step": round(result.seconds / steps, 2),
         "precision": execution.precision,
         "seconds_by_precision": {name: round(value, 4) for name, value in by_precision.items()},
-        "site_toml": f'precision = "{advise(by_precision)}"',
+        "site_toml": f'precision = "{best}"',
         "dice_untrained": mean_dice(scores),
         "folder": str(folder),
     }

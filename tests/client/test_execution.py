@@ -49,7 +49,7 @@ def test_precision_is_as_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert choose_execution("cuda").precision == "float32"
     assert choose_execution("cuda", precision="bfloat16").precision == "bfloat16"
-    assert choose_execution("cpu", precision="bfloat16").precision == "bfloat16"
+    assert choose_execution("cpu", precision="bfloat16").precision == "float32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert choose_execution("cuda", precision="float32").precision == "float32"
 
@@ -83,5 +83,5 @@ def test_a_machine_computes_as_its_settings_say(
         return
     execution = execution_for(machine)
     assert execution.devices == devices
-    expected = "bfloat16" if visible else "float32"
-    assert execution.precision == settings.get("precision", expected)
+    wanted = settings.get("precision", "bfloat16")
+    assert execution.precision == (wanted if visible else "float32")

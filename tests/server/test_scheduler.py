@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from common.errors import FederationError, PrivacyError
-from server import scheduler
+from common.errors import FederationError, PrivacyError, StateError
+from common.journal import Journal
+from server import scheduler, studies
 from server.scheduler import run_study, schedule
 
 
@@ -129,3 +130,117 @@ def test_a_lost_connection_is_for_the_executor(two: Any, monkeypatch: pytest.Mon
         run_study(two.consortium, study, two.fleet)
     assert study.wanted == "running"
     assert not two.events("study paused")
+
+
+class Disk:
+    """Lets writes fail from one moment on, until it has room again."""
+
+    def __init__(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self.refused = 0
+        append, save = Journal.append, studies.save
+
+        def written(journal: Any, event: str, **facts: Any) -> Any:
+            self._check("journal-write")
+            return append(journal, event, **facts)
+
+        def saved(*arguments: Any, **options: Any) -> None:
+            self._check("disk-full")
+            save(*arguments, **options)
+
+        monkeypatch.setattr(Journal, "append", written)
+        monkeypatch.setattr(studies, "save", saved)
+        self.world = world
+
+    def _check(self, code: str) -> None:
+        if self.full:
+            self.refused += 1
+            raise StateError("The disk is full.", do="Free space.", code=code)
+
+    def fill(self, *, for_s: float) -> None:
+        self.full = True
+        self.world.clock.after(for_s, self.empty)
+
+    def empty(self) -> None:
+        self.full = False
+
+
+@pytest.fixture
+def disk(world: Any, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(world, monkeypatch)
+
+
+def full_at(disk: Disk, monkeypatch: pytest.MonkeyPatch, *, round_number: int, what: str) -> None:
+    """Let the disk be full for ten minutes when the round's ``what`` is to be written."""
+    journal, checkpoint = Journal.append, studies.save
+
+    def append(self: Any, event: str, **facts: Any) -> Any:
+        if (event, facts.get("round")) == (what, round_number) and not disk.refused:
+            disk.fill(for_s=600.0)
+        return journal(self, event, **facts)
+
+    def save(path: Any, *arguments: Any, **options: Any) -> None:
+        if what == "checkpoint" and path.stem == f"{round_number:04d}" and not disk.refused:
+            disk.fill(for_s=600.0)
+        checkpoint(path, *arguments, **options)
+
+    monkeypatch.setattr(Journal, "append", append)
+    monkeypatch.setattr(studies, "save", save)
+
+
+WRITES = ["round opened", "reply accepted", "checkpoint", "round closed", "evaluated"]
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_full_disk_pauses_the_study_and_launch_goes_on(
+    two: Any,
+    disk: Disk,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full_at(disk, monkeypatch, round_number=2, what=what)
+    study = two.consortium.study("demo")
+    study.want("running")
+    began = two.clock.now
+    schedule(two.consortium, two.fleet, ended=Turns(1))
+    assert two.clock.now - began >= 600
+    (paused,) = two.events("study paused")
+    assert paused["reason"] == "The disk is full. Free space."
+    assert paused["code"] == ("disk-full" if what == "checkpoint" else "journal-write")
+    assert study.wanted == "stopped"
+    assert capsys.readouterr().err.count("The disk is full. Free space.") == disk.refused
+    assert [facts["round"] for facts in two.events("round closed")][:1] == [1]
+
+    study.want("running")
+    schedule(two.consortium, two.fleet, ended=Turns(1))
+    assert two.names()[-1] == "study finished"
+    assert [facts["round"] for facts in two.events("round closed")] == [1, 2]
+    assert float(two.weights()["conv_final.0.weight"].mean()) == 2.0
+    for hospital in two.hospitals.values():
+        assert len(hospital.trained) == 2, "nothing was trained twice"
+
+
+def test_a_study_that_is_launched_before_its_pause_can_be_written_goes_on(
+    two: Any, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_at(disk, monkeypatch, round_number=2, what="round opened")
+    study = two.consortium.study("demo")
+    study.want("running")
+
+    def launch() -> None:
+        disk.empty()
+        two.consortium.journal.append("study launched", study="demo")
+        study.want("running")
+
+    two.clock.after(300.0, launch)
+    schedule(two.consortium, two.fleet, ended=Turns(2))
+    assert not two.events("study paused")
+    assert two.names()[-1] == "study finished"
+
+
+def test_an_approval_that_cannot_be_written_is_asked_for_again(two: Any, disk: Disk) -> None:
+    disk.fill(for_s=5.0)
+    schedule(two.consortium, two.fleet, ended=Turns(5))
+    assert disk.refused
+    assert {facts["site"] for facts in two.events("study approved")} == {"a", "b"}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import IdentityError
+from common.errors import IdentityError, StateError
 
 
 def test_admitted_sites_are_known_by_name(world: Any) -> None:
@@ -35,3 +35,47 @@ def test_a_request_under_another_name_is_refused(world: Any) -> None:
     (folder / "a.json").rename(folder / "b.json")
     with pytest.raises(IdentityError, match="is that of a"):
         world.consortium.sites.get("b")
+
+
+def test_a_site_is_suspended_until_it_is_restored(world: Any) -> None:
+    world.join("a", "b")
+    sites = world.consortium.sites
+    sites.suspend("a", by="Ada", why="scaled updates")
+    assert sites.suspended() == {"a": "scaled updates"}
+    assert sites.active() == {"b"}
+    assert sites.names() == ["a", "b"], "it stays admitted"
+    sites.suspend("a", by="Ada", why="and noise")
+    assert world.consortium.sites.suspended() == {"a": "and noise"}
+    sites.restore("a", by="Bob")
+    assert sites.suspended() == {}
+    assert sites.active() == {"a", "b"}
+    said = [(e.event, e.facts) for e in world.consortium.journal.entries()][-3:]
+    assert said == [
+        ("site suspended", {"site": "a", "by": "Ada", "why": "scaled updates"}),
+        ("site suspended", {"site": "a", "by": "Ada", "why": "and noise"}),
+        ("site restored", {"site": "a", "by": "Bob"}),
+    ]
+
+
+def test_only_a_site_that_is_there_can_be_suspended_or_restored(world: Any) -> None:
+    world.join("a")
+    sites = world.consortium.sites
+    with pytest.raises(StateError, match="no site b"):
+        sites.suspend("b", by="Ada", why="x")
+    with pytest.raises(StateError, match="no site"):
+        sites.suspend("../a", by="Ada", why="x")
+    with pytest.raises(StateError, match="a is not suspended"):
+        sites.restore("a", by="Ada")
+    assert not world.events("site suspended", "site restored")
+
+
+def test_a_suspension_whose_file_is_damaged_holds(world: Any) -> None:
+    world.join("a", "b")
+    sites = world.consortium.sites
+    sites.suspend("a", by="Ada", why="x")
+    (world.consortium.folder / "sites" / "suspended" / "a.json").write_text("{")
+    assert sites.active() == {"b"}
+    with pytest.raises(StateError):
+        sites.suspended()
+    sites.restore("a", by="Ada")
+    assert sites.active() == {"a", "b"}

@@ -74,6 +74,14 @@ def test_what_is_signed_is_read_again_as_it_was(case: Any) -> None:
         ({"rule": "fedadam", "server_decay": 1.0}, "server_decay"),
         ({"quorum_weight": 1.1}, "quorum_weight"),
         ({"quorum_weight": -0.1}, "quorum_weight"),
+        ({"deadline_slack": 0.5}, "deadline_slack"),
+        ({"late_rounds": -1}, "late_rounds"),
+        ({"rule": "scaffold", "late_rounds": 1}, "scaffold needs updates of the open round"),
+        ({"rule": "krum", "late_rounds": 1}, "krum counts all updates alike"),
+        ({"rule": "multi_krum", "late_rounds": 1, "buffer": 5}, "multi_krum counts all"),
+        ({"buffer": 5}, "without late_rounds"),
+        ({"buffer": 4, "late_rounds": 1}, "below the quorum"),
+        ({"buffer": 0, "late_rounds": 1}, "buffer"),
     ],
 )
 def test_settings_without_sense_are_refused(given: dict[str, Any], said: str) -> None:
@@ -89,6 +97,9 @@ def test_settings_without_sense_are_refused(given: dict[str, Any], said: str) ->
         {"rule": "trimmed_mean", "quorum": 3, "trim_share": 1 / 3},
         {"rule": "coordinate_median", "quorum": 3, "weights": {"a": 2.0}},
         {"rule": "krum", "quorum": 7, "malicious_sites": 2},
+        {"late_rounds": 3},
+        {"late_rounds": 1, "buffer": 5},
+        {"rule": "fedadam", "late_rounds": 2, "buffer": 6, "deadline_slack": 1.0},
     ],
 )
 def test_settings_at_the_edge_are_accepted(given: dict[str, Any]) -> None:
