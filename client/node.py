@@ -1,4 +1,4 @@
-"""The site's SuperNode: Flower's own, with three of its habits corrected.
+"""The site's SuperNode: Flower's own, with four of its habits corrected.
 
 - It is a loop that speaks to the coordinator and a server that hands orders to the worker. When the
   loop gives up, on an answer that it does not try again, the server stays: the site would look
@@ -9,6 +9,9 @@
   coordinator's or five minutes behind. Here a refused call is signed again with the time that came
   with the refusal, over the connection whose certificate was checked. A wrong clock is said in the
   site's journal; the coordinator's time is used for these signatures and nothing else.
+- After a SuperNode that was killed, the next one is not let in for a minute, in which the
+  coordinator believes that the order is being worked on. Here the next one, on the same machine,
+  says first that the old one is gone, and the order is given again at once.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,11 +29,14 @@ from typing import Any, Final
 
 import httpx
 from flwr.app.message import message as messages
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import node_auth_http_interceptor, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from common.errors import StateError
+from common.files import read_json, write_json
 from common.journal import Journal
 
 _SAME_S: Final = 2.0
@@ -77,6 +84,9 @@ def main() -> None:
     auth.NodeAuthHttpInterceptor.intercept = signed_in_time(
         auth.NodeAuthHttpInterceptor.intercept, clock
     )
+    FleetHttpClient.ActivateNode = taking_over(
+        FleetHttpClient.ActivateNode, folder / "flower" / "node.json"
+    )
     start_client_internal._pull_and_store_message = receive_whole(
         start_client_internal._pull_and_store_message
     )
@@ -107,6 +117,41 @@ def signed_in_time(
         return answer
 
     return wrapped
+
+
+def taking_over(activate: Callable[..., Any], kept: Path) -> Callable[..., Any]:
+    """Return Flower's ``activate``, which ends what a killed SuperNode of this machine left.
+
+    ``kept`` says who was activated last, and on which machine: a copy of the site's folder that
+    runs elsewhere shall not put this one out.
+    """
+
+    @functools.wraps(activate)
+    def wrapped(client: Any, request: Any) -> Any:
+        try:
+            answer = activate(client, request)
+        except httpx.HTTPStatusError as refused:
+            node_id = _left_by(kept)
+            if refused.response.status_code != httpx.codes.PRECONDITION_FAILED or not node_id:
+                raise
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+            answer = activate(client, request)
+        try:
+            write_json(kept, {"machine": socket.gethostname(), "node_id": answer.node_id})
+        except StateError as error:
+            sys.stderr.write(f"{error}\n")  # costs a minute after the next kill, no more
+        return answer
+
+    return wrapped
+
+
+def _left_by(kept: Path) -> int:
+    """Return the id of the node that ``kept`` names, or 0 if it is of another machine."""
+    try:
+        left = read_json(kept, what="note of the last SuperNode")
+        return int(left["node_id"]) if left["machine"] == socket.gethostname() else 0
+    except (StateError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def _tell(journal: Journal, ahead_s: float) -> None:

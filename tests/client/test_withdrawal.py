@@ -11,6 +11,7 @@ import pytest
 
 from client import studies
 from client.cohort import read_cohort, split
+from client.imaging.cache import PreparedCache
 from client.patients import patients_key, pseudonym, withdrawn
 from client.site import Site
 from client.withdrawal import Descendant, StudyLineage, withdraw
@@ -40,9 +41,17 @@ def prepared(site: Site) -> int:
     return len(list(site.folder.rglob("*.prepared")))
 
 
+def prepare_everybody(site: Site) -> None:
+    """Training prepares who is drawn; who that was is chance."""
+    cache = PreparedCache(site.folder / "cache", site.protocol(STUDY).preprocessing)
+    for case in read_cohort(site.data).cases:
+        cache.get(case)
+
+
 def test_a_trained_patient_is_out_and_the_lineage_is_told(world: World) -> None:
     site, patient = world.site, names(world.site, "train")[0]
     install(world)
+    prepare_everybody(site)
     before = studies.training_patients(site, site.protocol(STUDY))
     cached = prepared(site)
     done = withdraw(site, patient, by=BY)
@@ -114,6 +123,7 @@ def test_a_patient_who_left_the_cohort_is_found_in_the_ledger(
     world: World, tmp_path: Path, own_cohort: Path
 ) -> None:
     site, patient = world.site, names(world.site, "train")[0]
+    prepare_everybody(site)
     for case in read_cohort(own_cohort).cases:
         if case.patient == patient:
             shutil.rmtree(next(iter(case.images.values())).path.parent)

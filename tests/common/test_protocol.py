@@ -135,6 +135,10 @@ def test_a_missing_key_is_named(missing: str) -> None:
             {"aggregation.rule": "fedadam", "training.trainable": ["low_rank"]},
             "protocol: .*low_rank has other axes",
         ),
+        (
+            {"aggregation.late_rounds": 1, "training.trainable": ["low_rank"]},
+            "protocol: .*late_rounds must be 0 with low_rank",
+        ),
         ({"aggregation.weights": {"a": -1.0}}, "aggregation.weights.a: "),
         ({"aggregation.weights": {"a b": 1.0}}, "aggregation.weights.a b"),
         ({"aggregation.weights": {"a": float("inf")}}, "aggregation.weights.a: "),

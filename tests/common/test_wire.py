@@ -23,6 +23,7 @@ from common.wire import (
     Order,
     PrivacySpent,
     Report,
+    body_bytes,
     bundle_sources,
     case_count_bucket,
     check_bundle,
@@ -65,6 +66,14 @@ def reply(text: str | None = None, **changes: Any) -> RecordDict:
 
 def read(content: RecordDict, **options: Any) -> tuple[Report, Arrays]:
     return unpack_report(content, **{"template": SHAPES, "max_norm": 10.0, **options})
+
+
+def test_the_size_of_a_message_is_that_of_its_body() -> None:
+    body, _ = encode(arrays(), MessageOptions(encoding="int8"))
+    assert body_bytes(pack(REPORT, body)) == len(body)
+    assert body_bytes(pack(REPORT, None)) == body_bytes(RecordDict()) == 0
+    strange = RecordDict({"arrays": ArrayRecord({"a": Array(np.ones(3)), "b": Array(np.ones(4))})})
+    assert body_bytes(strange) >= 56
 
 
 def test_an_order_survives_the_wire() -> None:

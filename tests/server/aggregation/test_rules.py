@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from common.errors import FederationError
-from common.weights import Arrays, load, save
+from common.weights import Arrays, digest, load, save
 from server.aggregation import RULES, control
 from tests.server.aggregation.cases import (
     CASES,
@@ -137,6 +137,27 @@ def test_the_order_of_sites_does_not_matter(case: Case, data: st.DataObject) -> 
         if case.exact:
             assert all(np.array_equal(first[name], other[name]) for name in first)
         assert close(other, first, scale=largest(replies))
+
+
+def test_the_order_of_sites_changes_no_bit_of_numbers_of_like_size(case: Case) -> None:
+    rng = np.random.default_rng(5)
+    state: Arrays = {}
+    for _ in range(2):
+        replies = [
+            Reply(
+                f"site-{number}",
+                {"a": rng.normal(size=(40, 50)).astype(np.float32)},
+                weight=float(rng.uniform(0.5, 4.0)),
+                steps=int(rng.integers(1, 90)),
+            )
+            for number in range(7)
+        ]
+        first = fold(case.make(state), replies)
+        for _ in range(4):
+            other = fold(case.make(state), [replies[at] for at in rng.permutation(7)])
+            assert digest(other.result()) == digest(first.result())
+            assert digest(other.state()) == digest(first.state())
+        state = first.state()
 
 
 @holds("identity")
