@@ -14,11 +14,13 @@ from pathlib import Path
 
 from common import console
 from tests.benchmarks import (
+    poisoning,
     privacy_check,
     private_step,
     round_overhead,
     server_memory,
     site_terms,
+    small_messages,
 )
 
 BENCHMARKS = {
@@ -27,6 +29,8 @@ BENCHMARKS = {
     "round_overhead": round_overhead.measure,
     "server_memory": server_memory.measure,
     "site_terms": site_terms.measure,
+    "small_messages": small_messages.measure,
+    "poisoning": poisoning.measure,
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,12 @@ def phantom_hospitals(
         aside = tuple(scan for scans in people[patients:] for scan in scans)
         hospitals.append(Hospital(profile, tuple(people[:patients]), aside))
     return hospitals
+
+
+def data_folder() -> Path | None:
+    """Return the folder of hospitals that the environment variable GLIOFED_BENCH_DATA names."""
+    named = os.environ.get("GLIOFED_BENCH_DATA")
+    return Path(named) if named else None
 
 
 def folder_hospitals(data: Path, cache: Path, protocol: StudyProtocol) -> list[Hospital]:

@@ -10,7 +10,6 @@ studies together take minutes; figures about a real study they are not.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from tests.benchmarks.federation import (
     Federation,
     Hospital,
     Scan,
+    data_folder,
     folder_hospitals,
     phantom_hospitals,
     pretrained,
@@ -171,10 +171,10 @@ def _of_seed(folder: Path, seed: int) -> tuple[float, Iterator[tuple[str, str, F
 
 
 def _hospitals(folder: Path, protocol: StudyProtocol, seed: int) -> list[Hospital]:
-    """Return five hospitals: phantoms, or what the folder in the variable DATA holds."""
-    data = os.environ.get("DATA")
+    """Return five hospitals: phantoms, or those of the folder of data."""
+    data = data_folder()
     if data:
-        hospitals = folder_hospitals(Path(data), folder / "cache", protocol)
+        hospitals = folder_hospitals(data, folder / "cache", protocol)
         if len(hospitals) != SITES:
             raise SystemExit(f"{data} holds {len(hospitals)} sites, not {SITES}")
         return hospitals

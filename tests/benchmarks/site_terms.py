@@ -33,6 +33,7 @@ from server.aggregation import RULES, control
 from tests.benchmarks.federation import (
     EXECUTION,
     Hospital,
+    data_folder,
     folder_hospitals,
     loaders,
     phantom_hospitals,
@@ -42,7 +43,6 @@ from tests.benchmarks.federation import (
 from tests.benchmarks.result import Result
 
 ROUNDS: Final = int(os.environ.get("GLIOFED_BENCH_ROUNDS", "10"))
-DATA: Final = os.environ.get("GLIOFED_BENCH_DATA", "")
 SEED: Final = 1
 PROFILES: Final = ("3t-research", "1.5t-community", "3t-lowgrade", "1.5t-screening")
 OUTSIDE: Final = "reference"
@@ -81,9 +81,10 @@ class _Site:
 def measure(folder: Path) -> Result:
     """Return each method's Dice, mean over the sites and worst site."""
     base = protocol({})
+    data = data_folder()
     hospitals = (
-        folder_hospitals(Path(DATA), folder / "cache", base)
-        if DATA
+        folder_hospitals(data, folder / "cache", base)
+        if data
         else _phantoms(folder, PROFILES, base)
     )
     outside = _phantoms(folder / "outside", (OUTSIDE,), base)[0]
@@ -124,7 +125,7 @@ def measure(folder: Path) -> Result:
             "steps": base.training.local_steps,
             "patients": [len(h.patients) for h in hospitals],
             "held_out_scans": [len(h.held_out) for h in hospitals],
-            "data": "folder" if DATA else "phantoms",
+            "data": "folder" if data else "phantoms",
         },
     )
 

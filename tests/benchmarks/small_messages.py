@@ -2,13 +2,12 @@
 
 Training has no privacy here: encodings are applied to what is noised already, so that they cost
 none, and noise would hide what they do. The four hospitals are phantoms, or the folders of the
-folder that the environment variable ``DATA`` names. The seeds differ in what is drawn in training
-and in rounding; a seed's studies differ in nothing but the messages.
+folder that the environment variable ``GLIOFED_BENCH_DATA`` names. The seeds differ in what is drawn
+in training and in rounding; a seed's studies differ in nothing but the messages.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,14 @@ from typing import Any, Final
 import torch
 
 from common.protocol import StudyProtocol
+from common.weights import Arrays
 from tests.benchmarks.federation import (
-    NETWORK,
     Federation,
     Hospital,
+    data_folder,
     folder_hospitals,
     phantom_hospitals,
+    pretrained,
     score,
 )
 from tests.benchmarks.result import Result
@@ -31,6 +32,7 @@ SEEDS: Final = (0, 1, 2)
 PROFILES: Final = ("3t-research", "1.5t-community", "3t-lowgrade", "1.5t-screening")
 PATIENTS: Final = 8
 HELD_OUT: Final = 8
+PRETRAINING_STEPS: Final = 120
 PLAIN: Final = "float32"
 SMALL: Final = "int8"
 MESSAGES: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -55,7 +57,7 @@ def measure(folder: Path) -> Result:
     nbytes: dict[str, float] = {}
     start = 0.0
     for seed in SEEDS:
-        federation = Federation(seed)
+        federation = Federation(_start(folder, seed), seed)
         start = score(federation.start, protocol_of({}), scans)
         for name, messages in MESSAGES.items():
             study = protocol_of(messages)
@@ -95,7 +97,7 @@ def protocol_of(messages: Mapping[str, Any]) -> StudyProtocol:
             "title": "Small messages",
             "expires": "2099-12-31",
             "rounds": 5,
-            "network": NETWORK,
+            "network": {"blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
             "preprocessing": {"spacing_mm": 3.75},
             "training": {
                 "local_steps": 6,
@@ -111,11 +113,25 @@ def protocol_of(messages: Mapping[str, Any]) -> StudyProtocol:
     )
 
 
+def _start(folder: Path, seed: int) -> Arrays:
+    """Return weights trained on phantoms of a hospital that takes no part."""
+    (reference,) = phantom_hospitals(
+        folder / f"start-{seed}",
+        ["reference"],
+        protocol_of({}),
+        patients=PATIENTS,
+        held_out=1,
+        size=64,
+        seed=seed + 1000,
+    )
+    return pretrained(reference, protocol_of({}), steps=PRETRAINING_STEPS, seed=seed)
+
+
 def _hospitals(folder: Path) -> tuple[Sequence[Hospital], str]:
     """Return the hospitals, and what they are."""
-    data = os.environ.get("DATA")
+    data = data_folder()
     if data:
-        return folder_hospitals(Path(data), folder / "cache", protocol_of({})), Path(data).name
+        return folder_hospitals(data, folder / "cache", protocol_of({})), "a folder"
     hospitals = phantom_hospitals(
         folder,
         PROFILES,
