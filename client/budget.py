@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
+from client.kept import Kept
+from client.outbound import may_report
 from client.patients import patients_key, pseudonym
 from client.site import Site
 from client.studies import accountant, caps, mechanism, open_ledger, read_split
@@ -84,7 +86,12 @@ def patients_now(site: Site, protocol: StudyProtocol) -> frozenset[str]:
 def room(
     site: Site, protocol: StudyProtocol, ledger: Ledger, patients: frozenset[str]
 ) -> dict[str, int]:
-    """Return how many training steps of the study each of ``patients`` has left."""
+    """Return how many training steps of the study each of ``patients`` has left.
+
+    Histograms of the cohort that will be asked for are taken off first.
+    """
+    sent = Kept(site, protocol.study).statistics.exists()
+    to_come = [] if sent else histograms(site, protocol)
     study_cap, patient_cap = caps(site, protocol)
     return (
         ledger.room(
@@ -93,10 +100,17 @@ def room(
             patients=patients,
             study_cap=study_cap,
             patient_cap=patient_cap,
+            planned=Counter(to_come),
         )
         if patients
         else {}
     )
+
+
+def histograms(site: Site, protocol: StudyProtocol) -> list[Mechanism]:
+    """Return the release of the cohort's histograms, if the study gets it from this site."""
+    asked = may_report(site, protocol, "statistics")
+    return [Mechanism(protocol.statistics.noise_multiplier, 1.0)] if asked else []
 
 
 def _study(

@@ -6,7 +6,8 @@ encoding left out; ``.json``, the last noised scores.
 
 In ``studies/STUDY``, the site's own, which never leaves: ``control.safetensors``, its control
 variate c_i (SCAFFOLD); ``local.safetensors``, its local layers; ``personal.safetensors``, its
-personal model (Ditto).
+personal model (Ditto). Also there, ``statistics.json``: the noised histograms that left, which are
+made once in a study.
 
 Invariants, whenever the process is killed:
 
@@ -92,6 +93,11 @@ class Kept:
     def scores(self, round_number: int, weights: str) -> Path:
         """Return where the noised scores of these weights (SHA-256) are."""
         return self._stem(round_number, weights).with_suffix(".json")
+
+    @property
+    def statistics(self) -> Path:
+        """Return where the noised histograms of the cohort are."""
+        return self._home / "statistics.json"
 
     def body(self, round_number: int, weights: str) -> bytes | None:
         """Return the update that was made for the round from these weights, as it was encoded."""

@@ -22,6 +22,7 @@ from common.compression import decode
 from common.errors import StateError, UpdateError
 from common.journal import GENESIS
 from common.protocol import MessageOptions, StudyProtocol
+from common.statistics import check_counts
 from common.weights import check_like
 from common.wire import Content, Order, Report, pack
 
@@ -31,6 +32,7 @@ _REPORTS: Final = {
     "case_count": "case_count",
     "privacy_spent": "privacy_spent",
     "withdrawn": "withdrawals",
+    "statistics": "statistics",
 }
 """What both sides must allow for a field of the report to be filled."""
 
@@ -58,7 +60,8 @@ def may_report(site: Site, protocol: StudyProtocol, what: str) -> bool:
     """Return whether both the protocol and the hospital's policy let ``what`` be reported."""
     policy = site.settings.policy
     allowed = policy.dice != "never" if what == "dice" else what in policy.reports
-    return allowed and what in protocol.reports
+    asked = bool(protocol.statistics.about) if what == "statistics" else what in protocol.reports
+    return allowed and asked
 
 
 def check(site: Site, protocol: StudyProtocol | None, reply: Reply) -> None:
@@ -74,6 +77,8 @@ def check(site: Site, protocol: StudyProtocol | None, reply: Reply) -> None:
         exact = site.settings.policy.dice != "noised"
         if report.dice is not None and not exact and report.dice_noise is None:
             strange.add("dice")
+        if report.statistics is not None and "statistics" not in strange:
+            check_counts(report.statistics, protocol.statistics)
     if report.reason and report.status != "refused":
         strange.add("reason")
     if strange:
@@ -99,7 +104,7 @@ def let_out(site: Site, order: Order, protocol: StudyProtocol | None, reply: Rep
     if not reply.news:
         return pack(report, reply.body)
     size = len(report.model_dump_json()) + len(reply.body or b"")
-    kept = {"case_count", "privacy_spent", "withdrawn", "dice", "dice_noise"}
+    kept = set(_REPORTS)
     entry = site.journal.append(
         "sent" if done else "declined",
         study=order.study,

@@ -60,6 +60,8 @@ def _told(event: str, facts: Mapping[str, Any]) -> str:
         kind = f"with noise of about {noise:g}" if noise else "EXACT"
         scores = ", ".join(f"{region} {dice[region]:.3f}" for region in REGIONS if region in dice)
         words.append(f"Dice {scores} ({kind})")
+    if facts.get("statistics"):
+        words.append(f"{len(facts['statistics'])} histograms, differentially private")
     if facts.get("case_count"):
         words.append(f"training cases {facts['case_count']}")
     if spent := facts.get("privacy_spent"):

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from client import studies
+from client import measures, studies
 from client.consent import check_order
 from client.imaging import preprocessing
 from client.kept import Kept
@@ -137,6 +137,8 @@ class Participation:
                 due={name: array.shape for name, array in made.items()},
                 max_norm=_INITIAL_NORM,
             )
+        if order.kind == "describe":
+            return self._describe(site, order, protocol)
         weights, control = _parted(weights)
         if order.weights_sha256 != digest(weights):
             raise UpdateError("The weights are not those that the order names.", code="weights")
@@ -147,6 +149,20 @@ class Participation:
         if order.kind == "evaluate":
             return self._evaluate(site, order, protocol, weights)
         return self._train(site, order, protocol, weights, control)
+
+    def _describe(self, site: Site, order: Order, protocol: StudyProtocol) -> Reply:
+        """Count the cohort once for a study; asked again, say the same."""
+        if not may_report(site, protocol, "statistics"):
+            return Reply(self._report(order), what="nothing", news=False)
+        path = Kept(site, protocol.study).statistics
+        if not path.exists():
+            write_json(path, measures.noised_cohort_statistics(site, protocol))
+        return Reply(
+            self._report(order, statistics=read_json(path, what="cohort statistics")),
+            what=f"histograms of the training patients, with noise "
+            f"({', '.join(protocol.statistics.about)})",
+            facts=self._ledger_head(site),
+        )
 
     def _evaluate(
         self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays
@@ -167,7 +183,7 @@ class Participation:
         kept = Kept(site, protocol.study)
         kept.settle()  # what is scored has the newest local layers
         if site.settings.policy.dice == "exact":
-            dice = studies.validation_dice(site, protocol, weights)
+            dice = measures.validation_dice(site, protocol, weights)
             if not dice:
                 return nothing
             return Reply(
@@ -177,7 +193,9 @@ class Participation:
             )
         path = kept.scores(order.round, order.weights_sha256)
         if not path.exists():
-            made = studies.noised_validation_dice(site, protocol, weights, round_number=order.round)
+            made = measures.noised_validation_dice(
+                site, protocol, weights, round_number=order.round
+            )
             write_json(path, {"dice": made.dice, "dice_noise": made.deviation})
         noised = dict(read_json(path, what="noised Dice"))
         return Reply(
@@ -297,7 +315,7 @@ class Participation:
         How long a step takes tells how many patients were drawn for it.
         """
         every_s = site.settings.policy.answer_every_s
-        if every_s and order.kind in {"train", "evaluate"}:
+        if every_s and order.kind in {"describe", "train", "evaluate"}:
             self._pause(math.ceil(seconds / every_s) * every_s - seconds)
 
     def _news(self, order: Order, reply: Reply) -> Reply:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from client.budget import ADJACENCY, patients_now, room
+from client.budget import ADJACENCY, histograms, patients_now, room
 from client.consent import check_policy
 from client.imaging import preprocessing
 from client.outbound import may_report
@@ -115,6 +115,10 @@ def _leaves(site: Site, protocol: StudyProtocol, sent: int) -> list[dict[str, An
         "privacy_spent": ("epsilon and steps so far", protocol.rounds, "of the worst patient"),
         "withdrawals": ("rounds that saw who withdrew", protocol.rounds, "rounds, no patient"),
     }
+    about = ", ".join(protocol.statistics.about)
+    if may_report(site, protocol, "statistics"):
+        protection = "with noise, charged to the training patients"
+        rows.append((f"histograms of the training patients ({about})", 1, protection, 0))
     rows += [(*row, 0) for what, row in reports.items() if may_report(site, protocol, what)]
     return [
         {"what": what, "times": times, "protection": protection, "bytes": size or None}
@@ -144,7 +148,7 @@ def _privacy(site: Site, protocol: StudyProtocol, trained: int) -> dict[str, Any
         "delta": options.delta,
         "one_over_patients": 1 / len(patients) if patients else None,
         "delta_fits": options.delta * len(patients) < 1,
-        "epsilon": _epsilons(protocol, known, step),
+        "epsilon": _epsilons(site, protocol, known, step),
         "study_cap": options.max_epsilon,
         "patient_cap": site.settings.policy.max_epsilon,
         "rounds_done": done,
@@ -154,17 +158,19 @@ def _privacy(site: Site, protocol: StudyProtocol, trained: int) -> dict[str, Any
         "noise_norm": noise,
         "noise_over_clipping_norm": noise / options.clipping_norm,
         "dice": _dice_cost(site, protocol, known),
+        "statistics": _statistics_cost(site, protocol, known),
     }
 
 
 def _epsilons(
-    protocol: StudyProtocol, known: Accountant, step: Mechanism
+    site: Site, protocol: StudyProtocol, known: Accountant, step: Mechanism
 ) -> list[dict[str, float]]:
     rounds = protocol.rounds
     rows = sorted({1, *(max(1, round(rounds * quarter / 4)) for quarter in (1, 2, 3, 4))})
     found = []
+    besides = [(release, 1) for release in histograms(site, protocol)]
     for number in rows:
-        taken = [(step, number * protocol.training.steps_per_round)]
+        taken = [(step, number * protocol.training.steps_per_round), *besides]
         at = {
             delta: known.epsilon(taken, delta) for delta in (protocol.privacy.delta, STRICT_DELTA)
         }
@@ -188,6 +194,14 @@ def _last_rounds(
         for steps in left.values()
     )
     return [{"last_round": number, "patients": last[number]} for number in sorted(last)]
+
+
+def _statistics_cost(site: Site, protocol: StudyProtocol, known: Accountant) -> float | None:
+    """Return what the cohort's histograms alone cost each training patient; None if none leave."""
+    releases = histograms(site, protocol)
+    if not releases:
+        return None
+    return round(known.epsilon([(one, 1) for one in releases], protocol.privacy.delta), 4)
 
 
 def _dice_cost(site: Site, protocol: StudyProtocol, known: Accountant) -> dict[str, Any] | None:

@@ -121,6 +121,11 @@ def _show_cost(found: dict[str, Any], privacy: dict[str, Any]) -> None:
         f"{privacy['noise_norm']:.3g}, {privacy['noise_over_clipping_norm']:.3g} times the "
         "clipping norm, which is about the most that the mean of the patients' gradients has."
     )
+    if privacy["statistics"] is not None:
+        say(
+            "The histograms of the cohort would cost each training patient epsilon "
+            f"{privacy['statistics']:.2f}, which is counted in the table."
+        )
     if privacy["dice"] is not None:
         say(
             f"The {privacy['dice']['times']} noised scores would cost each validation patient "
@@ -138,13 +143,14 @@ def show_withdrawal(done: Effect, *, limits: Sequence[str]) -> None:
             one.study,
             _listed(one.training),
             _listed(one.metrics),
+            "yes" if one.statistics else "-",
             _listed(one.maybe_training),
             _listed(one.maybe_metrics),
         ]
         for one in done.lineage
     ]
-    columns = ["study", "rounds trained", "rounds scored with noise", "trained WITHOUT PRIVACY"]
-    columns.append("exact Dice that left")
+    columns = ["study", "rounds trained", "rounds scored with noise", "counted with noise"]
+    columns += ["trained WITHOUT PRIVACY", "exact Dice that left"]
     if rows:
         console.show_table("Rounds that saw the patient; the last two: may have", columns, rows)
     else:

@@ -53,7 +53,8 @@ max_epsilon = 10.0
 allow_without_privacy = false
 networks = ["segresnet"]
 # What may leave beside weight updates: "case_count" (in buckets), "privacy_spent", "withdrawals"
-# (the rounds that saw patients who have withdrawn since).
+# (the rounds that saw patients who have withdrawn since), "statistics" (histograms of volumes,
+# spacing or intensities, if a study asks for them; with noise, charged to the ledger).
 reports = ["case_count", "privacy_spent", "withdrawals"]
 # Mean Dice of the validation patients: "exact" (not covered by epsilon), "noised" (differentially
 # private, charged to the ledger, of use with hundreds of patients only) or "never".
@@ -86,7 +87,7 @@ class Policy(_Frozen):
     max_epsilon: float = Field(default=10.0, gt=0)
     allow_without_privacy: bool = False
     networks: tuple[str, ...] = ("segresnet",)
-    reports: tuple[Literal["case_count", "privacy_spent", "withdrawals"], ...] = (
+    reports: tuple[Literal["case_count", "privacy_spent", "withdrawals", "statistics"], ...] = (
         "case_count",
         "privacy_spent",
         "withdrawals",

@@ -62,13 +62,18 @@ def caps(site: Site, protocol: StudyProtocol) -> tuple[Cap, Cap]:
 
 
 def privacy_spent(site: Site, protocol: StudyProtocol) -> PrivacySpent:
-    """Return what the study has cost its worst patient here."""
+    """Return what the study has cost its worst patient here: steps of training, and epsilon of all.
+
+    What is not a step of training, such as histograms, has its share in epsilon.
+    """
     with open_ledger(site) as ledger:
         spent = ledger.spent(protocol.privacy.delta, study=protocol.study)
+        worst = ledger.worst_patient(protocol.privacy.delta, study=protocol.study)
+        facts = ledger.facts(study=protocol.study, patient=worst) if worst else ()
     return PrivacySpent(
         noise_multiplier=protocol.privacy.noise_multiplier,
         sampling_rate=protocol.privacy.sampling_rate,
-        steps=spent.steps,
+        steps=sum(fact.steps for fact in facts if fact.purpose == "training"),
         delta=spent.delta,
         epsilon=round(spent.epsilon, 4),
     )

@@ -17,7 +17,6 @@ from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.preprocessing import Prepared
 from client.kept import Kept, Trained
-from client.noised_dice import SENSITIVITY, NoisedDice, noised_dice
 from client.patients import patients_key, pseudonym, withdrawn
 from client.preemption import yielding
 from client.private_training import LedgerCharge, train_privately
@@ -38,7 +37,6 @@ from common.low_rank import Subspace
 from common.metrics import RegionScores
 from common.networks import build, load_arrays, state_arrays
 from common.networks.segresnet import PaddedNetwork
-from common.privacy import Mechanism
 from common.protocol import PreprocessingOptions, StudyProtocol, TrainingOptions
 from common.regions import REGIONS
 from common.weights import Arrays
@@ -106,12 +104,12 @@ def training_patients(site: Site, protocol: StudyProtocol) -> dict[str, Patient]
             code="case-none",
         )
     return {
-        name: _loaders(site, protocol.preprocessing, own)
-        for name, own in _by_patient(site, cases).items()
+        name: loaders(site, protocol.preprocessing, own)
+        for name, own in by_patient(site, cases).items()
     }
 
 
-def _by_patient(site: Site, cases: Sequence[Case]) -> dict[str, list[Case]]:
+def by_patient(site: Site, cases: Sequence[Case]) -> dict[str, list[Case]]:
     """Return the cases of each patient, by pseudonym."""
     key = patients_key(site)
     found: dict[str, list[Case]] = {}
@@ -306,59 +304,10 @@ def score(
     """Return the Dice scores of ``weights``, as they are, over ``cases`` of the site."""
     return evaluate(
         _loaded(protocol, weights),
-        _loaders(site, protocol.preprocessing, cases),
+        loaders(site, protocol.preprocessing, cases),
         crop_size=protocol.training.crop_size,
         execution=execution_for(site.settings.machine),
     )
-
-
-def validation_dice(site: Site, protocol: StudyProtocol, weights: Arrays) -> dict[str, float]:
-    """Return the mean Dice per region on the validation patients; empty without any.
-
-    What is scored are the global weights with this site's own local layers, if the study has such.
-    """
-    used = with_local_layers(site, protocol, weights)
-    return mean_dice(score(site, protocol, used, read_split(site, protocol).validation))
-
-
-def noised_validation_dice(
-    site: Site, protocol: StudyProtocol, weights: Arrays, *, round_number: int
-) -> NoisedDice:
-    """Return the means over the validation patients with noise, charged to the ledger before.
-
-    Scored is what ``validation_dice`` scores.
-
-    Raises PrivacyError (code ``privacy-cap``) when the budget of no patient allows it.
-    """
-    patients = _by_patient(site, read_split(site, protocol).validation)
-    multiplier = protocol.privacy.dice_noise_multiplier
-    release = Mechanism(multiplier, 1.0)
-    study_cap, patient_cap = caps(site, protocol)
-    scores: list[dict[str, float | None]] = []
-    used = with_local_layers(site, protocol, weights)
-    with open_ledger(site) as ledger:
-        names = frozenset(patients)
-        if names:
-            names = with_room(ledger, protocol, release, 1, names, (study_cap, patient_cap))
-            number = ledger.reserve(
-                study=protocol.study,
-                protocol=protocol.digest,
-                round_number=round_number,
-                purpose="metrics",
-                patients=names,
-                mechanism=release,
-                clipping_norm=SENSITIVITY,
-                steps=1,
-                study_cap=study_cap,
-                patient_cap=patient_cap,
-            )
-        for name in sorted(names):
-            found = score(site, protocol, used, patients[name])
-            scores.append({region: found.mean(region) for region in REGIONS})
-        made = noised_dice(scores, noise_multiplier=multiplier)
-        if names:
-            ledger.confirm(number)
-    return made
 
 
 def mean_dice(scores: RegionScores) -> dict[str, float]:
@@ -367,7 +316,7 @@ def mean_dice(scores: RegionScores) -> dict[str, float]:
     return {region: round(mean, 6) for region, mean in means.items() if mean is not None}
 
 
-def _loaders(
+def loaders(
     site: Site, options: PreprocessingOptions, cases: Sequence[Case]
 ) -> list[Callable[[], Prepared]]:
     cache = PreparedCache(site.folder / "cache", options)

@@ -47,6 +47,7 @@ LIMITS: Final = (
 class StudyLineage:
     """The rounds of one study that saw the patient, as the ledger says.
 
+    ``statistics`` is (0,) if the patient was counted in histograms that left with noise.
     ``maybe_training`` are rounds that trained without privacy, and ``maybe_metrics`` those whose
     Dice left exactly, on patients of whom this one may have been one: no ledger says.
     """
@@ -54,6 +55,7 @@ class StudyLineage:
     study: str
     training: tuple[int, ...] = ()
     metrics: tuple[int, ...] = ()
+    statistics: tuple[int, ...] = ()
     maybe_training: tuple[int, ...] = ()
     maybe_metrics: tuple[int, ...] = ()
 

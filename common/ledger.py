@@ -177,15 +177,20 @@ class Ledger:
         patients: Patients,
         study_cap: Cap,
         patient_cap: Cap,
+        planned: Counter[Mechanism] | None = None,
     ) -> dict[str, int]:
-        """Return how many more steps of ``mechanism`` each patient may take below both caps."""
+        """Return how many more steps of ``mechanism`` each patient may take below both caps.
+
+        ``planned`` is what the study will do to each of them besides, and has not done yet.
+        """
         require_patients(patients)
+        more = planned or Counter[Mechanism]()
         left = dict.fromkeys(patients, MOST_STEPS)
         with self._transaction("DEFERRED"):
             self._refresh()
             for name, cap in ((study, study_cap), (None, patient_cap)):
                 for members, steps in self._exposure.histories(patients, study=name):
-                    permitted = self._left(mechanism, steps, cap)
+                    permitted = self._left(mechanism, steps + more, cap)
                     left.update({one: min(left[one], permitted) for one in members})
         return left
 

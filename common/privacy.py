@@ -20,7 +20,7 @@ MOST_STEPS: Final = 2**24
 Patients = frozenset[str]
 """Pseudonyms, which the site makes: 32 lower-case hexadecimal characters, a keyed hash each."""
 
-Purpose = Literal["training", "metrics"]
+Purpose = Literal["training", "metrics", "statistics"]
 
 _PSEUDONYM: Final = re.compile(r"[0-9a-f]{32}")
 

@@ -42,12 +42,13 @@ from common.protocol import MessageOptions, StudyId
 from common.weights import Arrays, check_like
 
 Content = RecordDict
-OrderKind = Literal["offer", "initial", "train", "evaluate"]
+OrderKind = Literal["offer", "initial", "describe", "train", "evaluate"]
 Status = Literal["done", "pending", "refused", "failed"]
 
 MESSAGE_TYPES: Final[dict[str, str]] = {
     "offer": f"{MessageType.QUERY}.offer",
     "initial": f"{MessageType.QUERY}.initial",
+    "describe": f"{MessageType.QUERY}.describe",
     "train": MessageType.TRAIN,
     "evaluate": MessageType.EVALUATE,
 }
@@ -108,6 +109,8 @@ class Report(_Frozen):
     dice: dict[Literal["WT", "TC", "ET"], Annotated[float, Field(ge=0, le=1)]] | None = None
     dice_noise: float | None = Field(default=None, gt=0)
     """About the standard deviation of the noise in ``dice``; None if the scores are exact."""
+    statistics: dict[str, tuple[float, ...]] | None = None
+    """Noised histograms of the cohort (``common.statistics``), which the protocol asked for."""
     case_count: str | None = Field(default=None, pattern=r"^(0|\d{1,5}-\d{1,5}|\d{1,5}\+)$")
     privacy_spent: PrivacySpent | None = None
     withdrawn: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), max_length=10_000)

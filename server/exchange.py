@@ -31,7 +31,7 @@ class Task:
     @property
     def lasting(self) -> bool:
         """Whether it costs a site work: whoever does not answer in time keeps the order."""
-        return self.kind in {"train", "evaluate"}
+        return self.kind in {"describe", "train", "evaluate"}
 
 
 @dataclass

@@ -12,11 +12,13 @@ Out of scope: words and pictures (``server.report_page``), the figures (``server
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 from common.journal import Entry, Journal
+from common.statistics import added
 from server.fairness import Attempt, Reply, conducts, spreads
 from server.studies import Study
 
@@ -43,8 +45,9 @@ def study_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict
 def full_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict[str, Any]:
     """Return the summary and, beside it, what each site did in each attempt at each round.
 
-    Keys beside those of ``study_report``: ``attempts``, ``absences``, ``suspended``, ``fairness``,
-    ``conduct``, ``late_replies``, ``journal_alarms``, and of which ``journal`` all this is.
+    Keys beside those of ``study_report``: ``attempts``, ``absences``, ``suspended``,
+    ``statistics``, ``fairness``, ``conduct``, ``late_replies``, ``journal_alarms``, and of which
+    ``journal`` all this is.
     """
     entries = _entries(study, journal)
     report = _summary(study, entries, admitted=admitted)
@@ -72,6 +75,7 @@ def full_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict[
         "attempts": attempts,
         "absences": _absences(attempts, sites),
         "suspended": _suspended(entries),
+        "statistics": _statistics(entries),
         "fairness": [
             {
                 "round": said["round"],
@@ -272,6 +276,23 @@ def _attempts(entries: Iterable[Entry]) -> list[dict[str, Any]]:
             now["state"] = entry.event.removeprefix("round ")
             now["ended"], now["reason"] = entry.time, facts.get("reason", "")
     return attempts
+
+
+def _statistics(entries: Iterable[Entry]) -> dict[str, Any] | None:
+    """Return the histograms of the sites' cohorts and their sum; None if they were not asked for.
+
+    ``deviation`` is that of the noise in each bin of one site, ``sum_deviation`` that in the sum.
+    """
+    said = [entry.facts for entry in entries if entry.event == "cohorts described"]
+    if not said:
+        return None
+    facts = said[-1]
+    sites = facts["statistics"]
+    return {
+        **{key: facts[key] for key in ("about", "statistics", "deviation", "dropped")},
+        "sum": added(sites.values()),
+        "sum_deviation": round(facts["deviation"] * math.sqrt(len(sites)), 4),
+    }
 
 
 def _absences(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from common.regions import REGIONS
+from common.statistics import HISTOGRAMS
 
 _NAMED_ROUNDS: Final = 6
 """Most rounds that are listed for one site and one reason; of more, the first and the last."""
@@ -54,7 +55,7 @@ def markdown(report: Mapping[str, Any], *, chart: str = "") -> str:
         lines += [f"![Curves of the study]({chart})", ""]
     if report["last_problem"]:
         lines += [f"**Last problem.** {report['last_problem']}", ""]
-    lines += _alarms(report) + _rounds(report) + _updates(report)
+    lines += _alarms(report) + _statistics(report) + _rounds(report) + _updates(report)
     lines += _fairness(report) + _dice(report) + _conduct(report) + _privacy(report)
     return "\n".join(lines)
 
@@ -68,6 +69,34 @@ def _alarms(report: Mapping[str, Any]) -> list[str]:
         *(f"- round {a['round']}, {a['site']}: {a['what']}" for a in report["journal_alarms"]),
         "",
     ]
+
+
+def _statistics(report: Mapping[str, Any]) -> list[str]:
+    said = report["statistics"]
+    if said is None:
+        return []
+    lines = ["## The sites' training patients", ""]
+    if said["dropped"]:
+        silent = ", ".join(f"{site} ({why})" for site, why in sorted(said["dropped"].items()))
+        lines += [f"Not described by: {silent}.", ""]
+    if not said["statistics"]:
+        return lines
+    lines += [
+        "Patients in each bin. Every number holds noise, for privacy, of a standard deviation of "
+        f"{said['deviation']:.1f} patients at a site and {said['sum_deviation']:.1f} in the sum: "
+        "smaller differences mean nothing, and numbers may be below 0.",
+        "",
+    ]
+    sites = sorted(said["statistics"])
+    for name, total in said["sum"].items():
+        histogram = HISTOGRAMS[name]
+        rows = [
+            [label, f"{count:.1f}", *(f"{said['statistics'][s][name][place]:.1f}" for s in sites)]
+            for place, (label, count) in enumerate(zip(histogram.labels, total, strict=True))
+        ]
+        lines += [f"### {histogram.title[0].upper()}{histogram.title[1:]}", ""]
+        lines += _table([histogram.unit, "all", *sites], rows)
+    return lines
 
 
 def _rounds(report: Mapping[str, Any]) -> list[str]:

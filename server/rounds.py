@@ -37,6 +37,7 @@ from server.orders import ASK_AGAIN_S, NO_TIME, Orders
 from server.quorum import Turnout
 from server.sites import Sites
 from server.studies import Study
+from server.surveys import Surveys
 
 _FAILED_ROUNDS: Final = 3
 
@@ -89,6 +90,7 @@ class Rounds:
             past=self._past,
             clock=clock,
         )
+        self._surveys = Surveys(study.protocol, self._orders, self.approvals, self._record)
         self._folded = _folded(self._past)
         self._state = ""
         """Digest of what the rule kept after the last closed round."""
@@ -116,6 +118,10 @@ class Rounds:
             e.event == "evaluated" and e.facts["round"] == number for e in self._past
         ):
             self._evaluate_if_due(number, weights)  # what ended the last run came before that
+        described = any(e.event == "cohorts described" for e in self._past)
+        if self._protocol.statistics.about and not described and not number:
+            self.approvals.gather(self._protocol.aggregation.quorum)
+            self._surveys.describe()
         self._past.clear()
         failed = 0
         while number < self._protocol.rounds:
@@ -315,36 +321,7 @@ class Rounds:
         last = number == self._protocol.rounds
         if number % self._protocol.evaluate_every and not last:
             return
-        scores: dict[str, dict[str, float]] = {}
-        noise: dict[str, float] = {}
-        seconds: dict[str, float] = {}
-
-        def accept(answer: Answer) -> None:
-            report = answer.report
-            seconds[answer.site] = answer.seconds
-            if report.dice is not None:
-                scores[answer.site] = {str(region): dice for region, dice in report.dice.items()}
-            if report.dice_noise is not None:
-                noise[answer.site] = report.dice_noise
-
-        task = Task(
-            kind="evaluate",
-            number=number,
-            deadline_s=self._protocol.aggregation.deadline_s,
-            weights=weights,
-        )
-        dropped = self._orders.give(
-            task, self.approvals.current(), accept, meanwhile=self.approvals.look
-        )
-        self.approvals.take_back(dropped, number=number)
-        self._record(
-            "evaluated",
-            round=number,
-            dice=scores,
-            dice_noise=noise,
-            dropped=dropped,
-            seconds=seconds,
-        )
+        self._surveys.evaluate(number, weights)
 
     def _record(self, event: str, **facts: Any) -> None:
         self._journal.append(event, study=self._protocol.study, **facts)

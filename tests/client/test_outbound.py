@@ -50,6 +50,26 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
+STATISTICS = {"spacing_finest": (1.0,) * 11, "spacing_coarsest": (0.5,) * 11}
+
+
+def test_histograms_leave_only_if_asked_for_allowed_and_whole(site: Site) -> None:
+    asking = tiny_protocol(statistics={"about": ["spacing"]})
+    told = reply(statistics=STATISTICS)
+    for protocol, at in ((asking, site), (tiny_protocol(), site)):
+        with pytest.raises(UpdateError, match="statistics"):
+            leave(at, protocol, told)
+    open_site = edit(site, '"withdrawals"]', '"withdrawals", "statistics"]')
+    with pytest.raises(UpdateError, match="statistics"):
+        leave(open_site, tiny_protocol(), told)
+    leave(open_site, asking, told)
+    for wrong in ({}, {**STATISTICS, "volume_wt": (1.0,) * 9}, {"spacing_finest": (1.0,)}):
+        with pytest.raises(UpdateError, match="histograms"):
+            leave(open_site, asking, reply(statistics=wrong))
+    (entry,) = events(open_site, "sent")
+    assert set(entry["statistics"]) == set(STATISTICS)
+
+
 @pytest.mark.parametrize("what", FIELDS)
 def test_a_field_leaves_only_if_both_sides_allow_it(site: Site, what: str) -> None:
     protocol = tiny_protocol()

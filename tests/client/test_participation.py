@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from client import accountant, studies
+from client import accountant, measures, studies
+from client.accountant import epsilon
 from client.consent import check_order
 from client.kept import Trained
+from client.noised_statistics import noised_statistics
 from client.participation import Participation
 from client.patients import patients_key, pseudonym
 from client.site import Site
@@ -501,7 +503,7 @@ def test_scores_leave_with_noise_once_a_round_and_are_charged(hospital: Hospital
     hospital.site = edit(hospital.site, 'dice = "exact"', 'dice = "noised"')
     hospital.approve(protocol)
     weights = studies.starting_weights(protocol)
-    exact = studies.validation_dice(hospital.site, protocol, weights)
+    exact = measures.validation_dice(hospital.site, protocol, weights)
     said = [hospital.ask(protocol, "evaluate", number=1, weights=weights)[0] for _ in range(2)]
     assert said[0].dice is not None
     assert said[0].dice != exact
@@ -523,6 +525,83 @@ def test_noised_scores_end_with_the_budget(hospital: Hospital) -> None:
     report, _ = hospital.ask(protocol, "evaluate", number=1, weights=weights)
     assert (report.status, report.code, report.dice) == ("refused", "privacy-cap", None)
     assert hospital.facts() == ()
+
+
+HISTOGRAMS = {"about": ["volumes", "spacing"], "noise_multiplier": 4.0}
+
+
+@pytest.fixture
+def describing(hospital: Hospital) -> Hospital:
+    hospital.site = edit(hospital.site, '"withdrawals"]', '"withdrawals", "statistics"]')
+    return hospital
+
+
+def test_histograms_leave_once_with_noise_and_are_charged(describing: Hospital) -> None:
+    protocol = tiny_protocol(statistics=HISTOGRAMS)
+    describing.approve(protocol)
+    said = []
+    for _ in range(2):
+        said.append(describing.ask(protocol, "describe", number=0)[0].statistics)
+        describing.participation = Participation.open(describing.site.folder)
+    assert said[0] is not None
+    assert set(said[0]) == set(protocol.statistics.histograms)
+    assert said[0] == said[1]  # the same noise: averaging answers does not help
+    (fact,) = describing.facts()
+    assert (fact.purpose, fact.mechanism) == ("statistics", Mechanism(4.0, 1.0))
+    assert (fact.round, fact.steps, fact.state) == (0, 1, "confirmed")
+    (sent, _) = sent_data(describing.site)
+    assert sent["what"] == "histograms of the training patients, with noise (volumes, spacing)"
+    report, _ = describing.train(protocol)
+    assert report.privacy_spent is not None
+    assert report.privacy_spent.steps == 2
+    taken = [(Mechanism(2.0, 0.5), 2), (Mechanism(4.0, 1.0), 1)]
+    assert report.privacy_spent.epsilon == pytest.approx(epsilon(taken, 1e-3), abs=1e-3)
+
+
+@pytest.mark.parametrize(("asked", "allowed"), [(True, False), (False, True)])
+def test_histograms_leave_only_if_both_sides_want_them(
+    hospital: Hospital, asked: bool, allowed: bool
+) -> None:
+    if allowed:
+        hospital.site = edit(hospital.site, '"withdrawals"]', '"withdrawals", "statistics"]')
+    protocol = tiny_protocol(**({"statistics": HISTOGRAMS} if asked else {}))
+    hospital.approve(protocol)
+    report, _ = hospital.ask(protocol, "describe", number=0)
+    assert (report.status, report.statistics) == ("done", None)
+    assert hospital.facts() == ()
+    assert sent_data(hospital.site) == []
+
+
+def test_histograms_end_with_the_budget(describing: Hospital) -> None:
+    protocol = tiny_protocol(
+        privacy={"max_epsilon": 1.0}, statistics={**HISTOGRAMS, "noise_multiplier": 0.5}
+    )
+    describing.approve(protocol)
+    report, _ = describing.ask(protocol, "describe", number=0)
+    assert (report.status, report.code, report.statistics) == ("refused", "privacy-cap", None)
+    assert describing.facts() == ()
+
+
+def test_a_patient_whose_scans_cannot_be_read_adds_nothing_and_is_charged(
+    make_site: Callable[..., Site], own_cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = tiny_protocol(statistics=HISTOGRAMS)
+    site = edit(make_site("south", own_cohort), '"withdrawals"]', '"withdrawals", "statistics"]')
+    broken, *_ = cases = studies.read_split(site, protocol).train
+    broken.images["t1n"].path.write_bytes(b"no image")
+    seen: list[Any] = []
+
+    def counted(vectors: Any, options: Any) -> Any:
+        seen.extend(vectors)
+        return noised_statistics(seen, options)
+
+    monkeypatch.setattr(measures, "noised_statistics", counted)
+    measures.noised_cohort_statistics(site, protocol)
+    patients = {case.patient for case in cases}
+    assert len(seen) == len(patients)
+    assert [vector.any() for vector in seen].count(False) == 1
+    with studies.open_ledger(site) as ledger:
+        assert len(ledger.patients()) == len(patients)
 
 
 def test_heads_of_both_journals_travel(approving: Hospital, protocol: StudyProtocol) -> None:

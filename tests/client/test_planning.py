@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from client import studies
+from client import measures, studies
 from client.accountant import epsilon
 from client.budget import patients_now
+from client.kept import Kept
 from client.planning import plan
 from client.site import Site
+from common.files import write_json
 from common.privacy import Mechanism
 from server.provisioning import Consortium
 from tests.client.test_budget import STEP, charge, offer
-from tests.consortia import edit, tiny_protocol
+from tests.consortia import STUDY, edit, tiny_protocol
 
 
 def test_the_cost_is_the_accountants(site: Site) -> None:
@@ -149,6 +151,40 @@ def test_what_would_leave_follows_protocol_and_policy(site: Site) -> None:
     assert "with noise" in leaving(noised)["mean Dice of the validation patients"]["protection"]
     spent = epsilon([(Mechanism(5.0, 1.0), 3)], 1e-3)
     assert noised["privacy"]["dice"] == {"times": 3, "epsilon": pytest.approx(spent, abs=1e-4)}
+
+
+def test_histograms_are_told_with_what_they_cost(site: Site, consortium: Consortium) -> None:
+    asked = {"about": ["spacing"], "noise_multiplier": 2.0}
+    protocol = tiny_protocol(statistics=asked)
+    without = plan(site, protocol)
+    assert without["privacy"]["statistics"] is None
+    assert not any("histograms" in what for what in leaving(without))
+
+    site = edit(site, '"withdrawals"]', '"withdrawals", "statistics"]')
+    found = plan(site, protocol)
+    row = leaving(found)["histograms of the training patients (spacing)"]
+    assert (row["times"], row["protection"]) == (1, "with noise, charged to the training patients")
+    release = (Mechanism(2.0, 1.0), 1)
+    assert found["privacy"]["statistics"] == pytest.approx(epsilon([release], 1e-3), abs=1e-4)
+    for one in found["privacy"]["epsilon"]:
+        spent = epsilon([(STEP, one["steps"]), release], 1e-3)
+        assert one["at_delta"] == pytest.approx(spent, abs=1e-4)
+
+
+def test_the_rounds_that_fit_are_those_beside_the_histograms(
+    site: Site, consortium: Consortium
+) -> None:
+    asked = {"about": ["spacing"], "noise_multiplier": 0.8}
+    protocol = tiny_protocol(rounds=1000, statistics=asked)
+    site = edit(site, '"withdrawals"]', '"withdrawals", "statistics"]')
+    offer(site, consortium, protocol)
+    (planned,) = plan(site, protocol)["privacy"]["last_rounds"]
+    (without,) = plan(site, tiny_protocol(rounds=1000))["privacy"]["last_rounds"]
+    assert planned["last_round"] < without["last_round"]
+    measures.noised_cohort_statistics(site, protocol)
+    write_json(Kept(site, STUDY).statistics, {})
+    (after,) = plan(site, protocol)["privacy"]["last_rounds"]
+    assert after == planned  # what was planned is spent, no more and no less
 
 
 def test_without_privacy(site: Site) -> None:

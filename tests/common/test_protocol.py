@@ -1,19 +1,23 @@
 import copy
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from common.errors import ProtocolError
 from common.protocol import (
     PREPROCESSING_ALGORITHM,
     PreprocessingOptions,
+    StudyProtocol,
     parse_protocol,
     preprocessing_digest,
     read_protocol,
 )
 
+ROOT = Path(__file__).parents[2]
 DATA: dict[str, Any] = {
     "study": "demo",
     "title": "A study",
@@ -23,7 +27,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "2c90583b30d5a50836b3614eab6e8b5e50485c9f0dcccdf3ab2a57048a4308d7"
+DIGEST = "cd19431348d3f5a835f925f7a97df522b14d947bcbeba2dcbec9c0282ce19b69"
 TOML = """\
 study = "demo"
 title = "A study"
@@ -221,3 +225,35 @@ def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None, said
     with pytest.raises(ProtocolError, match=rf"(?s){said}") as caught:
         read_protocol(path)
     assert str(path) in str(caught.value)
+
+
+def written_out(protocol: StudyProtocol) -> set[str]:
+    """Return the keys of a protocol, those of its tables with the table's name."""
+    names = set()
+    for name, value in protocol:
+        inner = type(value).model_fields if isinstance(value, BaseModel) else ()
+        names |= {f"{name}.{key}" for key in inner} or {name}
+    return names
+
+
+def test_the_demos_protocol_explains_every_key() -> None:
+    text = (ROOT / "deploy" / "demo" / "protocol.toml").read_text()
+    table, explained = "", set[str]()
+    for line in text.splitlines():
+        if match := re.fullmatch(r"\[(\w+)\]", line):
+            table = f"{match[1]}."
+        elif match := re.match(r"(?:# )?(\w+) = .*", line):
+            explained.add(f"{table}{match[1]}")
+    missing = written_out(read_protocol(ROOT / "deploy" / "demo" / "protocol.toml")) - explained
+    assert missing == {"preprocessing_sha256"}
+
+
+def test_what_the_demos_protocol_calls_a_default_is_one() -> None:
+    text = (ROOT / "deploy" / "demo" / "protocol.toml").read_text()
+    before, rules = text.split("# The other rules are")
+    after = rules[rules.index("\n\n") :]
+    uncommented = re.sub(r"^# (\w+ = )", r"\1", before + after, flags=re.MULTILINE)
+    for no_default in ("buffer", "weights"):
+        uncommented = re.sub(rf"^{no_default} = .*$", "", uncommented, flags=re.MULTILINE)
+    plain = read_protocol(ROOT / "deploy" / "demo" / "protocol.toml")
+    assert parse_protocol(tomllib.loads(uncommented), source="defaults") == plain

@@ -3,7 +3,7 @@ import json
 import tracemalloc
 import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from common.weights import Arrays
 from common.wire import (
     MESSAGE_TYPES,
     Order,
+    OrderKind,
     PrivacySpent,
     Report,
     body_bytes,
@@ -109,7 +110,8 @@ def test_arrays_of_any_shape_and_order_survive(shape: list[int], fortran: bool) 
 
 
 def test_every_order_has_a_message_type_of_its_own() -> None:
-    assert len(set(MESSAGE_TYPES.values())) == 4
+    assert set(MESSAGE_TYPES) == set(get_args(OrderKind))
+    assert len(set(MESSAGE_TYPES.values())) == len(MESSAGE_TYPES)
 
 
 FORMS: dict[str, Callable[[], RecordDict]] = {

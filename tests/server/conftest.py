@@ -80,6 +80,7 @@ class Hospital:
     lost: int = 0
     head: str = ""
     knows: str = ""
+    statistics: dict[str, list[float]] | None = None
     asked: list[tuple[str, int]] = field(default_factory=list)
     trained: dict[tuple[str, int, str], Arrays] = field(default_factory=dict)
     replies: dict[str, Callable[[Order, Content], Content]] = field(default_factory=dict)
@@ -114,6 +115,8 @@ class Hospital:
             return pack(refusal(order, self.refuses), None)
         if order.kind == "initial":
             return pack(report(order), start())
+        if order.kind == "describe":
+            return pack(report(order, statistics=self.statistics), None)
         assert digest(weights) == order.weights_sha256
         if order.kind == "evaluate":
             mean = float(next(iter(weights.values())).mean())

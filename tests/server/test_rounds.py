@@ -322,59 +322,6 @@ def test_evaluations_come_when_they_are_due(world: Any) -> None:
     assert [facts["round"] for facts in world.events("evaluated")] == [2, 4, 5]
 
 
-class CrashError(BaseException):
-    """The process ends here."""
-
-
-class CrashingJournal:
-    """The journal of a coordinator that dies before or after its ``at``-th append."""
-
-    def __init__(self, journal: Any, at: int, *, written: bool) -> None:
-        self._journal, self._left, self._written = journal, at, written
-
-    def append(self, event: str, **facts: Any) -> Any:
-        self._left -= 1
-        if self._left == 0 and not self._written:
-            raise CrashError
-        entry = self._journal.append(event, **facts)
-        if self._left == 0:
-            raise CrashError
-        return entry
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._journal, name)
-
-
-@pytest.mark.parametrize("written", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("at", range(1, 16))
-def test_a_study_survives_a_crash_at_every_fact(world: Any, at: int, written: bool) -> None:
-    world.join("a", step=1.0)
-    world.join("b", step=3.0)
-    study = world.publish()
-    study.want("running")
-    with pytest.raises(CrashError):
-        world.rounds(journal=CrashingJournal(world.consortium.journal, at, written=written)).run()
-    world.run()
-    assert world.names()[-1] == "study finished"
-    closed = world.events("round closed")
-    assert [facts["round"] for facts in closed] == [1, 2]
-    assert means(world) == [4.0, 4.0]
-    for facts in closed:
-        study.load(facts["round"], facts["weights"])
-    assert {facts["round"] for facts in world.events("evaluated")} == {1, 2}
-    for hospital in world.hospitals.values():
-        assert len(hospital.trained) == 2, "no site trains twice for a round"
-    list(world.consortium.journal.entries())
-
-
-def test_there_are_as_many_facts_as_crashes_are_tried(world: Any) -> None:
-    world.join("a", "b")
-    world.publish()
-    before = len(world.names())
-    world.run()
-    assert len(world.names()) - before == 15
-
-
 @pytest.mark.parametrize("damage", ["missing", "changed"])
 def test_a_checkpoint_that_is_not_the_journals_stops_the_study(three: Any, damage: str) -> None:
     three.run()
