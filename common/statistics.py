@@ -111,10 +111,13 @@ def check_counts(counts: Counts, options: StatisticsOptions) -> None:
 
 
 def added(sites: Iterable[Counts]) -> dict[str, list[float]]:
-    """Return the sum over sites that were asked for the same; {} without any."""
-    total: dict[str, list[float]] = {}
-    for counts in sites:
-        for name, values in counts.items():
-            before = total.get(name, [0.0] * len(values))
-            total[name] = [a + b for a, b in zip(before, values, strict=True)]
-    return total
+    """Return the sum over sites that were asked for the same, in the order of ``HISTOGRAMS``.
+
+    Without any site it is {}.
+    """
+    told = list(sites)
+    return {
+        name: [sum(values) for values in zip(*(counts[name] for counts in told), strict=True)]
+        for name in HISTOGRAMS
+        if told and name in told[0]
+    }

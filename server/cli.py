@@ -22,6 +22,7 @@ from server.release import release as make_release
 from server.report import full_report, study_report
 from server.report_chart import draw
 from server.report_page import headline, markdown
+from server.statistics_chart import draw_statistics
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -168,7 +169,7 @@ def report(
     folder: Folder,
     study: StudyName,
     out: Annotated[
-        Path | None, typer.Option(help="Write report.md, report.json and report.png here.")
+        Path | None, typer.Option(help="Write report.md, report.json and pictures here.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -179,6 +180,8 @@ def report(
     )
     if out is not None:
         draw(told, out / "report.png")
+        if told["statistics"] and told["statistics"]["statistics"]:
+            draw_statistics(told, out / "cohorts.png")
         write_json(out / "report.json", told)
         write_bytes(out / "report.md", markdown(told, chart="report.png").encode())
     if json:

@@ -1,9 +1,8 @@
 """The curves of a study: Dice and its spread, who took part, norms, epsilon, seconds, bytes.
 
 One PNG of six panels. What the journal does not have is said in the panel that would show it.
-Colours are those of Okabe and Ito, which people who see few colours can tell apart; lines differ in
-marker or dashes besides. With many sites the lines of single sites are grey, and those that stand
-out are named.
+Lines differ in marker or dashes, not in colour alone. With many sites the lines of single sites are
+grey, and those that stand out are named.
 
 Out of scope: computing anything (``server.report``).
 """
@@ -15,12 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from common.errors import StateError
-from common.files import replacing
 from common.regions import REGIONS
+from server.pictures import COLOURS, MARKS, new_figure, save
 
-_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKS: Final = ("o", "s", "^", "D", "v", "P")
 _OK: Final = "#0072B2"
 _BAD: Final = "#D55E00"
 _FEW: Final = 6
@@ -35,19 +31,9 @@ _GRID_SITES: Final = 30
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """Write the picture; raise StateError if ``path`` is no PNG or matplotlib is missing."""
-    if path.suffix.lower() != ".png":
-        raise StateError(f"{path} is no name of a picture.", do="Give it the ending .png.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise StateError(
-            "The curves need matplotlib, which is not installed.",
-            do="Install gliofed[server], or read the report without --out.",
-        ) from None
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, size=(15, 9))
+    from matplotlib.ticker import MaxNLocator
+
     (dice, parts, norms), (epsilon, seconds, volume) = figure.subplots(2, 3)
     _dice(dice, report)
     _participation(parts, report)
@@ -67,8 +53,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         f"{report['rounds_planned']} rounds closed\n{_left_out(report)}",
         size=14,
     )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save(figure, path)
 
 
 def _left_out(report: Mapping[str, Any]) -> str:
@@ -83,7 +68,7 @@ def _left_out(report: Mapping[str, Any]) -> str:
 def _dice(axes: Any, report: Mapping[str, Any]) -> None:
     axes.set_title("Dice: mean over the sites, and from worst to best")
     drawn = False
-    for region, colour, mark in zip(REGIONS, _COLOURS, _MARKS, strict=False):
+    for region, colour, mark in zip(REGIONS, COLOURS, MARKS, strict=False):
         found = [(one["round"], one["regions"].get(region)) for one in report["fairness"]]
         points = [(number, said) for number, said in found if said]
         if not points:
@@ -230,8 +215,8 @@ def _draw_sites(
     for site, points in sorted(lines.items()):
         x, y = zip(*points, strict=True)
         if site in chosen:
-            place = chosen.index(site) % len(_COLOURS)
-            axes.plot(x, y, color=_COLOURS[place], marker=_MARKS[place], label=site)
+            place = chosen.index(site) % len(COLOURS)
+            axes.plot(x, y, color=COLOURS[place], marker=MARKS[place], label=site)
         else:
             axes.plot(x, y, color="silver", linewidth=0.8)
     if not few:

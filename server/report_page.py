@@ -55,7 +55,12 @@ def markdown(report: Mapping[str, Any], *, chart: str = "") -> str:
         lines += [f"![Curves of the study]({chart})", ""]
     if report["last_problem"]:
         lines += [f"**Last problem.** {report['last_problem']}", ""]
-    lines += _alarms(report) + _statistics(report) + _rounds(report) + _updates(report)
+    lines += (
+        _alarms(report)
+        + _statistics(report, chart=bool(chart))
+        + _rounds(report)
+        + _updates(report)
+    )
     lines += _fairness(report) + _dice(report) + _conduct(report) + _privacy(report)
     return "\n".join(lines)
 
@@ -71,7 +76,7 @@ def _alarms(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _statistics(report: Mapping[str, Any]) -> list[str]:
+def _statistics(report: Mapping[str, Any], *, chart: bool) -> list[str]:
     said = report["statistics"]
     if said is None:
         return []
@@ -81,6 +86,8 @@ def _statistics(report: Mapping[str, Any]) -> list[str]:
         lines += [f"Not described by: {silent}.", ""]
     if not said["statistics"]:
         return lines
+    if chart:
+        lines += ["![Histograms of the sites' cohorts](cohorts.png)", ""]
     lines += [
         "Patients in each bin. Every number holds noise, for privacy, of a standard deviation of "
         f"{said['deviation']:.1f} patients at a site and {said['sum_deviation']:.1f} in the sum: "

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from common.errors import PrivacyError, StateError
+from common.statistics import StatisticsOptions
 from server.report import full_report
 from server.report_chart import draw
+from server.statistics_chart import draw_statistics
 
 
 @pytest.fixture
@@ -146,3 +148,26 @@ def test_without_matplotlib_the_way_out_is_said(
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(StateError, match=r"gliofed\[server\]"):
         draw(told(world), tmp_path / "report.png")
+
+
+def test_histograms_are_drawn_with_their_noise(
+    world: Any, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    options = StatisticsOptions(about=("spacing",), noise_multiplier=2.0)
+    world.join("a", "b", "c")
+    for value, name in enumerate("ab", start=1):
+        counts = {key: [float(value)] * one.bins for key, one in options.histograms.items()}
+        world.hospitals[name].statistics = counts
+    world.publish(rounds=1, statistics={"about": '["spacing"]', "noise_multiplier": 2.0})
+    world.rounds().approvals.gather(3)
+    world.run()
+    draw_statistics(told(world), tmp_path / "cohorts.png")
+    assert imread(tmp_path / "cohorts.png").ndim == 3
+    (figure,) = drawn
+    assert "not described by: c" in figure.get_suptitle()
+    axes = panel(figure, "finest voxel spacing")
+    bars, whiskers = axes.containers[0], axes.containers[1]
+    assert [bar.get_height() for bar in (bars if len(bars) > 3 else whiskers)] == [3.0] * 11
+    assert set(lines(axes)) == {"a", "b"}
+    assert lines(axes)["b"][1] == [2.0] * 11
+    assert len([one for one in figure.axes if one.get_visible()]) == 2
