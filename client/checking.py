@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from client.cohort import read_cohort
-from client.imaging.cache import PreparedCache
+from client.cohort import Case, read_cohort
+from client.imaging.batch import each, workers_for
 from client.patients import patients_key, pseudonym, withdrawn
+from client.quality.case import check_case
+from client.quality.measures import CaseMeasures
+from client.quality.page import as_json, write_report
+from client.quality.remarks import Remark, remarks
 from client.site import Site
 from client.studies import execution_for, open_ledger
-from common.errors import CaseError
 from common.protocol import PreprocessingOptions
 
 
@@ -21,32 +26,58 @@ def check_site(
     site: Site,
     options: PreprocessingOptions,
     *,
+    report: Path | None = None,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Prepare every case and say which can be used; raise CaseError if the cohort has none.
 
-    The prepared cases stay in the cache, so that training does not prepare them again.
+    The prepared cases stay in the cache, so that training does not prepare them again, and a check
+    that was broken off goes on where it was. With ``report`` a page to look through is written into
+    that folder. ``workers`` is how many cases are prepared at a time; as many as the machine can
+    hold if it is None.
     """
     cohort = read_cohort(site.data)
     gone, key = withdrawn(site), patients_key(site)
     cases = [case for case in cohort.cases if pseudonym(key, case.patient) not in gone]
-    cache = PreparedCache(site.folder / "cache", options)
     refused = [
         {"case": r.case, "file": r.file, "reason": r.reason, "code": r.code} for r in cohort.refused
     ]
-    usable = []
-    for number, case in enumerate(cases, start=1):
-        try:
-            prepared = cache.get(case)
-        except CaseError as error:
+    work = functools.partial(check_case, cache=site.folder / "cache", options=options)
+    workers = workers_for(cases) if workers is None else workers
+    usable: list[Case] = []
+    measured: list[CaseMeasures] = []
+    pictures: dict[str, bytes] = {}
+    for number, found in enumerate(each(work, cases, workers=workers), start=1):
+        if found.measures is None:
             refused.append(
-                {"case": case.name, "file": "", "reason": str(error), "code": error.code}
+                {
+                    "case": found.case.name,
+                    "file": "",
+                    "reason": found.reason,
+                    "code": found.code,
+                }
             )
         else:
-            empty = prepared.labels is not None and not prepared.labels.any()
-            usable.append((case, empty))
+            usable.append(found.case)
+            measured.append(found.measures)
+            pictures[found.case.name] = found.picture
         if progress is not None:
             progress(number, len(cases))
+    said = remarks(measured)
+    page = ""
+    if report is not None:
+        page = str(
+            write_report(
+                report,
+                site=site.name,
+                spacing_mm=options.spacing_mm,
+                cases=measured,
+                remarks=said,
+                refused=refused,
+                pictures=pictures,
+            )
+        )
     with open_ledger(site) as ledger:
         facts = len(ledger.facts())
     execution = execution_for(site.settings.machine)
@@ -54,11 +85,14 @@ def check_site(
         "data": str(site.data),
         "layout": cohort.layout,
         "cases": len(usable),
-        "patients": len({case.patient for case, _ in usable}),
-        "labelled_cases": sum(case.label is not None for case, _ in usable),
+        "patients": len({case.patient for case in usable}),
+        "labelled_cases": sum(case.label is not None for case in usable),
         "withdrawn_patients": len(gone),
-        "cases_without_tumour": sum(empty for _, empty in usable),
+        "cases_without_tumour": sum(_empty(one) for one in measured),
         "refused": refused,
+        "remarks": [_told(one) for one in said],
+        "measures": [as_json(one) for one in measured],
+        "report": page,
         "machine": {
             "device": execution.device,
             "precision": execution.precision,
@@ -68,3 +102,11 @@ def check_site(
         "ledger_facts": facts,
         "joined": (site.folder / "kit.json").exists(),
     }
+
+
+def _empty(case: CaseMeasures) -> bool:
+    return case.mask is not None and case.mask.volume_ml["WT"] == 0
+
+
+def _told(one: Remark) -> dict[str, str]:
+    return {"kind": one.kind, "code": one.code, "case": one.case, "text": one.text}

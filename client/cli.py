@@ -128,9 +128,19 @@ def check(
     spacing_mm: Annotated[
         float, typer.Option(min=0.5, max=6.0, help="Voxel size to prepare for, as a protocol does.")
     ] = 1.0,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with pictures of every case here. It stays with you."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cases at a time; as many as the machine can hold.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if a case is refused or doubtful.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Read and prepare every case, and say what cannot be used and why; look at the machine."""
+    """Read and prepare every case; say what cannot be used, what is doubtful, and why."""
     from client.checking import check_site
     from common.protocol import PreprocessingOptions
 
@@ -139,17 +149,27 @@ def check(
         found = check_site(
             site,
             PreprocessingOptions(spacing_mm=spacing_mm),
+            report=report,
+            workers=workers,
             progress=functools.partial(told, "Preparing cases"),
         )
+    doubts = len({one["case"] for one in found["remarks"] if one["kind"] == "doubt"})
+    failed = not found["cases"] or (strict and (doubts or found["refused"]))
     if json:
         console.show_json(found)
-        raise typer.Exit(0 if found["cases"] else CaseError.exit_code)
+        raise typer.Exit(CaseError.exit_code if failed else 0)
     _show_check(site, found)
     if not found["cases"]:
         raise CaseError(
             f"None of the cases in {found['data']} can be used.",
             do="The reasons are listed above.",
             code="case-none",
+        )
+    if failed:
+        raise CaseError(
+            f"{len(found['refused'])} cases were refused and {doubts} are doubtful.",
+            do="Mend them, or leave them out with a manifest.",
+            code="case-doubtful",
         )
 
 
@@ -220,6 +240,11 @@ def _show_check(site: Site, found: dict[str, Any]) -> None:
     if found["refused"]:
         refused = [[r["case"], r["file"], r["reason"]] for r in found["refused"]]
         console.show_table("Refused", ["case", "file", "reason"], refused)
+    if found["remarks"]:
+        rows = [[one["case"], one["kind"], one["text"]] for one in found["remarks"]]
+        console.show_table("To look at", ["case", "kind", "what"], rows)
+    if found["report"]:
+        console.say(f"The page with pictures is {found['report']}. It must not leave the hospital.")
 
 
 def _study_row(site: Site, name: str) -> dict[str, object]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from common import console
 from tests.benchmarks import (
     poisoning,
+    preparation,
     privacy_check,
     private_step,
     round_overhead,
@@ -26,6 +27,7 @@ from tests.benchmarks import (
 BENCHMARKS = {
     "private_step": private_step.measure,
     "privacy_check": privacy_check.measure,
+    "preparation": preparation.measure,
     "round_overhead": round_overhead.measure,
     "server_memory": server_memory.measure,
     "site_terms": site_terms.measure,

@@ -106,6 +106,25 @@ def test_check(site_command: Run, make_site: Callable[..., Site], own_cohort: Pa
     assert site_command("check", site.folder, "--spacing-mm", 60).code == 2
 
 
+def test_check_writes_a_page_and_is_strict_if_asked(
+    site_command: Run, make_site: Callable[..., Site], own_cohort: Path, tmp_path: Path
+) -> None:
+    site = make_site("south", own_cohort)
+    asked = ("check", site.folder, "--spacing-mm", 6, "--workers", 1)
+    said = site_command(*asked, "--report", tmp_path / "report", "--json").json
+    assert said["report"] == str(tmp_path / "report" / "quality.html")
+    assert len(said["measures"]) == said["cases"]
+    page = (tmp_path / "report" / "quality.html").read_text()
+    assert all(one["name"] in page for one in said["measures"])
+    shown = site_command(*asked, "--report", tmp_path / "report")
+    assert "must not leave the hospital" in shown.out
+    read_cohort(own_cohort).cases[0].images["t2w"].path.write_bytes(b"cut")
+    assert site_command(*asked).code == 0
+    strict = site_command(*asked, "--strict")
+    assert (strict.code, "1 cases were refused" in strict.err) == (15, True)
+    assert site_command(*asked, "--strict", "--json").code == 15
+
+
 def test_check_without_a_usable_case_fails_in_one_document(
     site_command: Run, make_site: Callable[..., Site], own_cohort: Path
 ) -> None:

@@ -1,0 +1,41 @@
+"""One case looked at: prepared, measured and drawn, or why it cannot be used.
+
+Another process may do it (``client.imaging.batch``): what is imported here is kept small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.imaging.cache import PreparedCache
+from client.imaging.case import Case
+from client.imaging.nifti import read_volume
+from client.quality.measures import CaseMeasures, measure
+from client.quality.thumbnails import thumbnail
+from common.errors import CaseError
+from common.protocol import PreprocessingOptions
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One case: its measures and picture, or why it cannot be used."""
+
+    case: Case
+    measures: CaseMeasures | None
+    picture: bytes
+    reason: str = ""
+    code: str = ""
+
+
+def check_case(case: Case, *, cache: Path, options: PreprocessingOptions) -> Checked:
+    """Prepare one case, and measure and draw it; what is wrong with it is a result too."""
+    try:
+        prepared = PreparedCache(cache, options).get(case)
+        volumes = {
+            name: read_volume(image.path, index=image.index) for name, image in case.images.items()
+        }
+    except CaseError as error:
+        return Checked(case, None, b"", reason=str(error), code=error.code)
+    measures = measure(case.name, case.patient, volumes, prepared)
+    return Checked(case, measures, thumbnail(prepared))
