@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
@@ -61,6 +62,22 @@ CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
 """What a call to the SuperLink raises when it is down, restarted, or no longer knows our task."""
 
 
+@dataclass
+class _Pull:
+    """A pull that goes on; ``lost`` says whether the order was lost when it began."""
+
+    future: Future[Delivery | None]
+    lost: bool
+    lost_at_s: float | None = None
+
+    def lost_for_s(self) -> float:
+        """Return how long it is known that the order is lost: since this was asked first."""
+        now = time.monotonic()
+        if self.lost_at_s is None:
+            self.lost_at_s = now
+        return now - self.lost_at_s
+
+
 class GridFleet:
     """The sites that a Flower ``Grid`` reaches, by the name that they were registered under.
 
@@ -69,14 +86,23 @@ class GridFleet:
     same reason ``collect`` waits for a pull that is not done only now and then.
 
     Flower does not deliver an order again to a node that was started anew and had it before: what
-    was sent to a node before it was started counts as lost, unless its reply is there.
+    was sent to a node before it was started counts as lost, unless its reply is there. A reply that
+    broke off with the node never becomes whole, and Flower would wait for it: such a pull is given
+    up ``broken_off_s`` after the restart was seen.
     """
 
-    def __init__(self, grid: Grid, *, online_every_s: float = 1.0, pulls: int = 8) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        online_every_s: float = 1.0,
+        pulls: int = 8,
+        broken_off_s: float = 10.0,
+    ) -> None:
         self._grid = grid
         self._pool = ThreadPoolExecutor(pulls, thread_name_prefix="pull")
-        self._pulling: dict[str, tuple[Future[Delivery | None], bool]] = {}
-        """Of each ticket, the pull that goes on, and whether the order was lost when it began."""
+        self._broken_off_s = broken_off_s
+        self._pulling: dict[str, _Pull] = {}
         self._sent: dict[str, tuple[str, str]] = {}
         self._online_every_s = online_every_s
         self._nodes: dict[str, int] = {}
@@ -106,20 +132,23 @@ class GridFleet:
         return str(ticket)
 
     def collect(self, ticket: str) -> Delivery | None:
+        site, started = self._sent.get(ticket, ("", ""))
+        lost = started != self._started.get(site, "")
         if ticket not in self._pulling:
-            site, started = self._sent.get(ticket, ("", ""))
-            lost = started != self._started.get(site, "")
-            self._pulling[ticket] = (self._pool.submit(self._pull, ticket), lost)
-        pull, lost = self._pulling[ticket]
-        if not pull.done() and time.monotonic() - self._glanced >= _GLANCE_EVERY_S:
-            wait([pull], timeout=_GLANCE_S)
+            self._pulling[ticket] = _Pull(self._pool.submit(self._pull, ticket), lost)
+        pull = self._pulling[ticket]
+        if not pull.future.done() and time.monotonic() - self._glanced >= _GLANCE_EVERY_S:
+            wait([pull.future], timeout=_GLANCE_S)
             self._glanced = time.monotonic()
-        if not pull.done():
+        if pull.future.done():
+            delivery = pull.future.result()
+            if delivery is None and pull.lost:
+                delivery = Delivery(None, "restarted")
+        elif lost and pull.lost_for_s() >= self._broken_off_s:
+            delivery = Delivery(None, "restarted")
+        else:
             return None
         del self._pulling[ticket]
-        delivery = pull.result()
-        if delivery is None and lost:
-            delivery = Delivery(None, "restarted")
         if delivery is not None:
             self._sent.pop(ticket, None)
         return delivery

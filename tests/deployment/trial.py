@@ -262,13 +262,17 @@ class Trial:
         ]
 
     def _check_weights(self) -> None:
-        """Do the last round again from what the sites kept of it."""
+        """Do the last round again from what the sites kept of it.
+
+        A site keeps its last update alone: of another round if that was begun and never closed.
+        """
+        begun = max((e.facts["round"] for e in self.events("round opened")), default=0)
         study = self.stack.consortium.study(self.study)
         (started,) = self.events("study started")
         before = study.load(0, started.facts["weights"])
         for entry in self.closed():
             weights = study.load(entry.facts["round"], entry.facts["weights"])
-            if entry.facts["round"] == len(self.closed()):
+            if entry.facts["round"] == len(self.closed()) == begun:
                 updates = [self._kept(name, entry, before) for name in entry.facts["took_part"]]
                 for key, value in weights.items():
                     change = np.mean([update[key] for update in updates], axis=0, dtype=np.float64)

@@ -155,6 +155,29 @@ def test_what_was_sent_to_a_node_before_it_was_started_anew_is_lost() -> None:
     assert collected(sites, sent(grid, sites)) is None, "the new one is not lost"
 
 
+def test_a_reply_that_broke_off_with_its_node_is_not_waited_for() -> None:
+    done = threading.Event()
+
+    class Stalling(FakeGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            done.wait(30)
+            return super().pull_messages(message_ids)
+
+    grid: Any = Stalling({"a": 11})
+    sites = GridFleet(grid, online_every_s=0.0, broken_off_s=0.1)
+    ticket = sent(grid, sites)
+    began = time.monotonic()
+    while time.monotonic() - began < 0.3:
+        assert sites.collect(ticket) is None, "nothing says that the node is gone"
+    grid.started["a"] = "again"
+    sites.online()
+    assert sites.collect(ticket) is None, "it may be just about to come"
+    assert collected(sites, ticket) == Delivery(None, "restarted")
+    assert time.monotonic() - began < 5
+    assert (sites._pulling, sites._sent) == ({}, {})
+    done.set()
+
+
 def test_a_reply_from_before_the_node_was_started_anew_counts() -> None:
     grid = FakeGrid({"a": 11})
     sites = fleet(grid)
