@@ -127,7 +127,7 @@ def _(trial: Trial) -> None:
     _ends_without_north(trial)
 
 
-@cell("two of three cut for good", "training", ends="study paused")
+@cell("two of three cut for good", "training", out=None, ends="study paused")
 def _(trial: Trial) -> None:
     trial.launch(deadline_s=30)
     trial.reach("training")
@@ -237,7 +237,7 @@ def _(trial: Trial) -> None:
     trial.free("server")
     end = trial.finish()
     if end.event == "study paused":  # it had something to write meanwhile
-        assert end.facts["code"] == "journal-write"
+        assert end.facts["code"] in {"journal-write", "disk-full"}
         trial.relaunch()
 
 
