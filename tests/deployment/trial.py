@@ -307,7 +307,7 @@ class Trial:
         words += [f"order lost {n}x ({what})" for what, n in lost.items()]
         end = self.ended
         if end is not None:
-            paused = f"paused: {end.facts.get('reason', '')}"
+            paused = f"paused ({end.facts.get('code', '')})"
             words.append("finished" if end.event == "study finished" else paused)
         return "; ".join(word.strip() for word in words)
 
