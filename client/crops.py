@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.imaging.absence import PARTIAL, blank, present
 from common.errors import CaseError
 from common.protocol import TrainingOptions
 from common.regions import labels_to_regions
@@ -49,7 +50,8 @@ def draw_crops(
     """Return ``count`` random crops of a case, ``crops_per_patient`` by default.
 
     With ``foreground_probability`` a crop is centred on a random tumour voxel, if there is one,
-    else its place is uniform. Where the volume is smaller than the crop, zeros fill up.
+    else its place is uniform. Where the volume is smaller than the crop, zeros fill up. With
+    ``sequence_dropout`` a crop lacks some of its sequences, drawn anew, as a case may lack them.
 
     Raises CaseError for a case without labels.
     """
@@ -73,6 +75,8 @@ def draw_crops(
         region[:, *target] = labels_to_regions(labels[source])
         if options.augmentation == "light":
             _augment(image, region, rng)
+        if options.sequence_dropout and rng.random() < options.sequence_dropout:
+            blank(image, PARTIAL[rng.integers(len(PARTIAL))])
     return torch.from_numpy(images), torch.from_numpy(regions)
 
 
@@ -99,7 +103,7 @@ def _window(
 def _augment(
     image: NDArray[np.float32], region: NDArray[np.uint8], rng: np.random.Generator
 ) -> None:
-    """Flip, rescale, shift and add noise, in place; outside the brain stays 0."""
+    """Flip, rescale, shift and add noise, in place; outside the brain and what is absent stay."""
     axes = tuple(axis for axis in (1, 2, 3) if rng.random() < 0.5)
     image[...] = np.flip(image, axes)
     region[...] = np.flip(region, axes)
@@ -108,7 +112,8 @@ def _augment(
     shift = rng.uniform(-0.1, 0.1, (4, 1)).astype(np.float32)
     values = image[:, brain] * scale + shift
     values += rng.uniform(0, 0.1) * rng.standard_normal(values.shape, np.float32)
-    image[:, brain] = values
+    for channel in np.flatnonzero(present(image)):
+        image[channel, brain] = values[channel]
 
 
 def draw_patient(patient: Patient, options: TrainingOptions, rng: np.random.Generator) -> Crops:

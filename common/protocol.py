@@ -87,6 +87,9 @@ class TrainingOptions(_Frozen):
     crops_per_patient: int = Field(default=2, ge=1, le=16)
     foreground_probability: float = Field(default=0.66, ge=0, le=1)
     augmentation: Literal["none", "light"] = "light"
+    sequence_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Chance of a crop to lack some of its sequences, never both t1c and t2f: so that the network
+    learns to do without them."""
     loss: Literal["dice_bce"] = "dice_bce"
     optimizer: Literal["sgd", "adam"] = "adam"
     learning_rate: float = Field(gt=0, le=10)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.crops import Patient, draw_crops, draw_patient
+from client.imaging.absence import ABSENT, PARTIAL, blank, present
 from common.errors import CaseError
 from common.protocol import TrainingOptions
 from common.regions import labels_to_regions
@@ -112,3 +113,30 @@ def test_crops_come_from_all_scans_of_a_patient() -> None:
     assert sorted(found) == pytest.approx(sorted(sources), rel=1e-5)
     again, _ = draw_patient(patient, wanted, np.random.default_rng(0))
     assert torch.equal(crops, again)
+
+
+def lacking(images: torch.Tensor) -> list[tuple[bool, ...]]:
+    return [tuple(present(image.numpy()).tolist()) for image in images]
+
+
+def test_without_dropout_every_sequence_is_there() -> None:
+    images, _ = draw_crops(phantom(3), options(crops_per_patient=8), np.random.default_rng(1))
+    assert set(lacking(images)) == {(True,) * 4}
+
+
+def test_dropout_takes_sequences_from_as_many_crops_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    wanted = options(crops_per_patient=16, crop_size=(8, 8, 8), sequence_dropout=0.5)
+    seen = [one for n in range(40) for one in lacking(draw_crops(phantom(n), wanted, rng)[0])]
+    whole = seen.count((True,) * 4)
+    assert 0.42 < whole / len(seen) < 0.58
+    assert set(seen) == {(True,) * 4, *PARTIAL}
+
+
+def test_what_a_case_lacks_stays_absent_under_augmentation() -> None:
+    case = phantom(3)
+    blank(case.image, (True, True, False, True))
+    images, _ = draw_crops(case, options(crops_per_patient=4), np.random.default_rng(1))
+    assert set(lacking(images)) == {(True, True, False, True)}
+    assert set(torch.unique(images[:, 2]).tolist()) <= {ABSENT, 0.0}
+    assert (images[:, 0] != torch.from_numpy(case.image[0])).any(), "the others are augmented"

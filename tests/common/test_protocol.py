@@ -27,7 +27,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "cd19431348d3f5a835f925f7a97df522b14d947bcbeba2dcbec9c0282ce19b69"
+DIGEST = "b45a4e4e94644e29debc635087034e8e09137cde9c2caad980b8ea9531010ef7"
 TOML = """\
 study = "demo"
 title = "A study"
