@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from client.cohort import read_cohort
 from client.imaging.cache import PreparedCache
 from client.patients import patients_key, pseudonym, withdrawn
+from client.series import cohort_of
 from client.site import Site
 from client.studies import execution_for, open_ledger
 from common.errors import CaseError
@@ -27,7 +27,7 @@ def check_site(
 
     The prepared cases stay in the cache, so that training does not prepare them again.
     """
-    cohort = read_cohort(site.data)
+    cohort = cohort_of(site)
     gone, key = withdrawn(site), patients_key(site)
     cases = [case for case in cohort.cases if pseudonym(key, case.patient) not in gone]
     cache = PreparedCache(site.folder / "cache", options)

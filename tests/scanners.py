@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,35 @@ def write_series(
         paths.append(folder / f"IM{number:03d}-{index:04d}.dcm")
         spoilt.save_as(paths[-1], enforce_file_format=True)
     return paths
+
+
+SEQUENCES: dict[int, tuple[str, str, dict[str, Any]]] = {
+    # series number: sequence, description, times
+    2: ("t1n", "T1 SE tra nativ", {"RepetitionTime": 500, "EchoTime": 10}),
+    3: ("t2w", "T2 TSE tra", {"RepetitionTime": 5000, "EchoTime": 100}),
+    4: ("t2f", "FLAIR tra", {"RepetitionTime": 9000, "EchoTime": 90, "InversionTime": 2500}),
+    5: ("t1c", "T1 SE tra KM", {"RepetitionTime": 500, "EchoTime": 10, "ContrastBolusAgent": "Gd"}),
+}
+
+
+def write_study(folder: Path, *, skip: tuple[int, ...] = (), seed: int = 0, **values: Any) -> Path:
+    """Write a study of four stripped sequences on one grid, one folder each, and a localiser."""
+    for number, (_, description, times) in SEQUENCES.items():
+        if number not in skip:
+            data = voxels(10 * seed + number)
+            target = folder / f"{number}"
+            write_series(target, number, description, **{"data": data, **times, **values})
+    write_series(folder / "1", 1, "localizer", **values)
+    return folder
+
+
+def zipped(folder: Path, path: Path) -> Path:
+    """Pack ``folder`` into the zip file ``path``."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+    return path
 
 
 def _base(number: int, description: str, values: Mapping[str, Any]) -> Dataset:

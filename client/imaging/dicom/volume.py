@@ -68,7 +68,7 @@ def read_series(image: Image) -> Volume:
     return _checked(array, affine, image)
 
 
-def pixel_digest(parts: Sequence[Part]) -> str:
+def pixel_digest(parts: Sequence[Part]) -> bytes:
     """Return a SHA-256 of what ``parts`` show, whatever their headers say; raise CaseError.
 
     The same scan under two patients' names has one digest.
@@ -83,7 +83,7 @@ def pixel_digest(parts: Sequence[Part]) -> str:
             raise damaged(part, type(error).__name__) from error
     for one in sorted(sums):
         digest.update(one)
-    return digest.hexdigest()
+    return digest.digest()
 
 
 def _dataset(part: Part, data: bytes) -> Dataset:
