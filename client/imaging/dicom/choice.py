@@ -86,9 +86,9 @@ class Choice:
 
 def choose(study: Study, decide: Decide = lambda _: None) -> Choice:
     """Return which series of ``study`` stand for its sequences."""
-    verdicts = {one.uid: weigh(one.facts) for one in study.series}
-    verdicts = _after_contrast(study, verdicts)
     decided = {one.uid: role for one in study.series if (role := decide(one)) is not None}
+    verdicts = {one.uid: weigh(one.facts) for one in study.series}
+    verdicts = _after_contrast(study, verdicts, decided)
     chosen: dict[str, Series] = {}
     for role in MODALITIES:
         named = [one for one in study.series if decided.get(one.uid) == role and not one.fault]
@@ -108,12 +108,14 @@ def choose(study: Study, decide: Decide = lambda _: None) -> Choice:
     return Choice(tuple(judged), chosen)
 
 
-def _after_contrast(study: Study, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+def _after_contrast(
+    study: Study, verdicts: Mapping[str, Verdict], decided: Mapping[str, str]
+) -> dict[str, Verdict]:
     """Doubt each unmarked T1 that was acquired after one with contrast: it may show it too."""
     given = [
         one.facts.started_s
         for one in study.series
-        if verdicts[one.uid].role == "t1c" and one.facts.started_s is not None
+        if decided.get(one.uid, verdicts[one.uid].role) == "t1c" and one.facts.started_s is not None
     ]
     result = dict(verdicts)
     for one in study.series:
