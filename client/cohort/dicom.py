@@ -46,11 +46,9 @@ class Judgement:
 def judge(paths: Iterable[Path], root: Path, decide: Decide) -> tuple[list[Judgement], list[Found]]:
     """Find the studies among ``paths``; return them and what cannot be read."""
     found = scan(paths)
-    spoilt = {path if is_zip(path) else path.parent for path, _ in found.faults}
-    refused: list[Found] = [
-        Refusal(path.parent.name, relative(path, root), error.message, error.code)
-        for path, error in found.faults
-    ]
+    spoilt = {_holder(path): (path, error) for path, error in reversed(found.faults)}
+    owned: set[Path] = set()
+    refused: list[Found] = []
     judged = []
     names: Counter[str] = Counter()
     dates: Counter[tuple[str, str]] = Counter()
@@ -61,12 +59,19 @@ def judge(paths: Iterable[Path], root: Path, decide: Decide) -> tuple[list[Judge
         number = dates[study.patient, study.date]
         session = "-".join(filter(None, (study.date, str(number) * (number > 1)))) or "1"
         name = f"{name}#{names[name]}" if names[name] > 1 else name
-        files = {part.path for series in study.series for part in series.parts}
-        if spoilt & {path if is_zip(path) else path.parent for path in files}:
-            reason = "a file beside its own cannot be read, so that slices may be missing"
-            refused.append(Refusal(_name(study, session), name, reason, "case-file"))
+        holders = {_holder(part.path) for series in study.series for part in series.parts}
+        if beside := sorted(holders & set(spoilt)):
+            owned.update(beside)
+            path, error = spoilt[beside[0]]
+            reason = f"{error.message} It lies beside the study's: slices may be missing."
+            refused.append(Refusal(_name(study, session), relative(path, root), reason, error.code))
             continue
         judged.append(Judgement(name, study, session, choose(study, decide)))
+    refused += [
+        Refusal(path.parent.name, relative(path, root), error.message, error.code)
+        for path, error in found.faults
+        if _holder(path) not in owned
+    ]
     return judged, refused
 
 
@@ -168,6 +173,11 @@ def _owner(mask: Finding, judged: Sequence[Judgement]) -> str:
         inside = [one for one in inside if len(one.study.place.parts) == deepest]
     owners = inside or beside or around
     return owners[0].name if len(owners) == 1 else ""
+
+
+def _holder(path: Path) -> Path:
+    """Return the folder or zip file whose files belong together."""
+    return path if is_zip(path) else path.parent
 
 
 def _name(study: Study, session: str) -> str:

@@ -99,7 +99,7 @@ def is_dicom(start: bytes) -> bool:
 
 
 def read_header(part: Part, data: bytes) -> Instance | None:
-    """Return what the file ``data`` says; None when it holds no image, as a DICOMDIR does.
+    """Return what the file ``data`` says; None when it is to hold no image, as a DICOMDIR.
 
     Raises CaseError (``case-file``) when it cannot be parsed or names no study and series.
     """
@@ -109,14 +109,16 @@ def read_header(part: Part, data: bytes) -> Instance | None:
         dataset = pydicom.dcmread(
             io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=list(_TAGS)
         )
+        if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
+            return None
         kind = _text(dataset, "SOPClassUID")
-        if not kind or kind == _DIRECTORY:
-            if kind or is_dicom(data[:132]):
-                return None
-            raise ValueError("no DICOM header")
-        if not _text(dataset, "Rows"):
-            return None  # a report, a presentation state, a spectrum
-        return _instance(part, dataset, kind)
+        if not kind:
+            raise ValueError("no kind of object")
+        if _text(dataset, "Rows"):
+            return _instance(part, dataset, kind)
+        if kind == MR or kind in ENHANCED:
+            raise EOFError("no image in an image")
+        return None  # a report, a presentation state, a spectrum
     except DAMAGED as error:
         raise damaged(part, type(error).__name__) from error
 

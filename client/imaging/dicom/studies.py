@@ -111,13 +111,15 @@ def _split(uid: str, instances: list[Instance]) -> list[Series]:
 def _series(uid: str, instances: list[Instance], twice: int, *, whole: bool) -> Series:
     instances = sorted(instances, key=lambda one: (one.number or 0, one.part))
     slices = [one for instance in instances for one in instance.slices]
+    first = instances[0].facts
     kinds = {(one.te, one.b_value, one.temporal) for one in slices}
     wrong = fault(slices) if slices else Fault("case-orientation", "says nothing of its slices")
     if twice:
         wrong = Fault("case-slices", f"holds {twice} images twice, and the two differ")
+    elif min(first.spacing_mm[:2]) <= 0:
+        wrong = Fault("case-affine", "does not say how large its voxels are")
     elif len(kinds) > 1 and (wrong is None or wrong.code != "case-orientation"):
         wrong = Fault("case-volumes", f"holds {len(kinds)} volumes (echoes, b-values or times)")
-    first = instances[0].facts
     times = [one.time_s for one in instances if one.time_s is not None]
     facts = replace(
         first,

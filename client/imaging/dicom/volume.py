@@ -50,8 +50,11 @@ def read_series(image: Image) -> Volume:
     ``case-orientation``, ``case-values`` (not finite), ``case-empty``.
     """
     datasets = [_dataset(part, data) for part, data in contents(image.parts)]
-    for dataset in datasets:
-        _check_pixels(dataset, image, slices=len(datasets))
+    try:
+        for dataset in datasets:
+            _check_pixels(dataset, image, slices=len(datasets))
+    except DAMAGED as error:
+        raise _no_pixels(image, f"its header is damaged ({type(error).__name__})") from error
     try:
         volume = _volume(datasets)
         array, affine = np.asarray(volume.array, np.float64), np.asarray(volume.affine, np.float64)
@@ -145,7 +148,8 @@ def _undecoded(datasets: list[Dataset]) -> bool:
 
 
 def _checked(array: NDArray[np.float64], affine: NDArray[np.float64], image: Image) -> Volume:
-    data = np.ascontiguousarray(array.transpose(2, 1, 0), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # judged below
+        data = np.ascontiguousarray(array.transpose(2, 1, 0), np.float32)
     if not np.isfinite(data).all():
         raise CaseError(
             f"{image.title} holds voxels that are not finite numbers.",
