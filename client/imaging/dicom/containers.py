@@ -10,13 +10,16 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 from client.imaging.case import Part
 from common.errors import CaseError
+
+Identity = tuple[int, int, int, int]
+Digests = dict[tuple[Part, Identity], bytes]
 
 _ENCRYPTED: Final = 0x1
 _MOST_MEMBERS: Final = 200_000
@@ -75,6 +78,29 @@ def contents(parts: Iterable[Part]) -> Iterator[tuple[Part, bytes]]:
             raise _refused(path, f"cannot be read to its end ({_words(error)})") from error
 
 
+def identity_of(path: Path) -> Identity:
+    """Return what changes when the file at ``path`` does; raise OSError."""
+    facts = path.stat()
+    return facts.st_size, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def digests(
+    parts: Sequence[Part], make: Callable[[Part, bytes], bytes], known: Digests
+) -> list[bytes]:
+    """Return what ``make`` makes of each part's bytes; what is ``known`` is not read again.
+
+    Raises CaseError.
+    """
+    try:
+        keys = [(part, identity_of(part.path)) for part in parts]
+    except OSError as error:
+        raise unreadable(parts[0].path, error) from error
+    by_part = dict(keys)
+    for part, data in contents(part for part, identity in keys if (part, identity) not in known):
+        known[part, by_part[part]] = make(part, data)
+    return [known[key] for key in keys]
+
+
 def _member(archive: zipfile.ZipFile, part: Part) -> bytes:
     with archive.open(part.member) as stream:
         data = stream.read(_MOST_MEMBER_BYTES + 1)
@@ -87,11 +113,16 @@ def _file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CaseError(
-            f"{path} cannot be read: {error.strerror or error}.",
-            do="Check that the file is there and that this user may read it.",
-            code="case-file",
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> CaseError:
+    """Return the error for a file that the system does not let us read."""
+    return CaseError(
+        f"{path} cannot be read: {error.strerror or error}.",
+        do="Check that the file is there and that this user may read it.",
+        code="case-file",
+    )
 
 
 def _refused(path: Path, fault: str) -> CaseError:

@@ -10,17 +10,16 @@ Sources: DICOM PS3.3 C.7.6.2 (image plane), C.8.3.1 (MR image), C.8.13 (enhanced
 from __future__ import annotations
 
 import datetime as dt
-import io
 import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 
 from client.imaging.case import Part
@@ -34,12 +33,13 @@ ENHANCED: Final = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
 _SECONDARY: Final = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY: Final = "1.2.840.10008.1.3.10"
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
+_META_BYTES: Final = 2048
 _MAGIC: Final = slice(128, 132)
 
 DAMAGED: Final = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, InvalidDicomError, LookupError,
-    MemoryError, NotImplementedError, OSError, RecursionError, RuntimeError, TypeError, ValueError,
-    struct.error, zlib.error,
+    ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError,
+    InvalidDicomError, LookupError, MemoryError, NotImplementedError, OSError, RecursionError,
+    RuntimeError, TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
 """What pydicom and its decoders raise for files that are not what they say."""
 
@@ -98,16 +98,21 @@ def is_dicom(start: bytes) -> bool:
     return start[_MAGIC] == b"DICM"
 
 
-def read_header(part: Part, data: bytes) -> Instance | None:
-    """Return what the file ``data`` says; None when it is to hold no image, as a DICOMDIR.
+def read_header(part: Part, stream: BinaryIO) -> Instance | None:
+    """Return what the file ``stream`` says; None when it is to hold no image, as a DICOMDIR.
 
-    Raises CaseError (``case-file``) when it cannot be parsed or names no study and series.
+    Its pixels are not read. Raises CaseError (``case-file``) when it cannot be parsed or names no
+    study and series.
     """
-    if _DEFLATED in data[132:2048]:
+    start = stream.read(_META_BYTES)
+    if not start:
+        raise damaged(part, "it is empty")
+    if _DEFLATED in start:
         raise damaged(part, "its transfer syntax, deflated, is not supported")
+    stream.seek(0)
     try:
         dataset = pydicom.dcmread(
-            io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=list(_TAGS)
+            stream, force=True, stop_before_pixels=True, specific_tags=list(_TAGS)
         )
         if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
             return None

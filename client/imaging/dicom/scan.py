@@ -6,15 +6,16 @@ worker that looks at its cohort for every order reads no header twice.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from client.imaging.case import Part
-from client.imaging.dicom.containers import contents, members
+from client.imaging.dicom.containers import Identity, contents, identity_of, members, unreadable
 from client.imaging.dicom.facts import Facts
-from client.imaging.dicom.headers import Instance, damaged, is_dicom, read_header
+from client.imaging.dicom.headers import Instance, is_dicom, read_header
 from common.errors import CaseError
 
 _SUFFIXES: Final = (".dcm", ".dicom", ".ima")
@@ -29,8 +30,7 @@ class Scan:
     faults: list[tuple[Path, CaseError]] = field(default_factory=list)
 
 
-_Identity = tuple[int, int, int, int]
-_remembered: dict[Path, tuple[_Identity, Scan]] = {}
+_remembered: dict[Path, tuple[Identity, Scan]] = {}
 _facts: dict[Facts, Facts] = {}
 
 
@@ -51,17 +51,13 @@ def is_zip(path: Path) -> bool:
 
 def _scanned(path: Path) -> Scan:
     try:
-        facts = path.stat()
-        identity = facts.st_size, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns
+        identity = identity_of(path)
         known = _remembered.get(path)
         if known is not None and known[0] == identity:
             return known[1]
         one = _zip(path) if is_zip(path) else _file(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        do = "Check that the file is there and that this user may read it."
-        fault = CaseError(f"{path} cannot be read: {reason}.", do=do, code="case-file")
-        return Scan(faults=[(path, fault)])
+        return Scan(faults=[(path, unreadable(path, error))])
     _remembered[path] = identity, one
     return one
 
@@ -71,8 +67,8 @@ def _file(path: Path) -> Scan:
         start = file.read(_MAGIC_END)
         if not is_dicom(start) and path.suffix.lower() not in _SUFFIXES:
             return Scan()
-        data = start + file.read()
-    return _instances([(Part(path), data)])
+        file.seek(0)
+        return _instance(Part(path), file)
 
 
 def _zip(path: Path) -> Scan:
@@ -82,7 +78,7 @@ def _zip(path: Path) -> Scan:
         for part, data in contents(listed):
             named = Path(part.member).suffix.lower() in _SUFFIXES
             if named or is_dicom(data[:_MAGIC_END]):
-                one = _instances([(part, data)])
+                one = _instance(part, io.BytesIO(data))
                 found.instances += one.instances
                 found.faults += one.faults
     except CaseError as error:
@@ -90,24 +86,15 @@ def _zip(path: Path) -> Scan:
     return found
 
 
-def _instances(files: Iterable[tuple[Part, bytes]]) -> Scan:
-    found = Scan()
-    for part, data in files:
-        try:
-            instance = _header(part, data)
-        except CaseError as error:
-            found.faults.append((part.path, error))
-            continue
-        if instance is not None:
-            shared = _facts.setdefault(instance.facts, instance.facts)
-            found.instances.append(replace(instance, facts=shared))
-    return found
-
-
-def _header(part: Part, data: bytes) -> Instance | None:
-    if not data:
-        raise damaged(part, "it is empty")
-    return read_header(part, data)
+def _instance(part: Part, stream: BinaryIO) -> Scan:
+    try:
+        instance = read_header(part, stream)
+    except CaseError as error:
+        return Scan(faults=[(part.path, error)])
+    if instance is None:
+        return Scan()
+    shared = _facts.setdefault(instance.facts, instance.facts)
+    return Scan([replace(instance, facts=shared)])
 
 
 def _hidden(member: str) -> bool:

@@ -19,13 +19,14 @@ from typing import Final
 import numpy as np
 
 from client.imaging.case import Image, Part
-from client.imaging.dicom.containers import contents
+from client.imaging.dicom.containers import Digests, digests
 from client.imaging.dicom.facts import Facts
 from client.imaging.dicom.geometry import Fault, directions, fault, missing_end
 from client.imaging.dicom.headers import Instance, Slice
 
 _SAME_MS: Final = 0.5
 _MOST_ECHOES: Final = 4
+_sums: Digests = {}
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ def _split(uid: str, instances: list[Instance]) -> list[Series]:
         ]
     echoes: dict[tuple[float, tuple[int, int], str], list[Instance]] = defaultdict(list)
     for one in instances:
-        te = round((one.slices[0].te or 0) / _SAME_MS) * _SAME_MS
-        echoes[te, one.facts.shape, _component(one.facts)].append(one)
+        echoes[_echo(one.slices[0]), one.facts.shape, _component(one.facts)].append(one)
     several = 1 < len(echoes) <= _MOST_ECHOES
     if not several:
         return [_series(uid, instances, twice, whole=True)]
@@ -112,7 +112,7 @@ def _series(uid: str, instances: list[Instance], twice: int, *, whole: bool) -> 
     instances = sorted(instances, key=lambda one: (one.number or 0, one.part))
     slices = [one for instance in instances for one in instance.slices]
     first = instances[0].facts
-    kinds = {(one.te, one.b_value, one.temporal) for one in slices}
+    kinds = {(_echo(one), one.b_value, one.temporal) for one in slices}
     wrong = fault(slices) if slices else Fault("case-orientation", "says nothing of its slices")
     if twice:
         wrong = Fault("case-slices", f"holds {twice} images twice, and the two differ")
@@ -134,6 +134,11 @@ def _series(uid: str, instances: list[Instance], twice: int, *, whole: bool) -> 
     return Series(uid, str(first.number or 0), facts, parts, wrong, missing)
 
 
+def _echo(one: Slice) -> float:
+    """Return the echo time up to rounding, which some scanners do slice by slice."""
+    return round((one.te or 0) / _SAME_MS) * _SAME_MS
+
+
 def _once(instances: Sequence[Instance]) -> tuple[list[Instance], int]:
     """Leave out copies of a file; return too how many images are there twice and differ."""
     by_uid: dict[str, list[Instance]] = defaultdict(list)
@@ -142,9 +147,13 @@ def _once(instances: Sequence[Instance]) -> tuple[list[Instance], int]:
     differ = 0
     for same in by_uid.values():
         if len(same) > 1:
-            sums = {hashlib.sha256(data).digest() for _, data in contents(x.part for x in same)}
-            differ += len(sums) > 1
+            found = digests([x.part for x in same], _sha256, _sums)
+            differ += len(set(found)) > 1
     return [same[0] for same in by_uid.values()], differ
+
+
+def _sha256(_: Part, data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _step_mm(slices: Sequence[Slice]) -> float:

@@ -22,7 +22,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from client.imaging.case import Image, Part
-from client.imaging.dicom.containers import contents
+from client.imaging.dicom.containers import Digests, contents, digests
 from client.imaging.dicom.geometry import REGULAR_MM, SAME_DIRECTION
 from client.imaging.dicom.headers import DAMAGED, ENHANCED, damaged
 from client.imaging.nifti import Volume
@@ -37,6 +37,7 @@ _TRANSFORMS: Final[dict[str, Any]] = {
     "apply_voi_transform": False,
     "atol": REGULAR_MM,
 }
+_shown: Digests = {}
 _EXPORT: Final = "Export the series again, uncompressed (explicit VR, little endian)."
 
 logging.getLogger("highdicom").setLevel(logging.ERROR)
@@ -76,17 +77,11 @@ def pixel_digest(parts: Sequence[Part]) -> bytes:
 
     The same scan under two patients' names has one digest.
     """
-    digest = hashlib.sha256()
-    sums = []
-    for part, data in contents(parts):
-        try:
-            dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-            sums.append(hashlib.sha256(bytes(dataset.get("PixelData") or b"")).digest())
-        except DAMAGED as error:
-            raise damaged(part, type(error).__name__) from error
-    for one in sorted(sums):
-        digest.update(one)
-    return digest.digest()
+    return hashlib.sha256(b"".join(sorted(digests(parts, _pixels, _shown)))).digest()
+
+
+def _pixels(part: Part, data: bytes) -> bytes:
+    return hashlib.sha256(bytes(_dataset(part, data).get("PixelData") or b"")).digest()
 
 
 def _dataset(part: Part, data: bytes) -> Dataset:

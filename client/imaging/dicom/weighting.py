@@ -116,7 +116,8 @@ def _left_out(facts: Facts, text: str) -> str:
     if facts.burned_in:
         return "has text burned into its pixels"
     for one in facts.image_type[2:]:
-        if reason := _IMAGE_TYPES.get(one):
+        letter = one[0] if one[1:2] == "_" else ""  # Philips: M_FFE, P_FFE, R_SE
+        if reason := _IMAGE_TYPES.get(one) or _IMAGE_TYPES.get(letter):
             return f"is {reason} (image type {one})"
     if facts.orientations > 1:
         return f"holds slices of {facts.orientations} orientations, as a localiser does"

@@ -81,6 +81,7 @@ LEFT_OUT = {
     "a spine": (facts("T2 sag", body_part="CSPINE", **T2), "another part"),
     "a subtraction": (facts("T1 sub", **T1), "subtraction"),
     "a phase image": (facts("T1", image_type=("ORIGINAL", "PRIMARY", "P"), **T1), "phase"),
+    "a Philips phase image": (facts("T1", image_type=("ORIGINAL", "PRIMARY", "P_FFE")), "phase"),
     "ADC": (facts("ax", image_type=("DERIVED", "PRIMARY", "ADC"), **T2), "diffusion"),
     "PD": (facts("PD tra", tr=3000.0, te=15.0, scanning=("SE",)), "PD"),
     "T2*": (facts("T2 tra", tr=600.0, te=20.0, scanning=("GR",)), "T2*"),
