@@ -121,6 +121,13 @@ def missing(one: Judgement) -> str:
     listed = [*spoilt, *doubtful][:_MOST_LISTED]
     if not listed:
         return f"no series for {lacking}; {len(one.choice.judged)} were looked at"
+    eligible = [
+        judged.series
+        for judged in one.choice.judged
+        if not judged.series.fault and not judged.verdict.left_out and not judged.used
+    ]
+    if not eligible:
+        return f"no whole series for {lacking}: export these again:{''.join(listed)}"
     return (
         f"no series for {lacking} is whole and sure enough; what could be:{''.join(listed)}\n    "
         f'`gliofed-site series DIR "{one.name}" --set {one.choice.missing[0]}=SERIES` says which, '

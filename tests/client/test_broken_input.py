@@ -294,7 +294,8 @@ DICOM: dict[str, tuple[Break, str, str]] = {
     "a colour image": (
         each(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "case-pixels", "grey"),
     "a missing middle slice": (
-        lambda root, _: instances(root)[5].unlink(), "case-slices", "lacks 1 slices in its middle"),
+        lambda root, _: instances(root)[5].unlink(),
+        "case-slices", "lacks 1 of the slices in its middle"),
     "a missing first slice": (
         lambda root, _: instances(root)[0].unlink(), "case-series", "begins with image 2"),
     "a duplicate slice": (duplicate, "case-slices", "twice"),

@@ -145,7 +145,7 @@ def test_no_word_makes_a_volume_of_a_series_with_a_gap(scanned: Site, scans: Pat
         spoil=lambda index, dataset: None if index == 5 else dataset,
         **SEQUENCES[5][2],
     )
-    with pytest.raises(CaseError, match="lacks 1 slices in its middle") as caught:
+    with pytest.raises(CaseError, match="lacks 1 of the slices in its middle") as caught:
         series.decide(scanned, series.judged(scanned)[0], [("t1c", "6")])
     assert caught.value.code == "case-slices"
 

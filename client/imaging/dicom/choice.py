@@ -3,7 +3,8 @@
 A person's decision comes first and is taken at its word, except that no decision makes a volume out
 of slices that are none. Then the rules: a series takes part if its weighting is sure enough, it is
 one whole volume, and nothing hints at missing slices; originals come before what was computed from
-them, then the most isotropic, then the latest. What is left over is not guessed.
+them, a T1 said to be without contrast before one of which nothing is said, then the most isotropic,
+then the latest. What is left over is not guessed.
 """
 
 from __future__ import annotations
@@ -129,11 +130,15 @@ def _after_contrast(
 
 
 def _rank(one: Series, verdict: Verdict, others: list[Series]) -> tuple[float, ...]:
-    """Order by: original, isotropic, late; ``others`` are those it competes with."""
+    """Order by: original, said to be without contrast, isotropic, late.
+
+    ``others`` are those that ``one`` competes with.
+    """
     finest = min(other.facts.anisotropy for other in others)
     shape = one.facts.anisotropy
     return (
         float(verdict.computed),
+        float(verdict.role == "t1n" and not verdict.marked),
         0.0 if shape <= finest * _NEARLY else shape,
         -(one.facts.started_s or 0.0),
         -float(one.facts.number or 0),
@@ -165,14 +170,16 @@ def _judged(
     if verdict.confidence < SURE:
         why = "; ".join(verdict.reasons) + "; not sure enough to be taken unasked"
         return Judged(one, verdict, False, why)
-    best, computed = chosen[verdict.role], verdict.computed
-    why = f"series {best.name} is used instead: {_better(best, one, computed=computed)}"
+    best = chosen[verdict.role]
+    why = f"series {best.name} is used instead: {_better(best, one, verdict)}"
     return Judged(one, verdict, False, why)
 
 
-def _better(best: Series, other: Series, *, computed: bool) -> str:
-    if computed:
+def _better(best: Series, other: Series, verdict: Verdict) -> str:
+    if verdict.computed:
         return "this one was computed from other images"
+    if verdict.role == "t1n" and not verdict.marked:
+        return "of this one nothing says that it is without contrast"
     if best.facts.anisotropy * _NEARLY < other.facts.anisotropy:
         return "its voxels are more isotropic"
     if (best.facts.started_s or 0) > (other.facts.started_s or 0):

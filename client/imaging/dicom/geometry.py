@@ -99,7 +99,7 @@ def _spacing_fault(positions: np.ndarray, turn: np.ndarray) -> Fault | None:
     usual = float(np.median(gaps))
     lost = np.round(gaps / usual) - 1
     if (lost > 0).any() and np.allclose(gaps, (lost + 1) * usual, atol=2 * REGULAR_MM):
-        return Fault("case-slices", f"lacks {int(lost.sum())} slices in its middle")
+        return Fault("case-slices", f"lacks {int(lost.sum())} of the slices in its middle")
     if np.abs(gaps - usual).max() > REGULAR_MM:
         low, high = gaps.min(), gaps.max()
         return Fault("case-slices", f"has slices {low:.2f} to {high:.2f} mm apart, not evenly")

@@ -13,7 +13,7 @@ vendors' own protocols do.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from client.imaging.dicom import words
 from client.imaging.dicom.facts import Facts
@@ -23,10 +23,12 @@ SURE: Final = 0.7
 
 _AGREE: Final = 0.95
 _PHYSICS: Final = 0.8
+_GRADIENT: Final = 0.65  # of a short gradient echo without a name: it may be anything
 _WORDS: Final = 0.8
 _CONFLICT: Final = 0.4
 _UNMARKED: Final = 0.9
 _CONTRADICTED: Final = 0.8
+_DOUBTFUL: Final = 0.5
 _COMPUTED: Final = 0.9
 _LEAST_EXTENT_MM: Final = 80.0
 _HEAD: Final = ("", "HEAD", "BRAIN", "SKULL", "HEADNECK", "HEADANDNECK", "KOPF", "SCHAEDEL")
@@ -87,14 +89,12 @@ def weigh(facts: Facts) -> Verdict:
     text = words.plain(f"{_typed(facts)} {facts.sequence}")
     if reason := _left_out(facts, text):
         return Verdict(left_out=reason)
-    physics, why = _physics(facts)
-    named = _named(facts)
-    kind, confidence, reasons = _agreed(physics, why, named)
+    kind, confidence, reasons = _agreed(facts)
     if kind in ("", "PD", "T2*", "STIR"):
         if kind and confidence >= _PHYSICS:
             return Verdict(left_out=f"is {kind}: {reasons[0]}")
-        return Verdict(reasons=reasons or ("neither times nor description tell its sequence",))
-    computed = "DERIVED" in facts.image_type or _is_reformatted(facts, text)
+        return Verdict(reasons=reasons)
+    computed = _is_computed(facts, text)
     if computed:
         confidence *= _COMPUTED
         reasons = (*reasons, "it was computed from other images")
@@ -104,7 +104,7 @@ def weigh(facts: Facts) -> Verdict:
     enhanced, factor, said = _enhanced(facts)
     confidence = round(confidence * factor, 3)
     role = "t1c" if enhanced else "t1n"
-    marked = factor != _UNMARKED
+    marked = factor not in (_UNMARKED, _DOUBTFUL)
     return Verdict(role, confidence, (*reasons, said), marked=marked, computed=computed)
 
 
@@ -132,30 +132,45 @@ def _left_out(facts: Facts, text: str) -> str:
     return ""
 
 
-def _physics(facts: Facts) -> tuple[str, str]:
-    """Return the weighting that the times make, and why; "" when they do not tell."""
+class _Physics(NamedTuple):
+    """The weighting that the times make, "" when they do not tell, and why.
+
+    ``alone`` is the confidence where no name is given; ``odd`` is whether the times are known and
+    fit nothing, which speaks against any name.
+    """
+
+    kind: str
+    why: str
+    alone: float = _PHYSICS
+    odd: bool = False
+
+
+def _physics(facts: Facts) -> _Physics:
     tr, te, ti = facts.tr, facts.te, facts.ti or 0.0
     if tr is None or te is None:
-        return "", "repetition and echo time are not both given"
+        return _Physics("", "repetition and echo time are not both given")
     times = f"TR {tr:.0f}, TE {te:.3g}" + (f", TI {ti:.0f}" if ti else "") + " ms"
     gradient = "GR" in facts.scanning and "SE" not in facts.scanning
     inverted = ti > 0
     if inverted and te >= 60 and ti >= 1200 and tr >= 3000:
-        return "FLAIR", f"{times}: long echo, fluid nulled"
+        return _Physics("FLAIR", f"{times}: long echo, fluid nulled")
     if inverted and 60 <= ti <= 300 and tr >= 1500 and not gradient and te >= 20:
-        return "STIR", f"{times}: fat nulled"
+        return _Physics("STIR", f"{times}: fat nulled")
     if gradient and te >= 14 and tr < 3000:
-        return "T2*", f"{times}: gradient echo with a late echo"
+        return _Physics("T2*", f"{times}: gradient echo with a late echo")
     prepared = inverted and 200 <= ti <= 1400 and tr <= (7000 if gradient else 4000)
-    if te < 30 and (tr <= 1500 or prepared):
-        return "T1", f"{times}: short echo" + (", inverted" if inverted else "")
+    if te < 30 and prepared:
+        return _Physics("T1", f"{times}: short echo, inverted")
+    if te < 30 and tr <= 1500:
+        alone = _GRADIENT if gradient else _PHYSICS
+        return _Physics("T1", f"{times}: short echo and repetition", alone)
     if te >= 60 and tr >= 1500 and not inverted:
         if "IR" in facts.scanning:
-            return "", f"{times}: inverted, but the inversion time is not given"
-        return "T2", f"{times}: long echo and repetition"
+            return _Physics("", f"{times}: inverted, but the inversion time is not given")
+        return _Physics("T2", f"{times}: long echo and repetition")
     if te < 40 and tr > 1500 and not inverted and not gradient:
-        return "PD", f"{times}: short echo, long repetition"
-    return "", f"{times} fit no sequence"
+        return _Physics("PD", f"{times}: short echo, long repetition")
+    return _Physics("", f"{times} fit no sequence", odd=True)
 
 
 def _named(facts: Facts) -> set[str]:
@@ -171,32 +186,36 @@ def _typed(facts: Facts) -> str:
     return facts.description or facts.protocol
 
 
-def _agreed(physics: str, why: str, named: set[str]) -> tuple[str, float, tuple[str, ...]]:
+def _agreed(facts: Facts) -> tuple[str, float, tuple[str, ...]]:
     """Return the kind that both witnesses support, its confidence and the reasons."""
-    said = f"its description says {' and '.join(sorted(named))}" if named else ""
-    if physics and physics in named:
-        return physics, _AGREE, (why, said)
-    if physics in ("T2*", "STIR") and named:
-        return physics, _PHYSICS, (why, said)
-    if physics == "FLAIR" and named == {"T2"}:  # FLAIR is T2-weighted; its name may say no more
-        return "FLAIR", _PHYSICS, (why, said)
-    if physics == "T2" and named == {"FLAIR"} and "TI" not in why:
+    physics, named = _physics(facts), _named(facts)
+    kind, why = physics.kind, physics.why
+    said = f"its description says {' and '.join(sorted(named))}"
+    if not named:
+        return kind, physics.alone if kind else 0.0, (why,)
+    if kind in named:
+        return kind, _AGREE, (why, said)
+    if kind in ("T2*", "STIR"):
+        return kind, _PHYSICS, (why, said)
+    if kind == "FLAIR" and named == {"T2"}:  # FLAIR is T2-weighted; its name may say no more
+        return kind, _PHYSICS, (why, said)
+    if kind == "T2" and named == {"FLAIR"} and facts.ti is None:
         return "FLAIR", _WORDS, (said, f"{why}; the inversion time is not given")
-    if physics and named:
-        return sorted(named)[0], _CONFLICT, (f"{why}: {physics}", f"but {said}")
-    if physics:
-        return physics, _PHYSICS, (why,)
+    if kind:
+        return sorted(named)[0], _CONFLICT, (f"{why}: {kind}", f"but {said}")
     if len(named) == 1:
-        fits = "fit no sequence" in why
-        return named.copy().pop(), _CONFLICT if fits else _WORDS, (said, why)
-    return "", 0.0, (said, why) if said else (why,)
+        return next(iter(named)), _CONFLICT if physics.odd else _WORDS, (said, why)
+    return "", 0.0, (said, why)
 
 
 def _enhanced(facts: Facts) -> tuple[bool, float, str]:
     """Return whether contrast was given, by how much that lowers the confidence, and why."""
     agent = facts.contrast.strip()
     given = agent.upper() not in _NO_AGENT
-    typed = words.contrast(words.plain(_typed(facts)))
+    said = words.contrast(words.plain(_typed(facts)))
+    if len(said) > 1:
+        return True, _DOUBTFUL, "described as with contrast and as without"
+    typed = next(iter(said), None)
     if typed is None:
         if given:
             return True, 1.0, "a contrast agent is recorded"
@@ -209,5 +228,8 @@ def _enhanced(facts: Facts) -> tuple[bool, float, str]:
     return typed, 1.0, f"described as {word} contrast" + (" and so recorded" if given else "")
 
 
-def _is_reformatted(facts: Facts, text: str) -> bool:
-    return any(one in _REFORMATS for one in facts.image_type) or words.reformatted(text)
+def _is_computed(facts: Facts, text: str) -> bool:
+    """Say whether the series was computed; "mpr" in an original's name is short for MPRAGE."""
+    if facts.image_type:
+        return "DERIVED" in facts.image_type or any(one in _REFORMATS for one in facts.image_type)
+    return words.reformatted(text)

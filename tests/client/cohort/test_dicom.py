@@ -199,6 +199,16 @@ def test_two_unmarked_t1_and_none_with_contrast_are_not_guessed(tmp_path: Path) 
     assert caught.value.code == "case-series"
 
 
+def test_a_t1_said_to_be_without_contrast_goes_before_a_later_one_of_which_nothing_is_said(
+    tmp_path: Path,
+) -> None:
+    """The later one is finer, but may well show contrast that nobody wrote down."""
+    folder = write_study(tmp_path / "study", skip=(5,))
+    write_series(folder / "6", 6, "T1", affine=oblique((12.0, 12.0, 12.0)), **SEQUENCES[2][2])
+    write_series(folder / "7", 7, "T1 KM", **SEQUENCES[5][2])
+    assert read_case(folder).images["t1n"].series == "2"
+
+
 def test_a_short_sequence_is_noted(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", skip=(4,))
     write_series(folder / "4", 4, "FLAIR tra", data=voxels(4)[:, :, :7], **SEQUENCES[4][2])

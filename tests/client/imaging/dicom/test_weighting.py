@@ -8,20 +8,25 @@ from client.imaging.dicom import words
 from client.imaging.dicom.facts import Facts
 from client.imaging.dicom.weighting import SURE, weigh
 
-SAYS_CONTRAST = {
+SAYS_CONTRAST: dict[bool | None, list[str]] = {
     True: [
+        "T1WI+C", "C+T1", "T1 SE p.KM", "CE_T1", "T1 Gd pre-op", "APOS CONTRASTE", "c/mdc",
         "T1 post", "T1 +C", "T1 C+", "T1+Gd", "T1w_km", "T1 nach KM", "T1 mit Kontrastmittel",
         "T1ce", "T1GD", "t1c", "apres gado", "après injection", "con mdc", "dopo mdc",
         "con contraste", "com contraste", "pós contraste", "pos gadolinio", "na gadolinium",
         "met contrast", "造影後", "T1 増強", "T1增强", "CE T1", "enhanced", "POST-GAD", "T1 p.KM",
     ],
     False: [
+        "T1 simple", "PRE-CONTRASTE", "s/mdc", "T1 vor KM", "T1 native pre contrast",
         "T1 pre", "T1 nativ", "T1 ohne KM", "T1 o. KM", "w/o contrast", "without gd", "no contrast",
         "non-contrast", "sans injection", "avant gado", "senza mdc", "basale", "sin contraste",
         "sem contraste", "s/c", "zonder contrast", "blanco", "voor contrast", "単純", "造影前",
         "平扫", "pre contrast", "T1 prä KM",
     ],
-    None: ["T1 tra", "posterior fossa", "T1 post op", "t1_mprage_sag_p2_iso", "sagittal"],
+    None: [
+        "T1 tra", "posterior fossa", "T1 post op", "T1 pre-op", "T1COR", "T1 CUBE", "sagittal",
+        "t1_mprage_sag_p2_iso",
+    ],
 }  # fmt: skip
 
 
@@ -29,7 +34,12 @@ SAYS_CONTRAST = {
     ("text", "given"), [(text, given) for given, texts in SAYS_CONTRAST.items() for text in texts]
 )
 def test_words_for_contrast_are_known(text: str, given: bool | None) -> None:
-    assert words.contrast(words.plain(text)) is given
+    assert words.contrast(words.plain(text)) == ({given} if given is not None else set())
+
+
+@pytest.mark.parametrize("text", ["T1 ohne und mit KM", "T1 w/o and w contrast", "pre T1 post"])
+def test_words_for_both_are_heard_as_both(text: str) -> None:
+    assert words.contrast(words.plain(text)) == {True, False}
 
 
 def facts(description: str = "", **more: object) -> Facts:
@@ -58,6 +68,18 @@ TELL = {
         "t1n",
         True,
     ),
+    "with and without": (facts("T1 ohne und mit KM", **T1), "t1c", False),
+    "a short gradient echo without a name": (
+        facts("x", tr=400.0, te=5.0, scanning=("GR",)),
+        "t1n",
+        False,
+    ),
+    "MPRAGE in short": (
+        facts("t1_mpr_ns_sag", image_type=("ORIGINAL", "PRIMARY", "M"), **T1),
+        "t1n",
+        True,
+    ),
+    "Philips' letters before": (facts("eT2W_TSE", **T2), "t2w", True),
     "computed": (facts("T1 MPR", image_type=("DERIVED", "SECONDARY", "M"), **T1), "t1n", True),
 }
 
@@ -82,6 +104,7 @@ LEFT_OUT = {
     "a subtraction": (facts("T1 sub", **T1), "subtraction"),
     "a phase image": (facts("T1", image_type=("ORIGINAL", "PRIMARY", "P"), **T1), "phase"),
     "a Philips phase image": (facts("T1", image_type=("ORIGINAL", "PRIMARY", "P_FFE")), "phase"),
+    "a fat image": (facts("t1_vibe_dixon_tra_F", **T1), "fat"),
     "ADC": (facts("ax", image_type=("DERIVED", "PRIMARY", "ADC"), **T2), "diffusion"),
     "PD": (facts("PD tra", tr=3000.0, te=15.0, scanning=("SE",)), "PD"),
     "T2*": (facts("T2 tra", tr=600.0, te=20.0, scanning=("GR",)), "T2*"),
