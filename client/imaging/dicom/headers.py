@@ -9,9 +9,12 @@ Sources: DICOM PS3.3 C.7.6.2 (image plane), C.8.3.1 (MR image), C.8.13 (enhanced
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import logging
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +30,8 @@ from client.imaging.dicom.facts import Facts
 from common.errors import CaseError
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+for _name in ("pydicom", "highdicom"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 MR: Final = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED: Final = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
@@ -93,6 +98,14 @@ class Instance:
     facts: Facts
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom: what it warns of, it quotes, and a header's values name the patient."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def is_dicom(start: bytes) -> bool:
     """Say whether a file that begins with ``start`` (132 bytes) is in DICOM's file format."""
     return start[_MAGIC] == b"DICM"
@@ -111,19 +124,8 @@ def read_header(part: Part, stream: BinaryIO) -> Instance | None:
         raise damaged(part, "its transfer syntax, deflated, is not supported")
     stream.seek(0)
     try:
-        dataset = pydicom.dcmread(
-            stream, force=True, stop_before_pixels=True, specific_tags=list(_TAGS)
-        )
-        if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
-            return None
-        kind = _text(dataset, "SOPClassUID")
-        if not kind:
-            raise ValueError("no kind of object")
-        if _text(dataset, "Rows"):
-            return _instance(part, dataset, kind)
-        if kind == MR or kind in ENHANCED:
-            raise EOFError("no image in an image")
-        return None  # a report, a presentation state, a spectrum
+        with quiet():
+            return _read(part, stream)
     except DAMAGED as error:
         raise damaged(part, type(error).__name__) from error
 
@@ -136,6 +138,22 @@ def damaged(part: Part, why: str) -> CaseError:
         do="Export the study again from the archive, uncompressed (explicit VR, little endian).",
         code="case-file",
     )
+
+
+def _read(part: Part, stream: BinaryIO) -> Instance | None:
+    dataset = pydicom.dcmread(
+        stream, force=True, stop_before_pixels=True, specific_tags=list(_TAGS)
+    )
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
+        return None
+    kind = _text(dataset, "SOPClassUID")
+    if not kind:
+        raise ValueError("no kind of object")
+    if _text(dataset, "Rows"):
+        return _instance(part, dataset, kind)
+    if kind == MR or kind in ENHANCED:
+        raise EOFError("no image in an image")
+    return None  # a report, a presentation state, a spectrum
 
 
 def _instance(part: Part, dataset: Dataset, kind: str) -> Instance:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from pydicom.uid import UID
 from client.imaging.case import Image, Part
 from client.imaging.dicom.containers import Digests, contents, digests
 from client.imaging.dicom.geometry import REGULAR_MM, SAME_DIRECTION
-from client.imaging.dicom.headers import DAMAGED, ENHANCED, damaged
+from client.imaging.dicom.headers import DAMAGED, ENHANCED, damaged, quiet
 from client.imaging.nifti import Volume
 from common.errors import CaseError
 
@@ -40,8 +39,6 @@ _TRANSFORMS: Final[dict[str, Any]] = {
 _shown: Digests = {}
 _EXPORT: Final = "Export the series again, uncompressed (explicit VR, little endian)."
 
-logging.getLogger("highdicom").setLevel(logging.ERROR)
-
 
 def read_series(image: Image) -> Volume:
     """Read a DICOM series as float32; raise CaseError.
@@ -50,6 +47,12 @@ def read_series(image: Image) -> Volume:
     compression without a decoder, colour), ``case-slices`` (missing, twice, not even),
     ``case-orientation``, ``case-values`` (not finite), ``case-empty``.
     """
+    with quiet():
+        array, affine = _read(image)
+    return _checked(array, affine, image)
+
+
+def _read(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     datasets = [_dataset(part, data) for part, data in contents(image.parts)]
     try:
         for dataset in datasets:
@@ -58,7 +61,7 @@ def read_series(image: Image) -> Volume:
         raise _no_pixels(image, f"its header is damaged ({type(error).__name__})") from error
     try:
         volume = _volume(datasets)
-        array, affine = np.asarray(volume.array, np.float64), np.asarray(volume.affine, np.float64)
+        return np.asarray(volume.array, np.float64), np.asarray(volume.affine, np.float64)
     except (ValueError, AttributeError) as error:
         if _undecoded(datasets):
             raise _no_pixels(image, "its pixels cannot be decoded: they are damaged") from error
@@ -69,7 +72,6 @@ def read_series(image: Image) -> Volume:
         ) from error
     except DAMAGED as error:
         raise _no_pixels(image, f"its pixels cannot be decoded ({type(error).__name__})") from error
-    return _checked(array, affine, image)
 
 
 def pixel_digest(parts: Sequence[Part]) -> bytes:
@@ -77,7 +79,9 @@ def pixel_digest(parts: Sequence[Part]) -> bytes:
 
     The same scan under two patients' names has one digest.
     """
-    return hashlib.sha256(b"".join(sorted(digests(parts, _pixels, _shown)))).digest()
+    with quiet():
+        found = digests(parts, _pixels, _shown)
+    return hashlib.sha256(b"".join(sorted(found))).digest()
 
 
 def _pixels(part: Part, data: bytes) -> bytes:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLSLossless, RLELossless
 
+from client.imaging.case import Image, Part
 from client.imaging.dicom.scan import scan
 from client.imaging.dicom.studies import Series, studies
+from client.imaging.dicom.volume import read_series
 from client.imaging.images import read_image
 from client.imaging.nifti import Volume, read_volume
+from common.errors import CaseError
 from tests.scanners import oblique, voxels, write_series
 
 DCM2NIIX = shutil.which("dcm2niix")
@@ -183,3 +188,37 @@ def test_a_file_that_is_there_twice_counts_once(tmp_path: Path) -> None:
 def test_a_frame_of_reference_that_an_anonymiser_dropped_is_no_fault(tmp_path: Path) -> None:
     write_series(tmp_path, 1, FrameOfReferenceUID=None)
     assert series_in(tmp_path)[0].data.any()
+
+
+SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
+
+
+def shipped(name: str) -> np.ndarray:
+    return read_series(Image(SHIPPED, parts=(Part(SHIPPED / name),), series="1")).data
+
+
+@pytest.mark.parametrize(
+    "coded", ["RLE", "jp2klossless", "jpeg_ls_lossless", "bigendian", "implicit", "padded"]
+)
+def test_every_lossless_coding_of_one_image_gives_the_same_voxels(coded: str) -> None:
+    np.testing.assert_array_equal(shipped(f"MR_small_{coded}.dcm"), shipped("MR_small.dcm"))
+
+
+def test_every_file_that_pydicom_tests_with_is_read_or_refused() -> None:
+    """Files of all kinds and ages, many damaged on purpose: none ends in a traceback."""
+    paths = sorted(path for path in SHIPPED.rglob("*") if path.is_file())
+    outcomes: Counter[str] = Counter()
+    found = scan(paths)
+    outcomes.update(error.code for _, error in found.faults)
+    for study in studies(found.instances):
+        for series in study.series:
+            try:
+                read_image(series.image(study))
+            except CaseError as error:
+                outcomes[error.code] += 1
+            else:
+                outcomes["read"] += 1
+    assert outcomes["read"] > 5
+    assert outcomes.keys() <= {
+        "read", "case-file", "case-pixels", "case-slices", "case-empty", "case-affine",
+    }  # fmt: skip
