@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from client.cohort import Case, read_cohort
+from client.cohort import Case
 from client.imaging.batch import each, workers_for
 from client.patients import patients_key, pseudonym, withdrawn
 from client.quality.case import check_case
 from client.quality.measures import CaseMeasures
 from client.quality.page import as_json, write_report
 from client.quality.remarks import Remark, remarks
+from client.series import cohort_of
 from client.site import Site
 from client.studies import execution_for, open_ledger
 from common.protocol import PreprocessingOptions
@@ -37,7 +38,7 @@ def check_site(
     that folder. ``workers`` is how many cases are prepared at a time; as many as the machine can
     hold if it is None.
     """
-    cohort = read_cohort(site.data)
+    cohort = cohort_of(site)
     gone, key = withdrawn(site), patients_key(site)
     cases = [case for case in cohort.cases if pseudonym(key, case.patient) not in gone]
     refused = [
@@ -64,7 +65,7 @@ def check_site(
             pictures[found.case.name] = found.picture
         if progress is not None:
             progress(number, len(cases))
-    said = remarks(measured)
+    said = [*remarks(measured), *_notes(usable)]
     page = ""
     if report is not None:
         page = str(
@@ -106,6 +107,11 @@ def check_site(
 
 def _empty(case: CaseMeasures) -> bool:
     return case.mask is not None and case.mask.volume_ml["WT"] == 0
+
+
+def _notes(cases: Iterable[Case]) -> list[Remark]:
+    """Return what a person should know about how the sequences of a study were chosen."""
+    return [Remark("note", "series", case.name, text) for case in cases for text in case.notes]
 
 
 def _told(one: Remark) -> dict[str, str]:

@@ -10,6 +10,7 @@ import typer
 
 from client import running
 from client import site as sites
+from client.choosing import app as choosing
 from client.consent import check_policy
 from client.imaging import preprocessing
 from client.oversight import app as oversight
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(oversight)
 app.add_typer(practice)
+app.add_typer(choosing)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]

@@ -30,7 +30,7 @@ from client.outbound import Reply, let_out, may_report, unjournalled
 from client.site import Site
 from client.terms import next_control
 from common.compression import decode, encoded_bytes_limit, plain
-from common.errors import ConsentError, GliofedError, UpdateError
+from common.errors import CaseError, ConsentError, GliofedError, UpdateError
 from common.files import read_json, write_json
 from common.identity import Statement
 from common.protocol import StudyProtocol
@@ -82,7 +82,7 @@ class Participation:
         except GliofedError as error:
             reply = self._news(order, Reply(refusal(order, error), what="a refusal"))
             if reply.news:
-                self._record("order refused", order, code=error.code, reason=str(error))
+                self._record("order refused", order, code=error.code, reason=_reason(error))
         except Exception:  # noqa: BLE001  the site's edge: the text stays here, a code leaves
             reply = Reply(refusal(order, GliofedError("unforeseen")), what="a failure")
             self._record("order failed", order, reason=traceback.format_exc()[-4000:])
@@ -340,6 +340,14 @@ class Participation:
         self._site.journal.append(
             event, study=order.study, round=order.round, order=order.kind, **facts
         )
+
+
+def _reason(error: GliofedError) -> str:
+    """Return what the journal keeps of an error: of a case none of its words, which name it."""
+    if not isinstance(error, CaseError):
+        return str(error)
+    _LOG.warning("%s", error)
+    return "Images of a patient cannot be used; `gliofed-site check` says whose and why."
 
 
 def _parted(arrays: Arrays) -> tuple[Arrays, Arrays]:

@@ -10,6 +10,7 @@ The folder::
     studies/ID/         protocol.json (signed by the coordinator), decision.json (signed here), what
                         this site has of its own there and never sends (``client.kept``)
     ledger.sqlite       the privacy budget
+    series.json         which DICOM series people took for which sequence, by keyed hash
     journal.jsonl       what happened, what left
     cache/ models/ outbox/ flower/
 """
@@ -42,7 +43,7 @@ _SETTINGS = """\
 
 name = {name}
 
-# Folder with the patients' scans: BraTS, Decathlon or BIDS layout, or a CSV manifest.
+# Folder with the patients' scans: DICOM studies, BraTS, Decathlon or BIDS, or a CSV manifest.
 data = {data}
 
 [policy]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from client.cohort import Split, read_cohort, split
+from client.cohort import Split, split
 from client.evaluation import evaluate
 from client.execution import execution_for as execution_for
 from client.imaging.cache import PreparedCache
@@ -20,6 +20,7 @@ from client.kept import Kept, Trained
 from client.patients import patients_key, pseudonym, withdrawn
 from client.preemption import yielding
 from client.private_training import LedgerCharge, train_privately
+from client.series import cohort_of
 from client.site import Site
 from client.spending import accountant as accountant
 from client.spending import caps as caps
@@ -74,7 +75,7 @@ def read_split(site: Site, protocol: StudyProtocol) -> Split:
     Patients who have withdrawn are in no part of it.
     """
     gone = withdrawn(site)
-    parts = split(read_cohort(site.data), protocol.study)
+    parts = split(cohort_of(site), protocol.study)
     if not gone:
         return parts
     key = patients_key(site)

@@ -20,10 +20,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from client.cohort import Case, Cohort, read_cohort, split
+from client.cohort import Case, Cohort, split
 from client.imaging.cache import retain
 from client.inference.model import open_model
 from client.patients import keep_withdrawal, patients_key, pseudonym, withdrawals
+from client.series import cohort_of
 from client.site import Site
 from client.studies import open_ledger
 from common.errors import CaseError, ConsentError, GliofedError
@@ -143,7 +144,7 @@ def withdraw(site: Site, patient: str, *, by: str) -> Effect:
 def _cases(site: Site) -> tuple[Case, ...]:
     """Return the cases that the cohort has now; none if its last one is gone."""
     try:
-        return read_cohort(site.data).cases
+        return cohort_of(site).cases
     except CaseError as error:
         if error.code != "case-none":
             raise

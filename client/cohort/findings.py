@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from client.imaging.case import Case, Image
+from client.imaging.case import Case, Image, Part
+from common.errors import CaseError
 from common.regions import MODALITIES
 
 LABEL: Final = "label"
@@ -46,6 +47,7 @@ class Finding:
     role: str
     image: Image
     label_map: Mapping[int, int]
+    notes: tuple[str, ...] = ()
 
 
 Found = Finding | Refusal
@@ -102,6 +104,7 @@ def _case(root: Path, group: list[Finding]) -> Case | Refusal:
         images={} if missing else {name: by_role[name][0].image for name in MODALITIES},
         label=label[0].image.path if label else None,
         label_map=label[0].label_map if label else first.label_map,
+        notes=first.notes,
     )
     for role, several in by_role.items():
         if len(several) > 1:
@@ -110,7 +113,7 @@ def _case(root: Path, group: list[Finding]) -> Case | Refusal:
             file = relative(several[1].image.path, root)
             return Refusal(case.name, file, reason, "case-ambiguous")
         path = several[0].image.path
-        if fault := _fault(path):
+        if not several[0].image.parts and (fault := _fault(path)):
             return Refusal(case.name, relative(path, root), fault, "case-file")
     if missing:
         reason = f"no file for {', '.join(missing)}"
@@ -127,10 +130,11 @@ def _fault(path: Path) -> str:
 
 
 def _without_copies(root: Path, cases: list[Case]) -> tuple[list[Case], list[Refusal]]:
-    """Leave out each case whose contrast-enhanced T1 is a byte-for-byte copy of an earlier one's.
+    """Leave out each case whose contrast-enhanced T1 is a copy of an earlier one's.
 
     The same scan under two patients' names would weaken the patient's privacy and put one
-    patient into training and test. Whole files are compared only where a sample agrees.
+    patient into training and test. NIfTI files are compared byte for byte, DICOM series by their
+    pixels; whole ones only where a sample agrees.
     """
     kept: list[Case] = []
     refused: list[Refusal] = []
@@ -138,8 +142,13 @@ def _without_copies(root: Path, cases: list[Case]) -> tuple[list[Case], list[Ref
     for case in cases:
         image = case.images["t1c"]
         try:
-            twins = seen[*_sample(image.path), image.index]
-            twin = next((one for one in twins if _same(one.images["t1c"].path, image.path)), None)
+            twins = seen[*_sample(image), image.index]
+            twin = next((one for one in twins if _same(one.images["t1c"], image)), None)
+        except CaseError as error:
+            refused.append(
+                Refusal(case.name, relative(image.path, root), error.message, error.code)
+            )
+            continue
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}"
             refused.append(Refusal(case.name, relative(image.path, root), reason, "case-file"))
@@ -153,17 +162,30 @@ def _without_copies(root: Path, cases: list[Case]) -> tuple[list[Case], list[Ref
     return kept, refused
 
 
-def _sample(path: Path) -> tuple[int, bytes]:
-    """Return a file's size and a digest of its middle."""
+def _sample(image: Image) -> tuple[int, bytes]:
+    """Return a file's size, or a series' number of files, and a digest of the middle."""
+    if image.parts:
+        return len(image.parts), _shown(image.parts[len(image.parts) // 2 :][:1])
+    path = image.path
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, (size - _SAMPLE) // 2))
         return size, hashlib.sha256(file.read(_SAMPLE)).digest()
 
 
-def _same(one: Path, other: Path) -> bool:
+def _shown(parts: Sequence[Part]) -> bytes:
+    """Return a digest of the pixels of DICOM files, whatever patient their headers name."""
+    from client.imaging.dicom.volume import pixel_digest
+
+    return pixel_digest(parts)
+
+
+def _same(one: Image, other: Image) -> bool:
     digests = []
-    for path in (one, other):
-        with path.open("rb") as file:
+    for image in (one, other):
+        if image.parts:
+            digests.append(_shown(image.parts))
+            continue
+        with image.path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").digest())
     return digests[0] == digests[1]

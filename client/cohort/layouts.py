@@ -21,6 +21,8 @@ KNOWN: Final = (
     "Medical Segmentation Decathlon, Task01: dataset.json with imagesTr and labelsTr",
     "BIDS: sub-NAME/[ses-NAME/]anat with _T1w, _ce-gadolinium_T1w, _T2w, _FLAIR, and "
     "derivatives/**/sub-NAME*_dseg or *_mask",
+    "DICOM: studies in folders or .zip files, classic or enhanced MR, a mask as seg.nii.gz in the "
+    "study's folder",
     "any other: a .csv file in the folder itself with the columns patient, session, t1n, t1c, "
     "t2w, t2f, label and paths relative to it",
 )

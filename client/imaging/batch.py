@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 from typing import Final, TypeVar
 
 import nibabel as nib
@@ -79,12 +80,23 @@ def _free_bytes() -> int:
 def _voxels(case: Case) -> int:
     """Return the voxels of all sequences together, or 0 where a header cannot be read.
 
-    What is wrong with such a case is told when it is prepared.
+    What is wrong with such a case is told when it is prepared. Of a DICOM series it is the bytes
+    of its files: more than the voxels, unless they are compressed by more than half.
     """
     total = 0
     for image in case.images.values():
+        if image.parts:  # slices of two bytes a voxel, or less if they are compressed
+            total += sum(_size(path) for path in image.files)
+            continue
         try:
             total += int(np.prod(nib.load(image.path).shape[:3]))
         except Exception:  # noqa: BLE001  nibabel raises whatever a broken header makes it raise
             return 0
     return total
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

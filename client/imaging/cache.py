@@ -1,14 +1,15 @@
 """Prepared cases on the hospital's disk, so that each is prepared once.
 
-An entry is found by what goes into it: the SHA-256 of the files, their channels, the meaning of
-the mask's values and the preprocessing digest. Change any of them and it is another entry. An
-entry holds voxels and geometry, no path and no patient's name; nothing in it is trusted before
-its own SHA-256 was checked, and a damaged one is made again. Several processes may share a folder.
+An entry is found by what goes into it: the SHA-256 of the files (of a DICOM series, of all its
+files), their channels, the meaning of the mask's values and the preprocessing digest. Change any of
+them and it is another entry. An entry holds voxels and geometry, no path and no patient's name;
+nothing in it is trusted before its own SHA-256 was checked, and a damaged one is made again.
+Several processes may share a folder.
 
-To know a file's SHA-256 without reading it again, the cache remembers it by path, size, times and
-inode, under the hash of the path. ``retain`` removes what is of no use any more. Out of scope:
-limiting the cache's size; entries of other options lie in folders of their own and may be deleted
-at any time.
+To know an image's SHA-256 without reading it again, the cache remembers it by paths, sizes, times
+and inodes, under the hash of the paths. ``retain`` removes what is of no use any more. Out of
+scope: limiting the cache's size; entries of other options lie in folders of their own and may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.imaging.case import Case
+from client.imaging.case import Case, Image
 from client.imaging.preprocessing import Prepared, digest, prepare
 from common.errors import CaseError
 from common.files import replacing, sweep, unwritable, write_bytes
@@ -82,26 +83,26 @@ class PreparedCache:
     def _key(self, case: Case) -> str:
         images = [case.images[name] for name in MODALITIES]
         facts = {
-            "images": [[self._sha256(image.path), image.index] for image in images],
-            "label": case.label and [self._sha256(case.label), sorted(case.label_map.items())],
+            "images": [[self._sha256(image), image.index] for image in images],
+            "label": case.label
+            and [self._sha256(Image(case.label)), sorted(case.label_map.items())],
             "preprocessing": self._digest,
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def _sha256(self, path: Path) -> str:
-        """Return the SHA-256 of a raw file, from memory when the file has not been touched."""
+    def _sha256(self, image: Image) -> str:
+        """Return the SHA-256 of an image's raw files, from memory when they were not touched."""
         try:
-            identity = _identity(path)
-            note = self._index / _note_name(path)
+            identity = [number for path in image.files for number in _identity(path)]
+            note = self._index / _note_name(image)
             remembered = _read_note(note)
-            if remembered.get("identity") == list(identity):
+            if remembered.get("identity") == identity:
                 return str(remembered["sha256"])
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            settled = time.time_ns() - identity[2] > _SETTLED_NS
+            sha256 = content_sha256(image)
+            settled = time.time_ns() - max(identity[2::4]) > _SETTLED_NS
         except OSError as error:
             raise CaseError(
-                f"{path} cannot be read: {error.strerror or error}.",
+                f"{error.filename or image.path} cannot be read: {error.strerror or error}.",
                 do="Check that the file is there and that this user may read it.",
                 code="case-file",
             ) from error
@@ -139,8 +140,8 @@ def retain(folder: Path, cases: Sequence[Case], options: Iterable[PreprocessingO
                 kept.add(cache.place(case))
             except CaseError:
                 continue
-    files = (file for case in cases for file in _files(case))
-    kept |= {folder / "index" / _note_name(file) for file in files}
+    images = (image for case in cases for image in _images(case))
+    kept |= {folder / "index" / _note_name(image) for image in images}
     found = (path for path in folder.glob("*/*") if not path.name.startswith("."))
     gone = [path for path in found if path not in kept]
     try:
@@ -151,13 +152,30 @@ def retain(folder: Path, cases: Sequence[Case], options: Iterable[PreprocessingO
     return sum(path.suffix == ".prepared" for path in gone)
 
 
-def _files(case: Case) -> list[Path]:
-    images = [image.path for image in case.images.values()]
-    return images if case.label is None else [*images, case.label]
+def content_sha256(image: Image) -> str:
+    """Return the SHA-256 of a file, or of the sorted SHA-256 of a series' files.
+
+    So a series has one whatever its files are called, in a folder or in a zip file. Raises OSError
+    for a file that cannot be read, CaseError for a zip file.
+    """
+    if not image.parts:
+        with image.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    from client.imaging.dicom.containers import contents
+
+    sums = sorted(hashlib.sha256(data).hexdigest() for _, data in contents(image.parts))
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest()
 
 
-def _note_name(path: Path) -> str:
-    return hashlib.sha256(str(path.absolute()).encode()).hexdigest()
+def _images(case: Case) -> list[Image]:
+    images = list(case.images.values())
+    return images if case.label is None else [*images, Image(case.label)]
+
+
+def _note_name(image: Image) -> str:
+    parts = [f"{part.path.absolute()}\n{part.member}" for part in image.parts]
+    text = "\n".join(parts) or str(image.path.absolute())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """A case: the four sequences of one patient at one time point, and perhaps a tumour mask.
 
 A case says where things lie; it holds no voxel. Invariant: ``images`` has exactly the keys of
-``common.regions.MODALITIES``. ``patient`` and ``session`` come from file names or the hospital's
-manifest; they never leave the hospital.
+``common.regions.MODALITIES``. ``patient`` and ``session`` come from file names, the hospital's
+manifest or DICOM's PatientID and StudyDate; they never leave the hospital.
 """
 
 from __future__ import annotations
@@ -22,12 +22,36 @@ LABELS_EITHER: Final = {1: 1, 2: 2, 3: 3, 4: 3}
 """For masks that do not say: enhancing tumour is 3 or 4. A mask that holds both is refused."""
 
 
+@dataclass(frozen=True, order=True)
+class Part:
+    """One file of a DICOM series: ``path`` itself, or ``member`` of the zip file there."""
+
+    path: Path
+    member: str = ""
+
+
 @dataclass(frozen=True)
 class Image:
-    """One sequence: a 3-D file, or channel ``index`` of a 4-D file."""
+    """One sequence: a 3-D file, channel ``index`` of a 4-D file, or a DICOM series.
+
+    A series has ``parts``, its files, and ``series``, its number at the scanner; ``path`` is then
+    the folder or zip file that holds it.
+    """
 
     path: Path
     index: int | None = None
+    parts: tuple[Part, ...] = ()
+    series: str = ""
+
+    @property
+    def title(self) -> str:
+        """What messages inside the hospital call it."""
+        return f"Series {self.series} in {self.path}" if self.parts else str(self.path)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files on the disk that hold it, each once."""
+        return tuple(dict.fromkeys(part.path for part in self.parts)) or (self.path,)
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,8 @@ class Case:
     images: Mapping[str, Image] = field(hash=False)
     label: Path | None
     label_map: Mapping[int, int] = field(hash=False)
+    notes: tuple[str, ...] = ()
+    """What a person should know about how the sequences were chosen."""
 
     @property
     def name(self) -> str:

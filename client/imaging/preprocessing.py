@@ -23,6 +23,7 @@ from scipy import ndimage
 
 from client.imaging import grid
 from client.imaging.case import Case
+from client.imaging.images import read_image
 from client.imaging.nifti import Volume, read_volume
 from common.errors import CaseError
 from common.protocol import PreprocessingOptions, preprocessing_digest
@@ -67,10 +68,10 @@ def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
     ``case-spacing`` (a brain wider than half a metre), ``case-contrast`` (a sequence that is flat
     inside the brain).
     """
-    volumes = {name: read_volume(i.path, index=i.index) for name, i in case.images.items()}
-    first_path, native = case.images[MODALITIES[0]].path, volumes[MODALITIES[0]]
+    volumes = {name: read_image(image) for name, image in case.images.items()}
+    first, native = case.images[MODALITIES[0]].title, volumes[MODALITIES[0]]
     for name in MODALITIES[1:]:
-        _check_grid(volumes[name], case.images[name].path, native, first_path)
+        _check_grid(volumes[name], case.images[name].title, native, first)
     images = [grid.to_canonical(volumes[name].data, native.affine) for name in MODALITIES]
     affine = grid.canonical_affine(native.affine, native.data.shape)
     brain = _brain(images, case)
@@ -82,7 +83,7 @@ def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
     if width_mm > _WIDEST_BRAIN_MM:
         raise CaseError(
             f"The brain of {case.name} would be {width_mm:.0f} mm wide.",
-            do=f"The voxel size in {first_path} must be wrong; correct its header.",
+            do=f"The voxel size in {first} must be wrong; correct its header.",
             code="case-spacing",
         )
     brain = np.ascontiguousarray(brain[box])
@@ -100,11 +101,11 @@ def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
     for channel, (name, image) in enumerate(zip(MODALITIES, images, strict=True)):
         resampled = resampling.image(np.ascontiguousarray(image[box]))
         prepared[channel][inside] = _z_score(
-            resampled[inside], options.clip_percentiles, case.images[name].path
+            resampled[inside], options.clip_percentiles, case.images[name].title
         )
     labels = None
     if case.label is not None:
-        values = _labels(case.label, case.label_map, native, first_path)
+        values = _labels(case.label, case.label_map, native, first)
         cropped = grid.to_canonical(values, native.affine)[box]
         labels = _resample_labels(np.ascontiguousarray(cropped), resampling)
     nx, ny, nz = native.data.shape
@@ -172,7 +173,7 @@ def to_native(probabilities: NDArray[np.float32], prepared: Prepared) -> NDArray
     return result
 
 
-def _check_grid(volume: Volume, path: Path, reference: Volume, reference_path: Path) -> None:
+def _check_grid(volume: Volume, title: str, reference: Volume, other: str) -> None:
     if volume.data.shape != reference.data.shape:
         fault = f"{volume.data.shape} voxels against {reference.data.shape}"
     elif not np.allclose(volume.affine, reference.affine, rtol=0, atol=grid.SAME_MM):
@@ -181,7 +182,7 @@ def _check_grid(volume: Volume, path: Path, reference: Volume, reference_path: P
     else:
         return
     raise CaseError(
-        f"{path} and {reference_path.name} are on different grids: {fault}.",
+        f"{title} and {other} are on different grids: {fault}.",
         do=_SAME_GRID,
         code="case-grid",
     )
@@ -212,14 +213,14 @@ def _brain(images: list[NDArray[np.float32]], case: Case) -> NDArray[np.bool_]:
 
 
 def _z_score(
-    values: NDArray[np.float32], percentiles: tuple[float, float], path: Path
+    values: NDArray[np.float32], percentiles: tuple[float, float], title: str
 ) -> NDArray[np.float32]:
     low, high = np.percentile(values, percentiles)
     clipped = np.clip(values, low, high)
     mean, deviation = clipped.mean(dtype=np.float64), clipped.std(dtype=np.float64)
     if not deviation > 1e-6 * max(1e-6, abs(mean)):
         raise CaseError(
-            f"{path} is flat: inside the brain nearly all voxels have the value {mean:.4g}.",
+            f"{title} is flat: inside the brain nearly all voxels have the value {mean:.4g}.",
             do="Check that the file is the sequence that its name says.",
             code="case-contrast",
         )
@@ -228,11 +229,11 @@ def _z_score(
 
 
 def _labels(
-    path: Path, label_map: Mapping[int, int], reference: Volume, reference_path: Path
+    path: Path, label_map: Mapping[int, int], reference: Volume, other: str
 ) -> NDArray[np.uint8]:
     """Read a tumour mask into the values of LABELS; raise CaseError."""
-    volume = read_volume(path, empty_ok=True)
-    _check_grid(volume, path, reference, reference_path)
+    volume = _turned(read_volume(path, empty_ok=True), reference)
+    _check_grid(volume, str(path), reference, other)
     labels = np.zeros(volume.data.shape, np.uint8)
     meaning: dict[int, float] = {}
     tumour = volume.data[volume.data != 0]
@@ -253,6 +254,19 @@ def _labels(
             code="case-label",
         )
     return labels
+
+
+def _turned(mask: Volume, reference: Volume) -> Volume:
+    """Flip and permute a mask's axes to those of ``reference`` where it lies on the same voxels.
+
+    A mask that was drawn on a converter's NIfTI lies on the scanner's voxels in another order.
+    """
+    here = grid.canonical_affine(mask.affine, mask.data.shape)
+    there = grid.canonical_affine(reference.affine, reference.data.shape)
+    if not np.allclose(here, there, rtol=0, atol=grid.SAME_MM):
+        return mask
+    data = grid.from_canonical(grid.to_canonical(mask.data, mask.affine), reference.affine)
+    return Volume(data, reference.affine)
 
 
 def _resample_labels(labels: NDArray[np.uint8], resampling: grid.Resampling) -> NDArray[np.uint8]:

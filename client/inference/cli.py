@@ -24,10 +24,17 @@ def _group() -> None:
 
 @app.command()
 def segment(
-    case: Annotated[Path, typer.Argument(help="Folder with the four sequences of one case.")],
+    case: Annotated[Path, typer.Argument(help="Folder or DICOM zip of one case.")],
     out: Annotated[Path, typer.Option(help="Folder for the result, made new.")],
     model: Annotated[Path | None, typer.Option(help="A released model's folder.")] = None,
     site: Annotated[Path | None, typer.Option(help="A site's folder: its active model.")] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SEQUENCE=SERIES",
+            help="Take a DICOM series for t1n, t1c, t2w, t2f or none, this once; may be repeated.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Segment one case: mask on the input's grid, volumes in mL, a picture."""
@@ -35,19 +42,27 @@ def segment(
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
     from client.preemption import clinical_job
+    from client.series import decisions, for_once, parse
     from client.site import Site
     from client.training import choose_execution
 
+    try:
+        decide = for_once(parse(series or []))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--series") from None
     job: AbstractContextManager[None] = nullcontext()
     if site is not None and model is None:
         opened = Site.open(site)
         chosen, trusted, job = active_model(opened), True, clinical_job(opened)
+        decide = for_once(parse(series or []), decisions(opened))
     elif model is not None and site is None:
         chosen, trusted = open_model(model), False
     else:
         raise ModelError("Say which model to use.", do="Give either --model or --site.")
     with job, console.working("Segmenting"):
-        result = run_segment(case, out, chosen, execution=choose_execution(), trusted=trusted)
+        result = run_segment(
+            case, out, chosen, execution=choose_execution(), trusted=trusted, decide=decide
+        )
     if json:
         console.show_json(result)
         return

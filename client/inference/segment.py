@@ -10,7 +10,6 @@ with a ``result.json`` is complete::
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.cohort import read_case
+from client.cohort import Decide, read_case, undecided
 from client.evaluation import predict
+from client.imaging.cache import content_sha256
 from client.imaging.case import Case
-from client.imaging.nifti import read_volume, write_volume
+from client.imaging.images import read_image
+from client.imaging.nifti import write_volume
 from client.imaging.preprocessing import prepare, to_native
 from client.inference.model import Model
 from client.inference.picture import draw_overview
@@ -68,24 +69,28 @@ def segment_case(
 
 
 def segment(
-    folder: Path, out: Path, model: Model, *, execution: ExecutionOptions, trusted: bool
+    folder: Path,
+    out: Path,
+    model: Model,
+    *,
+    execution: ExecutionOptions,
+    trusted: bool,
+    decide: Decide = undecided,
 ) -> dict[str, Any]:
     """Segment the case in ``folder`` into ``out`` and return what ``result.json`` says.
 
-    ``trusted`` says whether the model's signer is known to be the site's own consortium. Raises
+    ``trusted`` says whether the model's signer is known to be the site's own consortium, ``decide``
+    which sequence a person takes a DICOM series for. Raises
     CaseError, StateError (``out`` is not empty, or the disk is full).
     """
     started = time.monotonic()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
-    case = read_case(folder)
+    case = read_case(folder, decide=decide)
     found = segment_case(case, model, network_of(model), execution=execution)
     volumes = volumes_ml(found)
     write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
-    images = {
-        name: read_volume(case.images[name].path, index=case.images[name].index).data
-        for name in ("t2f", "t1c")
-    }
+    images = {name: read_image(case.images[name]).data for name in ("t2f", "t1c")}
     draw_overview(out / "overview.png", images, found.labels, found.affine, volumes=volumes)
     result = {
         "result_version": RESULT_VERSION,
@@ -95,11 +100,15 @@ def segment(
             name: {
                 "file": case.images[name].path.name,
                 "channel": case.images[name].index,
-                "sha256": hashlib.sha256(case.images[name].path.read_bytes()).hexdigest(),
+                "series": case.images[name].series or None,
+                "sha256": content_sha256(case.images[name]),
             }
             for name in MODALITIES
         },
-        "warnings": _warnings(found, volumes, trusted=trusted, private=model.protocol.private),
+        "warnings": [
+            *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
+            *case.notes,
+        ],
         "seconds": round(time.monotonic() - started, 3),
     }
     write_json(out / "result.json", result)

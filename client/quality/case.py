@@ -10,7 +10,7 @@ from pathlib import Path
 
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
-from client.imaging.nifti import read_volume
+from client.imaging.images import read_image
 from client.quality.measures import CaseMeasures, measure
 from client.quality.thumbnails import thumbnail
 from common.errors import CaseError
@@ -32,9 +32,7 @@ def check_case(case: Case, *, cache: Path, options: PreprocessingOptions) -> Che
     """Prepare one case, and measure and draw it; what is wrong with it is a result too."""
     try:
         prepared = PreparedCache(cache, options).get(case)
-        volumes = {
-            name: read_volume(image.path, index=image.index) for name, image in case.images.items()
-        }
+        volumes = {name: read_image(image) for name, image in case.images.items()}
     except CaseError as error:
         return Checked(case, None, b"", reason=str(error), code=error.code)
     measures = measure(case.name, case.patient, volumes, prepared)

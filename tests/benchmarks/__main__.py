@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common import console
 from tests.benchmarks import (
+    dicom_input,
     poisoning,
     preparation,
     privacy_check,
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "site_terms": site_terms.measure,
     "small_messages": small_messages.measure,
     "poisoning": poisoning.measure,
+    "dicom_input": dicom_input.measure,
 }
 
 

@@ -21,13 +21,13 @@ COARSE = PreprocessingOptions(spacing_mm=6.0)
 
 def test_a_sound_cohort(site: Site) -> None:
     told: list[tuple[int, int]] = []
-    found = check_site(site, COARSE, progress=lambda *done: told.append(done))
+    found = check_site(site, COARSE, workers=1, progress=lambda *done: told.append(done))
     assert (found["patients"], found["refused"]) == (consortia.PATIENTS, [])
     assert found["cases"] == found["labelled_cases"] == len(told) == told[-1][1]
     assert found["ledger_facts"] == 0
     assert found["joined"] is True
     assert found["machine"]["threads"] >= 1
-    assert check_site(site, COARSE) == found
+    assert check_site(site, COARSE, workers=2) == found
 
 
 def test_what_cannot_be_used_is_named(make_site: Callable[..., Site], own_cohort: Path) -> None:
@@ -41,7 +41,7 @@ def test_what_cannot_be_used_is_named(make_site: Callable[..., Site], own_cohort
     nib.save(nib.Nifti1Image(empty, label.affine), untumoured.label)
     short.images["t1c"].path.unlink()
     site = make_site("south", own_cohort)
-    found = check_site(site, COARSE)
+    found = check_site(site, COARSE, workers=1)
     whole = len(read_cohort(own_cohort).cases)
     assert found["cases"] == whole - 1
     assert found["labelled_cases"] == whole - 2

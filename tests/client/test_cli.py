@@ -97,13 +97,13 @@ def test_check(site_command: Run, make_site: Callable[..., Site], own_cohort: Pa
     site = make_site("south", own_cohort)
     case = read_cohort(own_cohort).cases[0]
     case.images["t2w"].path.write_bytes(b"cut")
-    said = site_command("check", site.folder, "--spacing-mm", 6)
+    said = site_command("check", site.folder, "--workers", 1, "--spacing-mm", 6)
     assert said.code == 0
     assert "Refused" in said.out
     assert case.name in said.out
-    found = site_command("check", site.folder, "--spacing-mm", 6, "--json").json
+    found = site_command("check", site.folder, "--workers", 1, "--spacing-mm", 6, "--json").json
     assert found["refused"][0]["case"] == case.name
-    assert site_command("check", site.folder, "--spacing-mm", 60).code == 2
+    assert site_command("check", site.folder, "--workers", 1, "--spacing-mm", 60).code == 2
 
 
 def test_check_writes_a_page_and_is_strict_if_asked(
@@ -131,10 +131,10 @@ def test_check_without_a_usable_case_fails_in_one_document(
     site = make_site("south", own_cohort)
     for case in read_cohort(own_cohort).cases:
         case.images["t2w"].path.write_bytes(b"cut")
-    said = site_command("check", site.folder, "--spacing-mm", 6, "--json")
+    said = site_command("check", site.folder, "--workers", 1, "--spacing-mm", 6, "--json")
     assert (said.code, said.json["cases"]) == (15, 0)
     assert said.json["refused"]
-    said = site_command("check", site.folder, "--spacing-mm", 6)
+    said = site_command("check", site.folder, "--workers", 1, "--spacing-mm", 6)
     assert (said.code, "None of the cases" in said.err) == (15, True)
 
 

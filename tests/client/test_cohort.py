@@ -353,7 +353,7 @@ def test_a_clinic_is_told_which_sequence_is_missing(tmp_path: Path, ending: str)
 
 
 def test_a_folder_without_images_is_no_case(tmp_path: Path) -> None:
-    with pytest.raises(CaseError, match="no NIfTI file"):
+    with pytest.raises(CaseError, match="no image in it"):
         read_case(tmp_path)
 
 

@@ -460,8 +460,11 @@ def test_an_unforeseen_failure_leaves_only_a_code(
     assert SECRET in failed["reason"]
 
 
-def test_words_about_a_case_never_leave(
-    approving: Hospital, protocol: StudyProtocol, monkeypatch: pytest.MonkeyPatch
+def test_words_about_a_case_never_leave_and_are_not_journalled(
+    approving: Hospital,
+    protocol: StudyProtocol,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(*_: object, **__: object) -> Arrays:
         raise CaseError(f"{SECRET} has no t1n.", do=SECRET, code="case-grid")
@@ -470,7 +473,9 @@ def test_words_about_a_case_never_leave(
     reply, _ = approving.train(protocol)
     assert (reply.status, reply.code) == ("failed", "case-grid")
     assert SECRET not in reply.model_dump_json()
-    assert SECRET in events(approving.site, "order refused")[0]["reason"]
+    assert "gliofed-site check" in events(approving.site, "order refused")[0]["reason"]
+    assert SECRET not in approving.site.journal.path.read_text()
+    assert SECRET in caplog.text
 
 
 def test_an_empty_cohort_leaves_as_a_code(

@@ -7,6 +7,7 @@ import dataclasses
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy import ndimage
 
 from client.imaging import grid
@@ -230,6 +231,21 @@ def test_files_on_different_grids_are_refused(make_case: MakeCase, which: str, f
     with pytest.raises(CaseError, match=which) as caught:
         prepare(case, OPTIONS)
     assert caught.value.code == "case-grid"
+
+
+@pytest.mark.parametrize("codes", ["LPS", "SAR", "PIL"])
+def test_a_mask_on_the_same_voxels_in_another_order_is_turned(
+    make_case: MakeCase, codes: str
+) -> None:
+    case = make_case()
+    assert case.label is not None
+    expected = prepare(case, OPTIONS).labels
+    image = nib.load(case.label)
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
+    turned = nib.apply_orientation(np.asarray(image.dataobj), turn)
+    affine = image.affine @ inv_ornt_aff(turn, image.shape)
+    nib.save(nib.Nifti1Image(turned, affine), case.label)
+    np.testing.assert_array_equal(prepare(case, OPTIONS).labels, expected)
 
 
 def test_affines_that_differ_by_rounding_are_one_grid(make_case: MakeCase) -> None:

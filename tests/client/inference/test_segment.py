@@ -69,6 +69,7 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
     assert first == {
         "file": path.name,
         "channel": None,
+        "series": None,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     assert result["model"] == world.model().identity

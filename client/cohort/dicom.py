@@ -1,0 +1,191 @@
+"""DICOM studies as cases: one case for each study, the patient as the file's PatientID names it.
+
+A mask is a NIfTI file named as in BraTS or BIDS (``seg.nii.gz``, ``NAME_seg.nii.gz``), in the
+study's folder or below it, in a folder around that one study, or beside a zip file of the same
+name. Its enhancing tumour is 3 or 4.
+
+A study is used whole or not at all: where a file beside its own cannot be read, nobody knows what
+is missing. PatientID and study date stay in the hospital, as all names of cases do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from client.cohort.findings import Finding, Found, Refusal, relative
+from client.imaging.case import LABELS_EITHER
+from client.imaging.dicom.choice import Choice, Decide, choose
+from client.imaging.dicom.scan import is_zip, scan
+from client.imaging.dicom.studies import Study, studies
+from common.regions import MODALITIES
+
+NAMELESS: Final = "unnamed"
+"""The patient of a study without PatientID, where one patient need not be told from another."""
+
+_LONGEST_NAME: Final = 64
+_MOST_LISTED: Final = 8
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One study of a folder: its case's patient and session, and which series it would use.
+
+    ``name`` is the folder or zip file, relative to the cohort's; made unique by "#2".
+    """
+
+    name: str
+    study: Study
+    session: str
+    choice: Choice
+
+
+def judge(paths: Iterable[Path], root: Path, decide: Decide) -> tuple[list[Judgement], list[Found]]:
+    """Find the studies among ``paths``; return them and what cannot be read."""
+    found = scan(paths)
+    spoilt = {_holder(path): (path, error) for path, error in reversed(found.faults)}
+    owned: set[Path] = set()
+    refused: list[Found] = []
+    judged = []
+    names: Counter[str] = Counter()
+    dates: Counter[tuple[str, str]] = Counter()
+    for study in studies(found.instances):
+        name = relative(study.place, root) if study.place != root else root.name
+        names[name] += 1
+        dates[study.patient, study.date] += 1
+        number = dates[study.patient, study.date]
+        session = "-".join(filter(None, (study.date, str(number) * (number > 1)))) or "1"
+        name = f"{name}#{names[name]}" if names[name] > 1 else name
+        holders = {_holder(part.path) for series in study.series for part in series.parts}
+        if beside := sorted(holders & set(spoilt)):
+            owned.update(beside)
+            path, error = spoilt[beside[0]]
+            reason = f"{error.message} It lies beside the study's: slices may be missing."
+            refused.append(Refusal(_name(study, session), relative(path, root), reason, error.code))
+            continue
+        judged.append(Judgement(name, study, session, choose(study, decide)))
+    refused += [
+        Refusal(path.parent.name, relative(path, root), error.message, error.code)
+        for path, error in found.faults
+        if _holder(path) not in owned
+    ]
+    return judged, refused
+
+
+def find(
+    paths: Iterable[Path],
+    masks: Sequence[Finding],
+    root: Path,
+    decide: Decide,
+    *,
+    nameless_ok: bool,
+) -> Iterator[Found]:
+    """Yield what the DICOM studies among ``paths`` are, with those of ``masks`` that are theirs.
+
+    A study without a usable PatientID is refused unless ``nameless_ok``: two of one patient would
+    count as two patients, and halve that patient's privacy.
+    """
+    judged, refused = judge(paths, root, decide)
+    yield from refused
+    owned = {mask.image.path: _owner(mask, judged) for mask in masks}
+    for one in judged:
+        patient = one.study.patient or NAMELESS * nameless_ok
+        if not patient.isprintable() or not 0 < len(patient) <= _LONGEST_NAME:
+            reason = "has no usable PatientID, so that nobody knows whose scan it is"
+            yield Refusal(one.name, one.name, reason, "case-patient")
+            continue
+        one = replace(one, study=replace(one.study, patient=patient))
+        if one.choice.missing:
+            reason = missing(one)
+            yield Refusal(_name(one.study, one.session), one.name, reason, one.choice.code())
+            continue
+        yield from _findings(one, [mask for mask in masks if owned[mask.image.path] == one.name])
+
+
+def missing(one: Judgement) -> str:
+    """Say which sequences a study lacks, what could be them, and how to say which is which."""
+    lacking = ", ".join(one.choice.missing)
+    doubtful = [
+        f"\n    series {judged.series.name}: {judged.verdict.role or 'not told'}, {judged.why}"
+        for judged in one.choice.judged
+        if not judged.used and not judged.verdict.left_out and not judged.decided
+    ]
+    spoilt = [
+        f"\n    series {judged.series.name}, taken for {judged.verdict.role}, {judged.why}"
+        for judged in one.choice.judged
+        if judged.decided and not judged.used and judged.series.fault
+    ]
+    listed = [*spoilt, *doubtful][:_MOST_LISTED]
+    if not listed:
+        return f"no series for {lacking}; {len(one.choice.judged)} were looked at"
+    eligible = [
+        judged.series
+        for judged in one.choice.judged
+        if not judged.series.fault and not judged.verdict.left_out and not judged.used
+    ]
+    if not eligible:
+        return f"no whole series for {lacking}: export these again:{''.join(listed)}"
+    return (
+        f"no series for {lacking} is whole and sure enough; what could be:{''.join(listed)}\n    "
+        f'`gliofed-site series DIR "{one.name}" --set {one.choice.missing[0]}=SERIES` says which, '
+        f"`gliofed-clinic segment --series {one.choice.missing[0]}=SERIES` for once"
+    )
+
+
+def _findings(one: Judgement, masks: Sequence[Finding]) -> Iterator[Finding]:
+    notes = one.choice.notes()
+    for role in MODALITIES:
+        image = one.choice.chosen[role].image(one.study)
+        yield Finding(
+            layout="dicom",
+            place=one.study.place / one.name,
+            patient=one.study.patient,
+            session=one.session,
+            role=role,
+            image=image,
+            label_map=LABELS_EITHER,
+            notes=notes,
+        )
+    for mask in masks:
+        yield replace(
+            mask,
+            layout="dicom",
+            place=one.study.place / one.name,
+            patient=one.study.patient,
+            session=one.session,
+            label_map=LABELS_EITHER,
+        )
+
+
+def _owner(mask: Finding, judged: Sequence[Judgement]) -> str:
+    """Return the name of the study that a mask belongs to, "" when none or several could be."""
+    folder = mask.image.path.parent
+    stem = mask.image.path.name.lower()
+    inside = [one for one in judged if folder.is_relative_to(one.study.place)]
+    beside = [
+        one
+        for one in judged
+        if is_zip(one.study.place)
+        and one.study.place.parent == folder
+        and stem.startswith(
+            (f"{one.study.place.stem}_".lower(), f"{one.study.place.stem}-".lower())
+        )
+    ]
+    around = [one for one in judged if one.study.place.is_relative_to(folder)]
+    if inside:
+        deepest = max(len(one.study.place.parts) for one in inside)
+        inside = [one for one in inside if len(one.study.place.parts) == deepest]
+    owners = inside or beside or around
+    return owners[0].name if len(owners) == 1 else ""
+
+
+def _holder(path: Path) -> Path:
+    """Return the folder or zip file whose files belong together."""
+    return path if is_zip(path) else path.parent
+
+
+def _name(study: Study, session: str) -> str:
+    return f"{study.patient}-{session}"

@@ -1,0 +1,114 @@
+"""What a series' description says, in the languages and shorthands in which people type them.
+
+English, German, French, Spanish, Italian, Portuguese and Dutch, Japanese and Chinese where naming
+is common, and the scanners' own sequence names. Pure. A description is made plain first: without
+accents, lower case, words apart by single spaces, ``+`` and ``*`` kept.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+_AGENT: Final = (
+    r"(?:km|kontrast\w*|contrast\w*|gad\w*|gd|mdc|mezzo di contrasto|inj\w*|ce|iv|c|produit)"
+)
+_WITHOUT: Final = re.compile(
+    rf"\b(?:ohne|without|wo|w o|sans|senza|sin|sem|zonder|non?|o|s) (?:iv |di )?{_AGENT}\b"
+    r"|\b(?:pre|prae|pra|avant|antes|prima|voor|vor|before)(?! ?op\b)"
+    rf"(?: de| del| di)? ?{_AGENT}?\b"
+    r"|\bnativ\w*|\bnative?\b|\bplain\b|\bblanco\b|\bunenhanced\b|\bbasale?\b(?! gang)|\bwo\b"
+    r"|\bsimple\b|\bprecontrast|\bprekm|\bpregd|\bnoncontrast|\bwithout\b|\bohne\b|\bsenza\b"
+    r"|\bsans\b"
+    r"|造影前|単純|非造影|平扫|平掃|非增强|非増強|增强前"
+)
+_WITH: Final = re.compile(
+    r"\b(?:km|kontrast\w*|contrast\w*|gd|gad\w*|ce|mdc|mezzo di contrasto|enhanced"
+    r"|post(?:gd|gad\w*|contrast\w*|km|c)?(?! ?op)|inj(?:ection|ecte\w*|ektion)?"
+    r"|civ|wc|w c|[enp]km|dotarem|magnevist|prohance|multihance"
+    r"|clariscan|omniscan|vueway|elucirem|po contrast\w*)\b"
+    r"|\bt1(?:c|ce|gd|gad\w*|km)\b|\bt1\+|\bpos (?:contraste?|gad\w*|gd|inj\w*|c)\b"
+    r"|\+ ?(?:c|gd|km|iv|ce|gad\w*)\b"
+    r"|\bc ?\+|造影|増強|增强|強化|强化|ガド"
+)
+
+_PREFIX: Final = (
+    r"(?<![a-z0-9])(?:ax|axi|axial|tra|sag|cor|[23]d|se|tse|fse|gre|fs|post|pre|ir|[esd])?"
+)
+_T1: Final = re.compile(
+    rf"{_PREFIX}t1(?!\d| ?map| ?rho)|mp ?rage|\bbravo\b|fspgr|\bspgr\b|\bvibe\b|mdeft|\bmp2rage"
+    r"|\bt1tfe|\b3d ?tfe\b|\bgeir\b"
+)
+_T2: Final = re.compile(rf"{_PREFIX}t2(?!\d| ?map| ?\*| ?star)")
+_FLAIR: Final = re.compile(r"flair|dark ?fluid|\bfir\b|フレア|压水|黑水|水抑制|液体衰减")
+_PROTON: Final = re.compile(r"\b(?:pd|pdw|dp|proton\w*|densit\w* protoni\w*|rho)\b|质子|プロトン")
+
+_OTHER: Final = {
+    "a localiser": r"locali[sz]|\bloc\b|scout|survey|\b3 ?plane|\b3 ?pl\b|plan scan|reperage"
+    r"|smart ?brain|topogram|locator|lokali|localizzatore|\bposdisp\b|位置決め|スカウト|定位",
+    "a calibration scan": r"\bcal\b|calibrat|kalibr|\basset\b|sense ?ref|ref ?scan|\bshim|prescan"
+    r"|field ?map|\bb0 ?map|\bb1 ?map|coil ?sens",
+    "diffusion": r"dwi\b|\bdw\b|\bd[wt]i\b|diff|\bb ?1000\b|\btrace\w*|\be?adc\b|\bfa\b|tensor"
+    r"|hardi|\bdki\b|拡散|弥散|扩散",
+    "perfusion": r"perf|\bdsc\b|\bdce\b|\bp?c?asl\b|\bpwi\b|[gp]bp\b|\bttp\b|\btmax\b"
+    r"|\b(?:r|rel)?(?:cbf|cbv|mtt)\b|dynamic|dynami[ks]|\btwist\b|\btricks\b|灌注|灌流",
+    "susceptibility or T2*": r"\bswi\w*|\bswan\w*|ven ?bold|\bt2 ?\*|t2 ?star|\bhemo\b|\bmedic\b"
+    r"|\bqsm\b|\bffe t2|\bsusc\w*|磁化率|磁敏感",
+    "angiography": r"\btof\b|angio|\bmra\b|\bmrv\b|venogra|\bpca\b|phase contrast|\bpc [23]d"
+    r"|\b[23]d pc\b|血管",
+    "functional": r"\bbold\b|fmri|resting state",
+    "spectroscopy": r"spectro|spektro|\bsvs\b|\bcsi\b|\bmrs\b|\bpress\b|波谱",
+    "a map or another kind of contrast": r"\bt[12] ?map|mapping|\bt1 ?rho|\bmtr\b|\bmtc\b|synthetic"
+    r"|\bstir\b|\bdir\b|\bciss\b|fiesta|b ?ffe|true ?fisp|\bmrcp\b|\binv ?[12]\b|elasto",
+    "a fat or opposed-phase image": r"dixon.*\b(?:f|fat|opp)\b",
+    "a subtraction": r"\bsub\b|subtra|subtrakt|sottraz|soustrac|sustrac|減算|减影",
+    "a projection": r"\bmini?p\b|\bmip\b|\btmip\b|projection",
+    "a report or screenshot": r"report|screen|screenshot|capture|dose info|protocol page|befund",
+    "another part of the body": r"spine|spinal|lumbar|thoracic|cervical|\b[chblwt]ws\b|wirbel"
+    r"|\bneck\b|rachis|colonna|columna|coluna|abdomen|orbit|hypophys|pituitar|sella|\biac\b"
+    r"|innenohr|felsenbein",
+}
+_EXCLUDED: Final = {reason: re.compile(pattern) for reason, pattern in _OTHER.items()}
+_REFORMATTED: Final = re.compile(r"\bmpr\b|\breformat\w*|\brecon\b|\brefmt\b|\breconstr\w*")
+
+
+def plain(text: str) -> str:
+    """Return ``text`` made plain, with a space at both ends of each word."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = re.sub(r"\bpós\b", "post", text).replace("w/o", "without")
+    text = "".join(
+        one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one)
+    )
+    text = unicodedata.normalize("NFKC", text)
+    return " ".join(re.sub(r"[^\w+*]|_", " ", text).split())
+
+
+def contrast(text: str) -> set[bool]:
+    """Return what plain ``text`` says of contrast: given, not given, nothing, or both at once."""
+    rest, without = _WITHOUT.subn(" ", text)
+    said = {False} if without else set()
+    return said | {True} if _WITH.search(rest) else said
+
+
+def weightings(text: str) -> set[str]:
+    """Return which of T1, T2, FLAIR and PD plain ``text`` names; "T2 FLAIR" is FLAIR alone."""
+    found = {
+        name
+        for name, pattern in (("T1", _T1), ("T2", _T2), ("FLAIR", _FLAIR), ("PD", _PROTON))
+        if pattern.search(text)
+    }
+    if "FLAIR" in found:
+        # "T1 FLAIR" is a T1 with an inversion pulse; "T2 FLAIR" and "FLAIR" are what we look for.
+        return {"T1"} if "T1" in found and "T2" not in found else {"FLAIR"}
+    return found
+
+
+def excluded(text: str) -> str:
+    """Return what plain ``text`` says a series is, when that is no anatomical sequence; or ""."""
+    return next((reason for reason, one in _EXCLUDED.items() if one.search(text)), "")
+
+
+def reformatted(text: str) -> bool:
+    """Return whether plain ``text`` says that the series was computed from another's slices."""
+    return _REFORMATTED.search(text) is not None
