@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from common.errors import ProtocolError
 from common.protocol import (
-    PREPROCESSING_ALGORITHM,
     PreprocessingOptions,
     parse_protocol,
     preprocessing_digest,
@@ -23,7 +22,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "2c90583b30d5a50836b3614eab6e8b5e50485c9f0dcccdf3ab2a57048a4308d7"
+DIGEST = "646aebdd02f5bc5e9375b30315f42b37d7917b02ea8adad952e62dcf6c90e759"
 TOML = """\
 study = "demo"
 title = "A study"
@@ -192,11 +191,12 @@ def test_reports_are_named_once() -> None:
 
 def test_the_preprocessing_digest_knows_options_and_algorithm() -> None:
     digests = {
-        preprocessing_digest(PreprocessingOptions(), PREPROCESSING_ALGORITHM),
-        preprocessing_digest(PreprocessingOptions(spacing_mm=2.0), PREPROCESSING_ALGORITHM),
+        preprocessing_digest(PreprocessingOptions()),
+        preprocessing_digest(PreprocessingOptions(spacing_mm=2.0)),
+        preprocessing_digest(PreprocessingOptions(input="raw")),
         preprocessing_digest(PreprocessingOptions(), "other/1"),
     }
-    assert len(digests) == 3
+    assert len(digests) == 4
 
 
 def test_a_toml_file_is_read(tmp_path: Path) -> None:
