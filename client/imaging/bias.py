@@ -1,7 +1,8 @@
 """The coil's bias field, taken out of an image: N4 (Tustison et al. 2010), by SimpleITK.
 
-The field is smooth, so it is found on blocks of 4 mm or a little more and interpolated to the image's grid.
-Only voxels of the head, above Otsu's threshold, are fitted. The mean in the head is kept.
+The field is smooth, so it is found on blocks of 4 mm or a little more and interpolated to the
+image's grid. Only voxels of the head, above Otsu's threshold, are fitted; the mean of the
+logarithm there is kept.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from tests.benchmarks import (
     poisoning,
     privacy_check,
     private_step,
+    raw_preparation,
     round_overhead,
     server_memory,
     site_terms,
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "site_terms": site_terms.measure,
     "small_messages": small_messages.measure,
     "poisoning": poisoning.measure,
+    "raw_preparation": raw_preparation.measure,
 }
 
 
