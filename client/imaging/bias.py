@@ -31,7 +31,6 @@ def correct_bias(volume: Volume) -> tuple[Volume, dict[str, Any]]:
     image = itk.to_itk(small, small_affine)
     head = sitk.OtsuThreshold(image, 0, 1, 128)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetNumberOfThreads(itk.THREADS)
     n4.SetMaximumNumberOfIterations(_ITERATIONS)
     n4.SetConvergenceThreshold(_CONVERGED)
     n4.Execute(image, head)

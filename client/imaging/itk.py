@@ -1,8 +1,8 @@
 """SimpleITK's images from ours and back; the only place that knows its axes.
 
 SimpleITK counts patient coordinates to the left and to the back (LPS), gliofed to the right and to
-the front (RAS). Its filters run with a fixed number of threads: how work is cut into pieces decides
-the last bits of a sum, and a case must be prepared to the same bits on every machine.
+the front (RAS). It runs with one thread: its threads add up in the order in which they finish, and
+a case must be prepared to the same bits every time. Cases can be prepared side by side instead.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from client.imaging.grid import Affine, spacing_of
 
-THREADS: Final = 2
-"""Never more or less, whatever the machine has."""
-
 VERSION: Final = f"SimpleITK {sitk.Version.VersionString()}"
+
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # a filter's own setting is not enough
 
 _FLIP: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 

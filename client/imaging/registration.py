@@ -5,7 +5,7 @@ where the scanner says that things are and from where the centres of mass agree,
 the better of the two. The last step is taken with two independent draws of voxels: their mean is
 the result, and how far they disagree at the head's surface is what the result may be trusted to.
 
-Invariants: fixed seeds and threads, so the same images give the same bits; the result is a rigid
+Invariants: fixed seeds and one thread, so the same images give the same bits; the result is a rigid
 motion. Out of scope: whether the residual is good enough (``quality``).
 """
 
@@ -168,10 +168,7 @@ def _improved(
 def _method(share: float, seed: int) -> sitk.ImageRegistrationMethod:
     import SimpleITK as sitk
 
-    from client.imaging import itk
-
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(itk.THREADS)
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetMetricSamplingPercentage(share, seed)
