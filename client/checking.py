@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,12 @@ def check_site(
         {"case": r.case, "file": r.file, "reason": r.reason, "code": r.code} for r in cohort.refused
     ]
     work = functools.partial(check_case, cache=site.folder / "cache", options=options)
-    workers = workers_for(cases) if workers is None else workers
+    raw = options.input == "raw"
+    workers = workers_for(cases, raw=raw) if workers is None else workers
     usable: list[Case] = []
     measured: list[CaseMeasures] = []
     pictures: dict[str, bytes] = {}
+    notes: list[Remark] = []
     for number, found in enumerate(each(work, cases, workers=workers), start=1):
         if found.measures is None:
             refused.append(
@@ -63,9 +65,10 @@ def check_site(
             usable.append(found.case)
             measured.append(found.measures)
             pictures[found.case.name] = found.picture
+            notes += [Remark("note", "prepared", found.case.name, one) for one in found.notes]
         if progress is not None:
             progress(number, len(cases))
-    said = [*remarks(measured), *_notes(usable)]
+    said = remarks(measured) + notes
     page = ""
     if report is not None:
         page = str(
@@ -107,11 +110,6 @@ def check_site(
 
 def _empty(case: CaseMeasures) -> bool:
     return case.mask is not None and case.mask.volume_ml["WT"] == 0
-
-
-def _notes(cases: Iterable[Case]) -> list[Remark]:
-    """Return what a person should know about how the sequences of a study were chosen."""
-    return [Remark("note", "series", case.name, text) for case in cases for text in case.notes]
 
 
 def _told(one: Remark) -> dict[str, str]:

@@ -130,6 +130,9 @@ def check(
     spacing_mm: Annotated[
         float, typer.Option(min=0.5, max=6.0, help="Voxel size to prepare for, as a protocol does.")
     ] = 1.0,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Prepare for studies that take whole, unregistered heads.")
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(help="Write a page with pictures of every case here. It stays with you."),
@@ -150,7 +153,7 @@ def check(
     with console.progress("Preparing cases") as told:
         found = check_site(
             site,
-            PreprocessingOptions(spacing_mm=spacing_mm),
+            PreprocessingOptions(spacing_mm=spacing_mm, input="raw" if raw else "brats"),
             report=report,
             workers=workers,
             progress=functools.partial(told, "Preparing cases"),

@@ -34,8 +34,9 @@ APPROVAL: Final = "study-approval"
 RELEASE: Final = "model-release"
 """Kind of the signed statement that names the files of a released model."""
 
-PREPROCESSING_ALGORITHM: Final = "brain-zscore/1"
-"""Version of ``client.imaging.preprocessing``: changes whenever its output does."""
+PREPROCESSING_ALGORITHMS: Final = {"brats": "brain-zscore/1", "raw": "raw-n4-rigid-brain-zscore/1"}
+"""Steps of ``client.imaging.preprocessing`` for each kind of input. Raise the version whenever any
+result changes."""
 
 Reportable = Literal["dice", "case_count", "privacy_spent", "withdrawals"]
 Crop = Annotated[int, Field(ge=8, le=512)]
@@ -67,6 +68,10 @@ class NetworkOptions(_Frozen):
 class PreprocessingOptions(_Frozen):
     """How a case becomes the network's input; hashed into every release."""
 
+    input: Literal["brats", "raw"] = "brats"
+    """What every site and clinic hands in: sequences that are co-registered and skull-stripped, as
+    BraTS distributes them, or as the scanner wrote them. Raw input is corrected for bias (N4),
+    registered to the contrast-enhanced T1 and freed of all but the brain."""
     spacing_mm: float = Field(default=1.0, ge=0.5, le=6.0)
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
     margin_mm: float = Field(default=4.0, ge=0.0, le=30.0)
@@ -232,8 +237,12 @@ class StudyProtocol(_Frozen):
         return self.privacy.mode == "patient-dp"
 
 
-def preprocessing_digest(options: PreprocessingOptions, algorithm: str) -> str:
-    """Return the digest that ties a model to its preprocessing: options and algorithm version."""
+def preprocessing_digest(options: PreprocessingOptions, algorithm: str = "") -> str:
+    """Return the digest that ties a model to its preprocessing: options and algorithm version.
+
+    Without ``algorithm`` it is that of this release for the kind of input.
+    """
+    algorithm = algorithm or PREPROCESSING_ALGORITHMS[options.input]
     text = json.dumps({"algorithm": algorithm, **options.model_dump(mode="json")}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

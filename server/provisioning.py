@@ -34,7 +34,6 @@ from common.journal import Journal
 from common.kit import Kit, open_request, sign_kit
 from common.processes import free_port
 from common.protocol import (
-    PREPROCESSING_ALGORITHM,
     PROTOCOL,
     StudyProtocol,
     preprocessing_digest,
@@ -178,7 +177,7 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
 def publish(consortium: Consortium, path: Path) -> StudyProtocol:
     """Validate, freeze and sign the protocol at ``path``; raise ProtocolError."""
     protocol = read_protocol(path)
-    digest = preprocessing_digest(protocol.preprocessing, PREPROCESSING_ALGORITHM)
+    digest = preprocessing_digest(protocol.preprocessing)
     if protocol.preprocessing_sha256 not in {"", digest}:
         raise ProtocolError(
             f"{path} asks for another preprocessing than this version of gliofed has.",

@@ -17,7 +17,6 @@ from client.participation import Participation
 from client.site import Site
 from common.identity import Identity
 from common.protocol import (
-    PREPROCESSING_ALGORITHM,
     PROTOCOL,
     PreprocessingOptions,
     StudyProtocol,
@@ -65,7 +64,7 @@ def tiny_protocol(**changes: Any) -> StudyProtocol:
         old = merged.get(key)
         merged[key] = {**old, **value} if isinstance(old, dict) else value
     options = PreprocessingOptions.model_validate(merged["preprocessing"])
-    own = preprocessing_digest(options, PREPROCESSING_ALGORITHM)
+    own = preprocessing_digest(options)
     return StudyProtocol.model_validate({"preprocessing_sha256": own, **merged})
 
 

@@ -29,6 +29,10 @@ _BYTES_PER_VOXEL: Final = 64
 _PROCESS_BYTES: Final = 400 * 2**20
 """Of a process before its first case."""
 
+_RAW_BYTES: Final = 3 * 2**30
+"""More of a process that prepares raw input: bias, registration, and the networks that find the
+brain. `python -m tests.benchmarks raw_preparation` measures it."""
+
 _SHARE_OF_FREE: Final = 0.6
 _FEW: Final = 4
 """Up to so many cases it takes longer to start processes than to do the work."""
@@ -58,15 +62,18 @@ def each(work: Callable[[Case], T], cases: Sequence[Case], *, workers: int) -> I
                 one.cancel()
 
 
-def workers_for(cases: Sequence[Case], *, cpus: int | None = None, free: int | None = None) -> int:
+def workers_for(
+    cases: Sequence[Case], *, raw: bool = False, cpus: int | None = None, free: int | None = None
+) -> int:
     """Return how many processes the machine's CPUs and free memory allow for ``cases``.
 
-    ``cpus`` and ``free`` (bytes) are the machine's if they are None.
+    ``raw`` says that they are prepared from raw input. ``cpus`` and ``free`` (bytes) are the
+    machine's if they are None.
     """
     cpus = cpus or os.cpu_count() or 1
     free = _free_bytes() if free is None else free
     largest = max((_voxels(case) for case in cases), default=0)
-    need = _PROCESS_BYTES + _BYTES_PER_VOXEL * largest
+    need = _PROCESS_BYTES + _BYTES_PER_VOXEL * largest + (_RAW_BYTES if raw else 0)
     return max(1, min(cpus, int(_SHARE_OF_FREE * free / need)))
 
 

@@ -24,7 +24,7 @@ Box = tuple[slice, slice, slice]
 SAME_MM: Final = 1e-3
 """Affines and spacings that differ by less are the same."""
 
-_FWHM_PER_SIGMA: Final = 2 * np.sqrt(2 * np.log(2))
+FWHM_PER_SIGMA: Final = 2 * np.sqrt(2 * np.log(2))
 
 
 def spacing_of(affine: Affine) -> NDArray[np.float64]:
@@ -100,7 +100,7 @@ class Resampling:
         """
         if not self.changes:
             return data
-        sigma = np.sqrt(np.maximum(self._scale**2 - 1, 0)) / _FWHM_PER_SIGMA
+        sigma = np.sqrt(np.maximum(self._scale**2 - 1, 0)) / FWHM_PER_SIGMA
         if (sigma > 0.1).any():
             data = ndimage.gaussian_filter(data, sigma, mode="constant", truncate=3.0)
         return self._linear(data)
@@ -142,3 +142,65 @@ def linear(
         prefilter=False,
     )
     return result
+
+
+def shrink(
+    data: NDArray[Any], affine: Affine, factors: NDArray[np.int_]
+) -> tuple[NDArray[np.float32], Affine]:
+    """Average blocks of ``factors`` voxels; what does not fill a block at an end is left out."""
+    factors = np.minimum(factors, data.shape)
+    x, y, z = np.array(data.shape) // factors
+    i, j, k = factors
+    blocks = data[: x * i, : y * j, : z * k].reshape(x, i, y, j, z, k)
+    step = np.diag([*factors, 1.0])
+    step[:3, 3] = (factors - 1) / 2
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float32), affine @ step
+
+
+def sample(
+    data: NDArray[np.float32],
+    to_data: Affine,
+    shape: tuple[int, ...],
+    *,
+    smooth: bool,
+    outside: float | None = None,
+) -> NDArray[np.float32]:
+    """Sample ``data`` linearly where ``to_data`` takes each index of ``shape``, any rotation.
+
+    ``smooth`` widens voxels that become coarser as ``Resampling.image`` does. Beyond the field is
+    ``outside``, or the outermost value if that is None.
+    """
+    if smooth:
+        sigma = np.sqrt(np.maximum(_widths(to_data) ** 2 - 1, 0)) / FWHM_PER_SIGMA
+        if (sigma > 0.1).any():
+            data = ndimage.gaussian_filter(data, sigma, mode="nearest", truncate=3.0)
+    result: NDArray[np.float32] = ndimage.affine_transform(
+        data,
+        to_data[:3, :3],
+        offset=to_data[:3, 3],
+        output_shape=shape,
+        output=np.float32,
+        order=1,
+        mode="nearest" if outside is None else "constant",
+        cval=outside or 0.0,
+        prefilter=False,
+    )
+    return result
+
+
+def _widths(to_data: Affine) -> NDArray[np.float64]:
+    """Return how many voxels of the data a step of the new grid is wide along each of its axes."""
+    widths: NDArray[np.float64] = np.abs(to_data[:3, :3]).max(axis=1)
+    return widths
+
+
+def within(
+    to_data: Affine, data_shape: tuple[int, ...], shape: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """Return which indices of ``shape`` fall into the field of the data, voxels' width counted."""
+    inside = np.ones(shape, bool)
+    x, y, z = (np.arange(n, dtype=np.float64) for n in shape)
+    for row, side in zip(to_data[:3], data_shape, strict=True):
+        place = (row[0] * x)[:, None, None] + (row[1] * y)[:, None] + (row[2] * z + row[3])
+        inside &= (place >= -0.5 - 1e-4) & (place <= side - 0.5 + 1e-4)
+    return inside

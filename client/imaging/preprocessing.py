@@ -5,13 +5,15 @@ study's spacing, clip and z-score each sequence inside the brain. ``digest`` tie
 steps. Invariants: the crop and the intensities depend on the images alone, never on the mask of
 the tumour; what ``prepare`` returns is finite and 0 outside the brain.
 
-Out of scope: registration, bias correction and brain extraction. Input is co-registered and
-skull-stripped, as in BraTS; a head that is plainly not stripped is refused.
+With ``input = "brats"`` input is co-registered and skull-stripped, and a head that is plainly not
+stripped is refused. With ``"raw"`` each sequence may lie on its own grid in a whole head:
+``client.imaging.raw`` corrects, registers and finds the brain, and the grid of the
+contrast-enhanced T1 takes the place of the common one. Out of scope: atlases, denoising.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,16 +23,13 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.imaging import grid
+from client.imaging import grid, raw
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import Volume, read_volume
 from common.errors import CaseError
-from common.protocol import PreprocessingOptions, preprocessing_digest
+from common.protocol import PREPROCESSING_ALGORITHMS, PreprocessingOptions, preprocessing_digest
 from common.regions import MODALITIES, labels_to_regions, regions_to_labels
-
-ALGORITHM: Final = "brain-zscore/1"
-"""Name and version of the steps below; raise the version when any result changes."""
 
 _MOST_NONZERO: Final = 0.75  # a stripped brain fills about a fifth of its field
 _WIDEST_BRAIN_MM: Final = 500.0
@@ -39,7 +38,7 @@ _SAME_GRID: Final = "Register the four sequences and the mask to one grid first.
 
 def digest(options: PreprocessingOptions) -> str:
     """Return the SHA-256 (hex) that names this preprocessing with these options."""
-    return preprocessing_digest(options, ALGORITHM)
+    return preprocessing_digest(options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +47,8 @@ class Prepared:
 
     ``image`` (4, X, Y, Z) in the order of MODALITIES, RAS+, z-scored in the brain, 0 outside;
     ``labels`` (X, Y, Z) with the values of ``common.regions.LABELS``, None without a mask;
-    ``affine`` (4, 4) of that grid in mm; ``native_shape`` and ``native_affine`` the input's grid;
-    ``history`` one record for each step.
+    ``affine`` (4, 4) of that grid in mm; ``native_shape`` and ``native_affine`` the input's grid,
+    of raw input that of the contrast-enhanced T1; ``history`` one record for each step.
     """
 
     image: NDArray[np.float32]
@@ -66,15 +65,17 @@ def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
     Raises CaseError: what ``read_volume`` raises, or code ``case-grid`` (files on different
     grids), ``case-label`` (a mask value that means nothing), ``case-not-stripped``,
     ``case-spacing`` (a brain wider than half a metre), ``case-contrast`` (a sequence that is flat
-    inside the brain).
+    inside the brain); of raw input also what ``raw.align`` raises.
     """
     volumes = {name: read_image(image) for name, image in case.images.items()}
-    first, native = case.images[MODALITIES[0]].title, volumes[MODALITIES[0]]
-    for name in MODALITIES[1:]:
-        _check_grid(volumes[name], case.images[name].title, native, first)
-    images = [grid.to_canonical(volumes[name].data, native.affine) for name in MODALITIES]
-    affine = grid.canonical_affine(native.affine, native.data.shape)
-    brain = _brain(images, case)
+    titles = {name: image.title for name, image in case.images.items()}
+    if options.input == "raw":
+        aligned = raw.align(volumes, titles, case.name)
+    else:
+        aligned = _as_it_is(volumes, case)
+    first, native = titles[aligned.name], volumes[aligned.name]
+    affine = aligned.reference.affine
+    brain = aligned.brain
 
     spacing = grid.spacing_of(affine)
     x, y, z = (int(n) for n in np.ceil(options.margin_mm / spacing - 1e-6))
@@ -98,16 +99,29 @@ def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
         )
 
     prepared = np.zeros((len(MODALITIES), *inside.shape), np.float32)
-    for channel, (name, image) in enumerate(zip(MODALITIES, images, strict=True)):
-        resampled = resampling.image(np.ascontiguousarray(image[box]))
-        prepared[channel][inside] = _z_score(
-            resampled[inside], options.clip_percentiles, case.images[name].title
-        )
+    for channel, name in enumerate(MODALITIES):
+        resampled, seen = _sampled(aligned, name, box, resampling)
+        seen &= inside
+        prepared[channel][seen] = _z_score(resampled[seen], options.clip_percentiles, titles[name])
     labels = None
     if case.label is not None:
-        values = _labels(case.label, case.label_map, native, first)
-        cropped = grid.to_canonical(values, native.affine)[box]
-        labels = _resample_labels(np.ascontiguousarray(cropped), resampling)
+        drawn_on = _drawn_on(case, volumes, aligned)
+        values = _labels(case.label, case.label_map, volumes[drawn_on], titles[drawn_on])
+        turned = grid.to_canonical(values, volumes[drawn_on].affine)
+        if drawn_on in aligned.moved:
+            volume = aligned.volumes[drawn_on]
+            back = raw.through(volume, aligned.motions[drawn_on], resampling.affine)
+            labels = _by_region(
+                turned,
+                lambda region: (
+                    grid.sample(
+                        region.astype(np.float32), back, resampling.shape, smooth=False, outside=0.0
+                    )
+                    >= 0.5
+                ),
+            )
+        else:
+            labels = _resample_labels(np.ascontiguousarray(turned[box]), resampling)
     nx, ny, nz = native.data.shape
     return Prepared(
         image=prepared,
@@ -116,9 +130,12 @@ def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
         native_shape=(nx, ny, nz),
         native_affine=native.affine,
         history=(
-            {"step": "algorithm", "name": ALGORITHM, "digest": digest(options)},
-            {"step": "reorient", "from": "".join(aff2axcodes(native.affine)), "to": "RAS"},
-            {"step": "brain", "rule": "nonzero in any sequence, largest part, holes filled"},
+            {
+                "step": "algorithm",
+                "name": PREPROCESSING_ALGORITHMS[options.input],
+                "digest": digest(options),
+            },
+            *aligned.history,
             {
                 "step": "crop",
                 "start": [int(side.start) for side in box],
@@ -173,19 +190,71 @@ def to_native(probabilities: NDArray[np.float32], prepared: Prepared) -> NDArray
     return result
 
 
+def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw.Aligned:
+    """Return co-registered, stripped sequences as what they are: already aligned."""
+    first = MODALITIES[0]
+    native = volumes[first]
+    for name in MODALITIES[1:]:
+        _check_grid(volumes[name], case.images[name].title, native, case.images[first].title)
+    affine = grid.canonical_affine(native.affine, native.data.shape)
+    images = {
+        name: Volume(grid.to_canonical(volumes[name].data, native.affine), affine)
+        for name in MODALITIES
+    }
+    return raw.Aligned(
+        name=first,
+        volumes=images,
+        motions={},
+        brain=_brain([images[name].data for name in MODALITIES], case),
+        history=(
+            {"step": "reorient", "from": "".join(aff2axcodes(native.affine)), "to": "RAS"},
+            {"step": "brain", "rule": "nonzero in any sequence, largest part, holes filled"},
+        ),
+    )
+
+
+def _sampled(
+    aligned: raw.Aligned, name: str, box: grid.Box, resampling: grid.Resampling
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return a sequence on the network's grid, and where it was seen there."""
+    volume = aligned.volumes[name]
+    if name not in aligned.moved:
+        resampled = resampling.image(np.ascontiguousarray(volume.data[box]))
+        return resampled, np.ones(resampling.shape, bool)
+    to_volume = raw.through(volume, aligned.motions[name], resampling.affine)
+    resampled = grid.sample(volume.data, to_volume, resampling.shape, smooth=True)
+    return resampled, grid.within(to_volume, volume.data.shape, resampling.shape)
+
+
+def _drawn_on(case: Case, volumes: Mapping[str, Volume], aligned: raw.Aligned) -> str:
+    """Return the sequence whose grid the mask lies on; the reference where it is on none."""
+    if case.label is None or not aligned.moved:
+        return aligned.name
+    mask = read_volume(case.label, empty_ok=True)
+    for name in (aligned.name, *aligned.moved):
+        if _grid_fault(_turned(mask, volumes[name]), volumes[name]) is None:
+            return name
+    return aligned.name
+
+
 def _check_grid(volume: Volume, title: str, reference: Volume, other: str) -> None:
-    if volume.data.shape != reference.data.shape:
-        fault = f"{volume.data.shape} voxels against {reference.data.shape}"
-    elif not np.allclose(volume.affine, reference.affine, rtol=0, atol=grid.SAME_MM):
-        worst = np.abs(volume.affine - reference.affine).max()
-        fault = f"their affines differ by up to {worst:.3g}"
-    else:
+    fault = _grid_fault(volume, reference)
+    if fault is None:
         return
     raise CaseError(
         f"{title} and {other} are on different grids: {fault}.",
         do=_SAME_GRID,
         code="case-grid",
     )
+
+
+def _grid_fault(volume: Volume, reference: Volume) -> str | None:
+    if volume.data.shape != reference.data.shape:
+        return f"{volume.data.shape} voxels against {reference.data.shape}"
+    if not np.allclose(volume.affine, reference.affine, rtol=0, atol=grid.SAME_MM):
+        worst = np.abs(volume.affine - reference.affine).max()
+        return f"their affines differ by up to {worst:.3g}"
+    return None
 
 
 def _brain(images: list[NDArray[np.float32]], case: Case) -> NDArray[np.bool_]:
@@ -197,8 +266,8 @@ def _brain(images: list[NDArray[np.float32]], case: Case) -> NDArray[np.bool_]:
     if share > _MOST_NONZERO:
         raise CaseError(
             f"{case.name} is not skull-stripped: {share:.0%} of its field is not 0.",
-            do="Extract the brain first and set everything else to 0; gliofed itself will extract "
-            "brains once it takes raw input.",
+            do="This study takes stripped input: extract the brain and set all else to 0. gliofed "
+            'does that itself in a study whose protocol has preprocessing.input = "raw".',
             code="case-not-stripped",
         )
     box = grid.bounding_box(nonzero, (0, 0, 0))
@@ -271,7 +340,10 @@ def _turned(mask: Volume, reference: Volume) -> Volume:
 
 def _resample_labels(labels: NDArray[np.uint8], resampling: grid.Resampling) -> NDArray[np.uint8]:
     """Resample region by region: whole tumour, core and enhancing part each keep their border."""
-    if not resampling.changes:
-        return labels
-    regions = labels_to_regions(labels)
-    return regions_to_labels(np.stack([resampling.mask(region) for region in regions]))
+    return _by_region(labels, resampling.mask) if resampling.changes else labels
+
+
+def _by_region(
+    labels: NDArray[np.uint8], resample: Callable[[NDArray[np.bool_]], NDArray[np.bool_]]
+) -> NDArray[np.uint8]:
+    return regions_to_labels(np.stack([resample(region) for region in labels_to_regions(labels)]))

@@ -3,14 +3,16 @@
 Written to the output folder, each file whole or not at all, ``result.json`` last, so that a folder
 with a ``result.json`` is complete::
 
-    segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid
+    segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
+                          input, the grid of the contrast-enhanced T1)
     overview.png          contours on FLAIR and contrast-enhanced T1
-    result.json           volumes, model, inputs, warnings, seconds
+    result.json           volumes, model, inputs, preparation, warnings, seconds
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +27,8 @@ from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
-from client.imaging.preprocessing import prepare, to_native
+from client.imaging.preprocessing import Prepared, prepare, to_native
+from client.imaging.quality import warnings_of
 from client.inference.model import Model
 from client.inference.picture import draw_overview
 from client.training import ExecutionOptions
@@ -35,15 +38,22 @@ from common.networks import build, load_arrays
 from common.regions import LABELS, MODALITIES, REGIONS, regions_to_labels
 
 RESULT_VERSION: Final = 1
+_SHOWN: Final = ("t2f", "t1c")
 RESEARCH_USE: Final = "Research use only: a person must review this segmentation."
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map (X, Y, Z) on the grid ``affine`` of the input, and its region probabilities."""
+    """A label map (X, Y, Z) on the grid ``affine`` of the input.
+
+    ``history`` says how the input was prepared. ``brain`` holds, of raw input, FLAIR and
+    contrast-enhanced T1 on that grid, without the skull; it is None where the files share a grid.
+    """
 
     labels: NDArray[np.uint8]
     affine: NDArray[np.float64]
+    history: tuple[dict[str, Any], ...] = ()
+    brain: Mapping[str, NDArray[np.float32]] | None = None
 
 
 def network_of(model: Model) -> torch.nn.Module:
@@ -65,7 +75,21 @@ def segment_case(
         execution=execution,
     )
     native = to_native(chances, prepared)
-    return Segmentation(regions_to_labels(native > 0.5), prepared.native_affine)
+    raw = model.protocol.preprocessing.input == "raw"
+    return Segmentation(
+        regions_to_labels(native > 0.5),
+        prepared.native_affine,
+        prepared.history,
+        _brain(prepared) if raw else None,
+    )
+
+
+def _brain(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
+    """Return what the picture shows, from the network's input: above 0 in the brain, 0 outside."""
+    shown = prepared.image[[MODALITIES.index(name) for name in _SHOWN]]
+    lowest = shown.min(axis=(1, 2, 3), keepdims=True)
+    positive = np.where(shown != 0, shown - lowest + 0.1, 0).astype(np.float32)
+    return dict(zip(_SHOWN, to_native(positive, prepared), strict=True))
 
 
 def segment(
@@ -90,7 +114,7 @@ def segment(
     found = segment_case(case, model, network_of(model), execution=execution)
     volumes = volumes_ml(found)
     write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
-    images = {name: read_image(case.images[name]).data for name in ("t2f", "t1c")}
+    images = found.brain or {name: read_image(case.images[name]).data for name in _SHOWN}
     draw_overview(out / "overview.png", images, found.labels, found.affine, volumes=volumes)
     result = {
         "result_version": RESULT_VERSION,
@@ -105,6 +129,7 @@ def segment(
             }
             for name in MODALITIES
         },
+        "preparation": list(found.history),
         "warnings": [
             *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
             *case.notes,
@@ -146,4 +171,4 @@ def _warnings(
             f"The input's voxels are up to {spacing.max():.1f} mm wide: small parts of a tumour "
             "cannot be seen and volumes are coarse."
         )
-    return warnings
+    return warnings + warnings_of(found.history)

@@ -208,7 +208,7 @@ def _warp(grid: Grid, rng: np.random.Generator) -> Array:
     """Return the template point of each voxel: random pose, size, side and smooth warp."""
     angles = np.deg2rad(rng.uniform(-7, 7, 3))
     scale = _FIT * rng.uniform(0.93, 1.0) * (1 + rng.uniform(-0.03, 0.03, 3))
-    matrix = _rotation(angles) @ np.diag(rng.choice([-1, 1]) * np.array([1, 0, 0]) + [0, 1, 1])
+    matrix = rotation(angles) @ np.diag(rng.choice([-1, 1]) * np.array([1, 0, 0]) + [0, 1, 1])
     matrix = matrix / scale.reshape(3, 1)
     shift = rng.uniform(-3, 3, 3).astype(np.float32).reshape(3, 1, 1, 1)
     points = grid.points() - shift
@@ -221,7 +221,7 @@ def _warp(grid: Grid, rng: np.random.Generator) -> Array:
     return result
 
 
-def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+def rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the rotation by three angles in radians about x, y and z."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])

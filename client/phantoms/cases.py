@@ -56,7 +56,7 @@ def make_case(
             do=f"Choose a size from {SIZES[0]} to {SIZES[1]}.",
             code="phantom-size",
         )
-    patient = _Patient(profile, seed, site, number)
+    patient = Patient(profile, seed, site, number)
     grid = Grid(size)
     template = load_template(grid.spacing_mm)
     kind = patient.kind()
@@ -84,12 +84,14 @@ def make_case(
 
 def session_count(profile: Profile, *, seed: int, number: int, site: int = 0) -> int:
     """Return how many times the patient was scanned: 1 or 2."""
-    stream = _Patient(profile, seed, site, number).stream("visits")
+    stream = Patient(profile, seed, site, number).stream("visits")
     return 2 if stream.random() < profile.follow_up else 1
 
 
 @dataclass(frozen=True)
-class _Patient:
+class Patient:
+    """Where the random numbers of one patient come from."""
+
     profile: Profile
     seed: int
     site: int

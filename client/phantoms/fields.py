@@ -20,17 +20,19 @@ Array: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Grid:
-    """Isotropic voxels that cover the field of view, ``size`` of them along x and y."""
+    """Isotropic voxels that cover the field of view, ``size`` of them along x."""
 
     size: int
+    field_mm: tuple[float, float, float] = FIELD_MM
 
     @property
     def spacing_mm(self) -> float:
-        return FIELD_MM[0] / self.size
+        return self.field_mm[0] / self.size
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.size, self.size, int(np.ceil(FIELD_MM[2] / self.spacing_mm - 1e-6))
+        _, y, z = (int(np.ceil(mm / self.spacing_mm - 1e-6)) for mm in self.field_mm)
+        return self.size, y, z
 
     @property
     def voxel_ml(self) -> float:
@@ -45,7 +47,7 @@ class Grid:
         """Return the LPS affine, which at 240 voxels is that of every BraTS file."""
         s = self.spacing_mm
         affine = np.diag([-s, -s, s, 1.0])
-        affine[:3, 3] = 0.5 - s / 2, FIELD_MM[1] - 0.5 - s / 2, s / 2 - 0.5
+        affine[:3, 3] = 0.5 - s / 2, self.field_mm[1] - 0.5 - s / 2, s / 2 - 0.5
         return affine
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.images import read_image
+from client.imaging.quality import warnings_of
 from client.quality.measures import CaseMeasures, measure
 from client.quality.thumbnails import thumbnail
 from common.errors import CaseError
@@ -19,11 +20,15 @@ from common.protocol import PreprocessingOptions
 
 @dataclass(frozen=True)
 class Checked:
-    """One case: its measures and picture, or why it cannot be used."""
+    """One case: its measures and picture, or why it cannot be used.
+
+    ``notes`` are what choosing the series and preparing them left to say; they refuse nothing.
+    """
 
     case: Case
     measures: CaseMeasures | None
     picture: bytes
+    notes: tuple[str, ...] = ()
     reason: str = ""
     code: str = ""
 
@@ -36,4 +41,5 @@ def check_case(case: Case, *, cache: Path, options: PreprocessingOptions) -> Che
     except CaseError as error:
         return Checked(case, None, b"", reason=str(error), code=error.code)
     measures = measure(case.name, case.patient, volumes, prepared)
-    return Checked(case, measures, thumbnail(prepared))
+    notes = (*case.notes, *warnings_of(prepared.history))
+    return Checked(case, measures, thumbnail(prepared), notes)

@@ -33,6 +33,9 @@ _FACES: Final = ("left", "right", "posterior", "anterior", "inferior", "superior
 _FULL_SLICE: Final = 0.5
 """Of the largest slice's brain, what a slice has to have to be compared with its neighbours."""
 
+_HEAD_SHARE: Final = 0.75
+"""Of a volume, what is not 0 if the head was not stripped: the noise in the air is not."""
+
 _SKETCH: Final = 12
 """Voxels along each side of the coarse copy by which the same head is known again."""
 
@@ -96,6 +99,7 @@ def measure(
     """Return the measures of a case from its ``volumes``, by sequence, and what they became."""
     inside = (prepared.image != 0).any(axis=0)
     spacing = grid.spacing_of(prepared.affine)
+    volumes = {one: _brain_of(volume, inside, prepared.affine) for one, volume in volumes.items()}
     return CaseMeasures(
         name=name,
         patient=patient,
@@ -118,6 +122,20 @@ def measure(
         voxels_sha256=hashlib.sha256(np.ascontiguousarray(prepared.image).data).hexdigest(),
         sketch=_sketch(prepared.image[MODALITIES.index("t1c")]),
     )
+
+
+def _brain_of(volume: Volume, inside: NDArray[np.bool_], affine: grid.Affine) -> Volume:
+    """Return a whole head with everything but the brain set to 0; a stripped one as it is.
+
+    How the head moved between sequences is left out: a few millimetres do not matter here.
+    """
+    if np.count_nonzero(volume.data) < _HEAD_SHARE * volume.data.size:
+        return volume
+    to_inside = np.linalg.inv(affine) @ volume.affine
+    brain = ndimage.affine_transform(
+        inside.astype(np.uint8), to_inside, output_shape=volume.data.shape, order=0
+    )
+    return Volume(volume.data * brain, volume.affine)
 
 
 def _sequence(volume: Volume, *, shift_mm: float) -> SequenceMeasures:

@@ -19,6 +19,7 @@ from tests.benchmarks import (
     preparation,
     privacy_check,
     private_step,
+    raw_preparation,
     round_overhead,
     server_memory,
     site_terms,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "small_messages": small_messages.measure,
     "poisoning": poisoning.measure,
     "dicom_input": dicom_input.measure,
+    "raw_preparation": raw_preparation.measure,
 }
 
 

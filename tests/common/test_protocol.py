@@ -9,7 +9,6 @@ from pydantic import BaseModel, ValidationError
 
 from common.errors import ProtocolError
 from common.protocol import (
-    PREPROCESSING_ALGORITHM,
     PreprocessingOptions,
     StudyProtocol,
     parse_protocol,
@@ -27,7 +26,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "b45a4e4e94644e29debc635087034e8e09137cde9c2caad980b8ea9531010ef7"
+DIGEST = "c1c7d16af4e46db8974a07570422525b8c6430108c970c1dc9f6b4bdfda381db"
 TOML = """\
 study = "demo"
 title = "A study"
@@ -196,11 +195,12 @@ def test_reports_are_named_once() -> None:
 
 def test_the_preprocessing_digest_knows_options_and_algorithm() -> None:
     digests = {
-        preprocessing_digest(PreprocessingOptions(), PREPROCESSING_ALGORITHM),
-        preprocessing_digest(PreprocessingOptions(spacing_mm=2.0), PREPROCESSING_ALGORITHM),
+        preprocessing_digest(PreprocessingOptions()),
+        preprocessing_digest(PreprocessingOptions(spacing_mm=2.0)),
+        preprocessing_digest(PreprocessingOptions(input="raw")),
         preprocessing_digest(PreprocessingOptions(), "other/1"),
     }
-    assert len(digests) == 3
+    assert len(digests) == 4
 
 
 def test_a_toml_file_is_read(tmp_path: Path) -> None:

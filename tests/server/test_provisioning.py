@@ -13,7 +13,7 @@ from cryptography import x509
 from common.errors import IdentityError, ProtocolError, StateError
 from common.identity import Identity, Statement
 from common.kit import open_kit
-from common.protocol import PREPROCESSING_ALGORITHM, PROTOCOL, preprocessing_digest
+from common.protocol import PROTOCOL, preprocessing_digest
 from server import provisioning
 from server.provisioning import Consortium
 
@@ -200,7 +200,7 @@ def test_a_published_protocol_is_frozen_and_signed(world: Any) -> None:
     study = world.publish()
     body = study.statement.opened(kind=PROTOCOL, signer=world.consortium.identity.public)
     assert body == study.protocol.model_dump(mode="json")
-    expected = preprocessing_digest(study.protocol.preprocessing, PREPROCESSING_ALGORITHM)
+    expected = preprocessing_digest(study.protocol.preprocessing)
     assert study.protocol.preprocessing_sha256 == expected
     (published,) = world.events("study published")
     assert published["protocol"] == study.protocol.digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from scipy import ndimage
 
 from client.cohort import read_case
 from client.inference import segment as segmenting
 from client.inference.segment import Segmentation, network_of, segment, segment_case, volumes_ml
 from client.training import ExecutionOptions
 from common.errors import CaseError, StateError
+from common.protocol import PreprocessingOptions, preprocessing_digest
 from common.regions import MODALITIES
+from tests import raw_heads
 from tests.consortia import World
 
 PLAIN = ExecutionOptions(prefetch=0)
@@ -162,3 +166,47 @@ def test_a_refused_case_writes_nothing(
     with pytest.raises(CaseError):
         segment(folder, tmp_path / "out", world.model(), execution=PLAIN, trusted=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_raw_input_is_segmented_on_the_grid_of_the_contrast_enhanced_t1(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = raw_heads.head()
+    raw_heads.know_brain(monkeypatch, made)
+    raw_heads.know_motions(monkeypatch, made)
+    raw_heads.write(tmp_path / "case", made, label_on=None)
+    options = PreprocessingOptions(input="raw", spacing_mm=6.0)
+    trained = world.model()
+    protocol = trained.protocol.model_copy(update={"preprocessing": options})
+    model = dataclasses.replace(trained, protocol=protocol)
+    out = tmp_path / "out"
+    segment(tmp_path / "case", out, model, execution=PLAIN, trusted=True)
+
+    mask = nib.load(out / "segmentation.nii.gz")
+    assert mask.shape == made.images["t1c"].shape
+    np.testing.assert_allclose(mask.affine, made.affines["t1c"], atol=1e-4)
+    outside = np.asarray(mask.dataobj)[~ndimage.binary_dilation(made.brain, iterations=4)]
+    assert not outside.any()
+    preparation = json.loads((out / "result.json").read_text())["preparation"]
+    assert preparation[0]["digest"] == preprocessing_digest(options)
+    assert {r["sequence"] for r in preparation if r["step"] == "register"} == {"t1n", "t2w", "t2f"}
+    assert all(r["residual_mm"] == 0.1 for r in preparation if r["step"] == "register")
+    assert imread(out / "overview.png")[..., :3].std() > 0.05
+    assert str(tmp_path) not in json.dumps(preparation)
+
+
+def test_what_makes_a_preparation_doubtful_is_said(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = raw_heads.head()
+    raw_heads.know_brain(monkeypatch, made)
+    raw_heads.know_motions(monkeypatch, made)
+    case = raw_heads.write(tmp_path / "case", made, label_on=None)
+    flair = nib.load(case.images["t2f"].path)
+    cut = nib.Nifti1Image(np.asarray(flair.dataobj)[:, :, :34], flair.affine)
+    nib.save(cut, case.images["t2f"].path)
+    options = PreprocessingOptions(input="raw", spacing_mm=6.0)
+    protocol = world.model().protocol.model_copy(update={"preprocessing": options})
+    model = dataclasses.replace(world.model(), protocol=protocol)
+    result = segment(tmp_path / "case", tmp_path / "out", model, execution=PLAIN, trusted=True)
+    assert any("t2f shows only" in warning for warning in result["warnings"])

@@ -122,3 +122,16 @@ def test_a_brain_of_a_few_voxels_can_be_measured(head: Any) -> None:
     assert found.brain_ml == pytest.approx(0.2, abs=0.1)
     assert np.isnan(found.sequences["t1c"].snr)
     assert found.sequences["t1c"].slice_jump == 0
+
+
+def test_of_a_whole_head_the_brain_alone_is_measured(head: Any) -> None:
+    stripped = head.measures()
+    skull = np.random.default_rng(2).uniform(900, 1100, head.labels.shape).astype(np.float32)
+    volumes = {
+        name: Volume(np.where(volume.data != 0, volume.data, skull), volume.affine)
+        for name, volume in head.volumes().items()
+    }
+    found = measure("case", "patient", volumes, head.prepared())
+    assert found.cut_off == {}
+    for name, one in found.sequences.items():
+        assert one.snr == pytest.approx(stripped.sequences[name].snr, rel=0.05)
