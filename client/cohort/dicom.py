@@ -4,13 +4,13 @@ A mask is a NIfTI file named as in BraTS or BIDS (``seg.nii.gz``, ``NAME_seg.nii
 study's folder or below it, in a folder around that one study, or beside a zip file of the same
 name. Its enhancing tumour is 3 or 4.
 
-A study is used whole or not at all: where a file beside its own cannot be read, nobody knows what
-is missing. PatientID and study date stay in the hospital, as all names of cases do.
+A study is used whole or not at all: where one of its files cannot be read, nobody knows what is
+missing. PatientID and study date stay in the hospital, as all names of cases do.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from client.imaging.case import LABELS_EITHER
 from client.imaging.dicom.choice import Choice, Decide, choose
 from client.imaging.dicom.scan import is_zip, scan
 from client.imaging.dicom.studies import Study, studies
+from common.errors import CaseError
 from common.regions import MODALITIES
 
 NAMELESS: Final = "unnamed"
@@ -28,6 +29,7 @@ NAMELESS: Final = "unnamed"
 
 _LONGEST_NAME: Final = 64
 _MOST_LISTED: Final = 8
+_HEADER_BYTES: Final = 2**16
 
 
 @dataclass(frozen=True)
@@ -46,33 +48,61 @@ class Judgement:
 def judge(paths: Iterable[Path], root: Path, decide: Decide) -> tuple[list[Judgement], list[Found]]:
     """Find the studies among ``paths``; return them and what cannot be read."""
     found = scan(paths)
-    spoilt = {_holder(path): (path, error) for path, error in reversed(found.faults)}
-    owned: set[Path] = set()
-    refused: list[Found] = []
+    grouped = studies(found.instances)
+    spoilt = _spoilt(grouped, found.faults)
+    refused: list[Found] = [
+        Refusal(path.parent.name, relative(path, root), error.message, error.code)
+        for path, error in found.faults
+        if not any((path, error) in faults for faults in spoilt.values())
+    ]
     judged = []
     names: Counter[str] = Counter()
     dates: Counter[tuple[str, str]] = Counter()
-    for study in studies(found.instances):
+    for number, study in enumerate(grouped):
         name = relative(study.place, root) if study.place != root else root.name
         names[name] += 1
         dates[study.patient, study.date] += 1
-        number = dates[study.patient, study.date]
-        session = "-".join(filter(None, (study.date, str(number) * (number > 1)))) or "1"
+        again = dates[study.patient, study.date]
+        session = "-".join(filter(None, (study.date, str(again) * (again > 1)))) or "1"
         name = f"{name}#{names[name]}" if names[name] > 1 else name
-        holders = {_holder(part.path) for series in study.series for part in series.parts}
-        if beside := sorted(holders & set(spoilt)):
-            owned.update(beside)
-            path, error = spoilt[beside[0]]
+        if faults := spoilt.get(number):
+            path, error = faults[0]
             reason = f"{error.message} It lies beside the study's: slices may be missing."
             refused.append(Refusal(_name(study, session), relative(path, root), reason, error.code))
             continue
         judged.append(Judgement(name, study, session, choose(study, decide)))
-    refused += [
-        Refusal(path.parent.name, relative(path, root), error.message, error.code)
-        for path, error in found.faults
-        if _holder(path) not in owned
-    ]
     return judged, refused
+
+
+def _spoilt(
+    grouped: Sequence[Study], faults: Sequence[tuple[Path, CaseError]]
+) -> dict[int, list[tuple[Path, CaseError]]]:
+    """Return which studies cannot be known to be whole, by their place in ``grouped``, and why.
+
+    A file that cannot be read belongs to the study whose UID it holds, else to the one study whose
+    files lie beside or around it; in a heap of several studies it may be nobody's.
+    """
+    places = [
+        {study.place, *(_holder(part.path) for one in study.series for part in one.parts)}
+        for study in grouped
+    ]
+    spoilt: dict[int, list[tuple[Path, CaseError]]] = defaultdict(list)
+    for path, error in faults:
+        near = [number for number, place in enumerate(places) if _holder(path) in place]
+        if len(near) > 1:
+            start = _start(path)
+            near = [number for number in near if grouped[number].uid.encode() in start]
+        for number in near:
+            spoilt[number].append((path, error))
+    return spoilt
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEADER_BYTES)
+    except OSError:  # that it cannot be read is the fault already
+        return b""
 
 
 def find(

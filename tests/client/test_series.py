@@ -8,17 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
-from client import cli, series
+from client import cli, series, studies
 from client.checking import check_site
 from client.cohort import read_case
 from client.inference import cli as clinic
+from client.participation import Participation
 from client.site import Site
+from client.withdrawal import withdraw
 from common.errors import CaseError, StateError
 from common.protocol import PreprocessingOptions
-from tests.consortia import World
-from tests.scanners import DATE, PATIENT, SEQUENCES, write_series, write_study
+from server.provisioning import Consortium
+from tests.consortia import World, answer, approve, order, tiny_protocol
+from tests.scanners import DATE, PATIENT, SEQUENCES, oblique, voxels, write_series, write_study
 
 Run = Callable[..., Any]
 
@@ -189,3 +194,27 @@ def test_what_is_said_once_goes_before_what_is_remembered(scanned: Site, scans: 
     decide = series.for_once([("t1c", "2"), ("t1n", "5")], series.decisions(scanned))
     case = read_case(scans / "patient", decide=decide)
     assert (case.images["t1c"].series, case.images["t1n"].series) == ("2", "5")
+
+
+def test_a_site_with_dicom_trains_and_a_patient_withdraws(
+    make_site: Callable[..., Site], consortium: Consortium, tmp_path: Path
+) -> None:
+    """From what the scanner wrote to an update; the journal names neither patient nor study."""
+    for number in range(6):
+        folder = tmp_path / "many" / f"{number}"
+        write_study(folder, patient=f"Patient-{number}", study=f"1.5.{number}", seed=number)
+        mask = np.zeros(voxels().shape, np.uint8)
+        mask[7:10, 6:9, 5:8] = 3
+        nib.save(nib.Nifti1Image(mask, oblique()), folder / "seg.nii.gz")
+    site, protocol = make_site("south", tmp_path / "many"), tiny_protocol()
+    approve(site, consortium, protocol)
+    weights = studies.starting_weights(protocol)
+    content = order(consortium.identity, protocol, "train", number=1, weights=weights)
+    report, _ = answer(Participation(site), content)
+    assert (report.status, report.code) == ("done", "")
+    trained = [case.patient for case in studies.read_split(site, protocol).train]
+    done = withdraw(site, trained[0], by="Dr. Tamm")
+    assert done.in_cohort
+    assert trained[0] not in [case.patient for case in studies.read_split(site, protocol).train]
+    journal = site.journal.path.read_text()
+    assert not [name for name in ("Patient-", "1.5.", DATE) if name in journal]

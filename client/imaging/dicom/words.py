@@ -11,6 +11,9 @@ import re
 import unicodedata
 from typing import Final
 
+_SCRIPTS: Final = re.compile(  # where Latin letters meet Japanese or Chinese ones
+    r"(?<=[a-z0-9])(?=[\u3040-\u9fff])|(?<=[\u3040-\u9fff])(?=[a-z0-9])"
+)
 _AGENT: Final = (
     r"(?:km|kontrast\w*|contrast\w*|gad\w*|gd|mdc|mezzo di contrasto|inj\w*|ce|iv|c|produit)"
 )
@@ -81,6 +84,7 @@ def plain(text: str) -> str:
         one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one)
     )
     text = unicodedata.normalize("NFKC", text)
+    text = _SCRIPTS.sub(" ", text)
     return " ".join(re.sub(r"[^\w+*]|_", " ", text).split())
 
 

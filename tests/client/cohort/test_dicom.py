@@ -105,6 +105,33 @@ def test_studies_of_patients_in_one_heap_are_told_apart(tmp_path: Path) -> None:
     assert caught.value.code == "case-several"
 
 
+@pytest.mark.parametrize("left", [0, -600])
+def test_a_broken_file_in_a_heap_spoils_no_more_than_its_own_study(
+    tmp_path: Path, left: int
+) -> None:
+    heap = tmp_path / "heap"
+    heap.mkdir()
+    for number, patient in enumerate("AB"):
+        source = write_study(
+            tmp_path / patient, patient=patient, study=f"1.9.{number}", seed=number
+        )
+        for file in source.rglob("*.dcm"):
+            file.rename(heap / f"{patient}-{file.name}")
+    last = heap / "B-IM005-0011.dcm"
+    last.write_bytes(last.read_bytes()[:left])  # cut off within its header, or empty
+    cohort = read_cohort(heap)
+    whose = ["A"] if left else ["A", "B"]  # of an empty file nobody knows whose it was
+    assert [case.patient for case in cohort.cases] == whose
+    assert [(one.code, one.file) for one in cohort.refused] == [("case-file", last.name)]
+
+
+def test_a_broken_file_around_the_series_spoils_the_study(study: Path) -> None:
+    (study / "stray.dcm").write_bytes(b"")
+    with pytest.raises(CaseError, match="It lies beside") as caught:
+        read_case(study)
+    assert caught.value.code == "case-file"
+
+
 @pytest.mark.parametrize("place", ["in the study", "around it", "in a folder of its own"])
 def test_a_mask_beside_the_study_is_its_mask(study: Path, place: str) -> None:
     target = {"in the study": study, "around it": study.parent}.get(place, study / "masks")

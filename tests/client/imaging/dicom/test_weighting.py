@@ -109,6 +109,7 @@ LEFT_OUT = {
     "PD": (facts("PD tra", tr=3000.0, te=15.0, scanning=("SE",)), "PD"),
     "T2*": (facts("T2 tra", tr=600.0, te=20.0, scanning=("GR",)), "T2*"),
     "STIR": (facts("T2 tirm cor", tr=4000.0, te=60.0, ti=150.0, scanning=("SE", "IR")), "STIR"),
+    "ADC in Chinese": (facts("ADC图", **T2), "diffusion"),
     "echo-planar": (facts("T2", tr=4000.0, te=90.0, scanning=("EP", "SE")), "echo-planar"),
 }
 
