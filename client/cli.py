@@ -128,6 +128,9 @@ def check(
     spacing_mm: Annotated[
         float, typer.Option(min=0.5, max=6.0, help="Voxel size to prepare for, as a protocol does.")
     ] = 1.0,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The images are as the scanner wrote them.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Read and prepare every case, and say what cannot be used and why; look at the machine."""
@@ -138,7 +141,7 @@ def check(
     with console.progress("Preparing cases") as told:
         found = check_site(
             site,
-            PreprocessingOptions(spacing_mm=spacing_mm),
+            PreprocessingOptions(input="raw" if raw else "brats", spacing_mm=spacing_mm),
             progress=functools.partial(told, "Preparing cases"),
         )
     if json:

@@ -20,6 +20,7 @@ from common.protocol import StudyProtocol
 from common.weights import load, load_metadata, save
 from server import provisioning
 from server.provisioning import Consortium
+from tests import raw_heads
 from tests.consortia import STUDY, World, answer, approve, edit, order, tiny_protocol, toml
 
 Run = Callable[..., Any]
@@ -104,6 +105,23 @@ def test_check(site_command: Run, make_site: Callable[..., Site], own_cohort: Pa
     found = site_command("check", site.folder, "--spacing-mm", 6, "--json").json
     assert found["refused"][0]["case"] == case.name
     assert site_command("check", site.folder, "--spacing-mm", 60).code == 2
+
+
+def test_check_prepares_raw_heads_where_it_is_told_to(
+    site_command: Run,
+    make_site: Callable[..., Site],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = raw_heads.head()
+    raw_heads.know_brain(monkeypatch, made)
+    raw_heads.know_motions(monkeypatch, made)
+    raw_heads.write(tmp_path / "raw", made)
+    site = make_site("south", tmp_path / "raw")
+    found = site_command("check", site.folder, "--spacing-mm", 6, "--json").json
+    assert found["refused"][0]["code"] == "case-grid"
+    found = site_command("check", site.folder, "--spacing-mm", 6, "--raw", "--json").json
+    assert (found["cases"], found["refused"]) == (1, [])
 
 
 def test_check_without_a_usable_case_fails_in_one_document(
