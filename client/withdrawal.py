@@ -159,7 +159,7 @@ def _in_ledger(site: Site, hidden: str) -> bool:
 def _options(site: Site) -> set[PreprocessingOptions]:
     """Return what the cache may hold entries of: the studies' options and those of ``check``."""
     asked = {site.protocol(name).preprocessing for name in site.study_names()}
-    return asked | {PreprocessingOptions()}
+    return asked | {PreprocessingOptions(), PreprocessingOptions(input="raw")}
 
 
 def _lineage(site: Site, hidden: str, own: Sequence[Case]) -> tuple[StudyLineage, ...]:

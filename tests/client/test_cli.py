@@ -20,6 +20,7 @@ from common.protocol import StudyProtocol
 from common.weights import load, load_metadata, save
 from server import provisioning
 from server.provisioning import Consortium
+from tests import raw_heads
 from tests.consortia import STUDY, World, answer, approve, edit, order, tiny_protocol, toml
 
 Run = Callable[..., Any]
@@ -123,6 +124,23 @@ def test_check_writes_a_page_and_is_strict_if_asked(
     strict = site_command(*asked, "--strict")
     assert (strict.code, "1 cases were refused" in strict.err) == (15, True)
     assert site_command(*asked, "--strict", "--json").code == 15
+
+
+def test_check_prepares_raw_heads_where_it_is_told_to(
+    site_command: Run,
+    make_site: Callable[..., Site],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = raw_heads.head()
+    raw_heads.know_brain(monkeypatch, made)
+    raw_heads.know_motions(monkeypatch, made)
+    raw_heads.write(tmp_path / "raw", made)
+    site = make_site("south", tmp_path / "raw")
+    found = site_command("check", site.folder, "--spacing-mm", 6, "--json").json
+    assert found["refused"][0]["code"] == "case-grid"
+    found = site_command("check", site.folder, "--spacing-mm", 6, "--raw", "--json").json
+    assert (found["cases"], found["refused"]) == (1, [])
 
 
 def test_check_without_a_usable_case_fails_in_one_document(
