@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ from pydicom.dataset import Dataset
 
 from client.cohort import read_case, read_cohort, split
 from client.imaging.cache import PreparedCache, content_sha256
+from client.imaging.dicom import containers
 from client.imaging.images import read_image
 from client.imaging.preprocessing import prepare
 from common.errors import CaseError
@@ -290,3 +292,35 @@ def test_files_that_were_read_are_not_read_again(
     read_cohort(study.parent)
     monkeypatch.setattr(scan, "read_header", lambda *_: pytest.fail("read again"))
     assert len(read_cohort(study.parent).cases) == 1
+
+
+@pytest.mark.parametrize("name", [None, "", "A\x07B", "x" * 65])
+def test_a_study_of_nobody_knows_whom_is_read_but_never_trained_on(
+    tmp_path: Path, name: str | None
+) -> None:
+    """Two studies of one such patient would count as two patients."""
+
+    def anonymous(_: int, dataset: Dataset) -> Dataset:
+        if name is None:
+            del dataset.PatientID
+        else:
+            dataset["PatientID"].value = name
+        return dataset
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # DICOM allows none of these names
+        folder = write_study(tmp_path / "study", spoil=anonymous)
+    with pytest.raises(CaseError, match="no usable PatientID"):
+        read_cohort(tmp_path)
+    if not name:
+        assert read_case(folder).patient == "unnamed"
+
+
+@pytest.mark.parametrize("limit", ["_MOST_MEMBERS", "_MOST_BYTES", "_MOST_MEMBER_BYTES"])
+def test_a_zip_too_large_for_anything_is_refused(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(containers, limit, 9)
+    with pytest.raises(CaseError) as caught:
+        read_case(zipped(study, tmp_path / "study.zip"))
+    assert caught.value.code == "case-zip"
