@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -22,9 +21,9 @@ from client.imaging.dicom.volume import read_series
 from client.imaging.images import read_image
 from client.imaging.nifti import Volume, read_volume
 from common.errors import CaseError
+from tests.programs import needed
 from tests.scanners import oblique, voxels, write_series
 
-DCM2NIIX = shutil.which("dcm2niix")
 ORIENTATIONS = {
     # columns run to, rows run to, slices run to; spacing along each
     "axial": np.diag([-2.0, -3.0, 5.0, 1.0]),
@@ -65,14 +64,13 @@ def test_a_marker_is_where_the_scanner_put_it(
     assert np.sort(volume.data, axis=None).tolist() == np.sort(voxels(1), axis=None).tolist()
 
 
-@pytest.mark.skipif(DCM2NIIX is None, reason="dcm2niix is not installed")
 @pytest.mark.parametrize("enhanced", [False, True], ids=["classic", "enhanced"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_an_independent_converter_agrees(tmp_path: Path, orientation: str, enhanced: bool) -> None:
     source, out = tmp_path / "dicom", tmp_path / "nifti"
     out.mkdir()
     write_series(source, 1, affine=ORIENTATIONS[orientation], enhanced=enhanced)
-    command = [str(DCM2NIIX), "-z", "n", "-b", "n", "-f", "x", "-o", str(out), str(source)]
+    command = [needed("dcm2niix"), "-z", "n", "-b", "n", "-f", "x", "-o", str(out), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     (converted,) = out.glob("*.nii")
     theirs = nib.as_closest_canonical(nib.load(converted))
