@@ -7,6 +7,7 @@ a case must be prepared to the same bits every time. Cases can be prepared side 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -47,4 +48,10 @@ def matrix_of(transform: sitk.Transform) -> Affine:
         matrix[:3, axis] = np.array(transform.TransformPoint(unit)) - origin
     matrix[:3, 3] = origin
     result: Affine = _FLIP @ matrix @ _FLIP
+    return result
+
+
+def point_of(point: Sequence[float]) -> NDArray[np.float64]:
+    """Return a point of SimpleITK's world in ours."""
+    result: NDArray[np.float64] = _FLIP[:3, :3] @ np.array(point, np.float64)
     return result

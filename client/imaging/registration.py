@@ -2,8 +2,9 @@
 
 Mattes' mutual information (Mattes et al. 2003) of images averaged to blocks: first of 4 mm, from
 where the scanner says that things are and from where the centres of mass agree, then of 2 mm from
-the better of the two. The last step is taken with two independent draws of voxels: their mean is
-the result, and how far they disagree at the head's surface is what the result may be trusted to.
+the better of the two, where one image is first laid over the other as that shows things, slices and
+all. The last step is taken with two independent draws of voxels: their mean is the result, and how
+far they disagree at the head's surface is what the result may be trusted to.
 
 Invariants: fixed seeds and one thread, so the same images give the same bits; the result is a rigid
 motion. Out of scope: whether the residual is good enough (``quality``).
@@ -85,42 +86,44 @@ def register(fixed: Volume, moving: Volume) -> Registration:
     # Thick slices are sampled where they are, not interpolated: that would look like a blur that
     # comes and goes with the slices' place, and bend the metric.
     swapped = max(moving.spacing_mm) > max(fixed.spacing_mm) + grid.SAME_MM
-    pair = (moving, _as_thick(fixed, moving)) if swapped else (fixed, _as_thick(moving, fixed))
-    coarse, fine = _blocks(pair, _COARSE_MM), _blocks(pair, _FINE_MM)
+    sampled, other = (moving, fixed) if swapped else (fixed, moving)
+    pair = _blocks(sampled, _as_thick(other, sampled), _COARSE_MM)
     by_mass = sitk.Euler3DTransform(
         sitk.CenteredTransformInitializer(
-            *coarse,
+            *pair,
             sitk.Euler3DTransform(),
             sitk.CenteredTransformInitializerFilter.MOMENTS,
         )
     )
     by_header = sitk.Euler3DTransform(by_mass)
     by_header.SetTranslation((0.0, 0.0, 0.0))
-    starts = [_improved(*coarse, start, first=True) for start in (by_header, by_mass)]
-    start = min(starts, key=lambda found: found[1])[0]
-    found = [_improved(*fine, start, first=False, seed=seed) for seed in _SEEDS]
-    middle = sitk.Euler3DTransform(found[0][0])
-    middle.SetParameters(np.mean([each.GetParameters() for each, _ in found], axis=0).tolist())
-    one, other = (itk.matrix_of(each) for each, _ in found)
-    centre = itk.matrix_of(sitk.TranslationTransform(3, middle.GetCenter()))[:3, 3]
-    likeness = -_metric(*coarse, middle)
-    away = [-_metric(*coarse, _shifted(middle, step)) for step in _steps()]
-    matrix = itk.matrix_of(middle)
+    starts = [_improved(*pair, start, first=True) for start in (by_header, by_mass)]
+    coarse = itk.matrix_of(min(starts, key=lambda found: found[1])[0])
+
+    pair = _blocks(sampled, _laid_over(other, sampled, coarse), _FINE_MM)
+    rest = sitk.Euler3DTransform(by_header)
+    found = [_improved(*pair, rest, first=False, seed=seed)[0] for seed in _SEEDS]
+    rest.SetParameters(np.mean([each.GetParameters() for each in found], axis=0).tolist())
+    one, other_one = (itk.matrix_of(each) for each in found)
+    centre = itk.point_of(rest.GetCenter())
+    likeness = -_metric(*pair, rest)
+    away = [-_metric(*pair, _shifted(rest, step)) for step in _steps()]
+    matrix = coarse @ itk.matrix_of(rest)
     if swapped:
         matrix = np.linalg.inv(matrix).astype(np.float64)
     return Registration(
         matrix=matrix,
-        residual_mm=float(_apart(one, other, centre).max()),
+        residual_mm=float(_apart(one, other_one, centre).max()),
         likeness=likeness,
         peak=1 - float(np.mean(away)) / likeness if likeness > 0 else 0.0,
     )
 
 
-def _blocks(pair: tuple[Volume, Volume], spacing_mm: float) -> tuple[sitk.Image, sitk.Image]:
+def _blocks(one: Volume, other: Volume, spacing_mm: float) -> tuple[sitk.Image, sitk.Image]:
     from client.imaging import itk
 
     images = []
-    for volume in pair:
+    for volume in (one, other):
         factors = np.floor(spacing_mm / grid.spacing_of(volume.affine) + 0.25)
         factors = np.maximum(1, factors).astype(int)
         images.append(itk.to_itk(*grid.shrink(volume.data, volume.affine, factors)))
@@ -131,7 +134,26 @@ def _as_thick(image: Volume, sampled: Volume) -> Volume:
     """Blur ``image`` along its axes as far as the voxels of ``sampled`` are wider there."""
     to_sampled = np.linalg.inv(image.affine[:3, :3]) @ sampled.affine[:3, :3]
     widths = np.abs(to_sampled).max(axis=1)  # of a voxel of sampled, in voxels of the image
-    sigma = np.sqrt(np.maximum(widths**2 - 1, 0)) / grid.FWHM_PER_SIGMA
+    return _blurred(image, np.sqrt(np.maximum(widths**2 - 1, 0)) / grid.FWHM_PER_SIGMA)
+
+
+def _laid_over(image: Volume, sampled: Volume, motion: grid.Affine) -> Volume:
+    """Return ``image`` as ``sampled`` would show it: through ``motion``, on the same axes, blurred
+    to the same slices. Slices are cut finer, so that none is interpolated later."""
+    spacing_mm = grid.spacing_of(sampled.affine)
+    cuts = np.maximum(1, np.rint(spacing_mm / _FINE_MM)).astype(int)
+    step = np.diag([*(1 / cuts), 1.0])
+    step[:3, 3] = -(cuts - 1) / (2 * cuts)
+    affine = sampled.affine @ step
+    shape = tuple(int(n) for n in np.array(sampled.data.shape) * cuts)
+    to_image = np.linalg.inv(image.affine) @ motion @ affine
+    seen = grid.sample(image.data, to_image, shape, smooth=False, outside=0.0)
+    own = 1 / np.abs(to_image[:3, :3]).max(axis=0)  # width of the image's voxels, in the cuts
+    sigma = np.sqrt(np.maximum(cuts**2 - own**2, 0)) / grid.FWHM_PER_SIGMA
+    return _blurred(Volume(seen, affine), sigma)
+
+
+def _blurred(image: Volume, sigma: NDArray[np.float64]) -> Volume:
     if sigma.max() < 0.3:
         return image
     return Volume(ndimage.gaussian_filter(image.data, sigma, mode="nearest"), image.affine)
@@ -178,7 +200,7 @@ def _method(share: float, seed: int) -> sitk.ImageRegistrationMethod:
 
 def _metric(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Euler3DTransform) -> float:
     """Return the negative mutual information; 0 where the images do not meet."""
-    method = _method(1.0, _SEEDS[0])
+    method = _method(min(1.0, _VOXELS / fixed.GetNumberOfPixels()), _SEEDS[0])
     method.SetInitialTransform(transform)
     try:
         return float(method.MetricEvaluate(fixed, moving))

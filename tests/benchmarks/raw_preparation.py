@@ -60,7 +60,7 @@ def measure(folder: Path) -> Result:
         }
         facts.append(found)
         rows.append([profile.name, *(found[name] for name in _SHOWN)])
-        print(json.dumps(found), file=sys.stderr, flush=True)  # noqa: T201
+        print(json.dumps(found), file=sys.stderr, flush=True)  # noqa: T201 (a case takes minutes)
     heads = {str(head): _real(head, mask) for head, mask in _heads()}
     rows += [[head, None, None, None, dice, *[None] * 4] for head, dice in heads.items()]
     mean_mm = float(np.mean([one["mean_mm"] for one in facts]))
