@@ -44,7 +44,9 @@ def check_site(
     refused = [
         {"case": r.case, "file": r.file, "reason": r.reason, "code": r.code} for r in cohort.refused
     ]
-    work = functools.partial(check_case, cache=site.folder / "cache", options=options)
+    work = functools.partial(
+        check_case, cache=site.folder / "cache", options=options, drawn=report is not None
+    )
     raw = options.input == "raw"
     workers = workers_for(cases, raw=raw) if workers is None else workers
     usable: list[Case] = []

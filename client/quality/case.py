@@ -33,8 +33,10 @@ class Checked:
     code: str = ""
 
 
-def check_case(case: Case, *, cache: Path, options: PreprocessingOptions) -> Checked:
-    """Prepare one case, and measure and draw it; what is wrong with it is a result too."""
+def check_case(
+    case: Case, *, cache: Path, options: PreprocessingOptions, drawn: bool = True
+) -> Checked:
+    """Prepare one case and measure it, and draw it if ``drawn``; what is wrong is a result too."""
     try:
         prepared = PreparedCache(cache, options).get(case)
         volumes = {name: read_image(image) for name, image in case.images.items()}
@@ -42,4 +44,4 @@ def check_case(case: Case, *, cache: Path, options: PreprocessingOptions) -> Che
         return Checked(case, None, b"", reason=str(error), code=error.code)
     measures = measure(case.name, case.patient, volumes, prepared)
     notes = (*case.notes, *warnings_of(prepared.history))
-    return Checked(case, measures, thumbnail(prepared), notes)
+    return Checked(case, measures, thumbnail(prepared) if drawn else b"", notes)

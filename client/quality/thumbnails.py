@@ -39,7 +39,7 @@ def thumbnail(prepared: Prepared) -> bytes:
         ]
         rows.append(np.concatenate(tiles, axis=1))
     file = io.BytesIO()
-    Image.fromarray(np.concatenate(rows, axis=0)).save(file, "PNG", optimize=True)
+    Image.fromarray(np.concatenate(rows, axis=0)).save(file, "PNG")
     return file.getvalue()
 
 

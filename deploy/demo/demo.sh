@@ -11,6 +11,7 @@ data=${2:-}
 [ -z "$data" ] || data=$(cd "$data" && pwd)
 export OMP_NUM_THREADS=1             # several hospitals share this machine's cores
 patients=${DEMO_PATIENTS:-34}
+cores=$(nproc 2>/dev/null || echo 2)
 
 pids=()
 finish() {
@@ -74,7 +75,8 @@ for site in "${sites[@]}"; do
 done
 checking=()
 for site in "${sites[@]}"; do
-    gliofed-site check "$site" --spacing-mm 3.75 >"$site-check.txt" 2>&1 & checking+=($!)
+    gliofed-site check "$site" --spacing-mm 3.75 --workers 1 >"$site-check.txt" 2>&1 &
+    checking+=($!)
 done
 for pid in "${checking[@]}"; do wait "$pid"; done
 run cat "${sites[0]}-check.txt"
@@ -83,16 +85,18 @@ run gliofed-site studies "${sites[0]}"
 for site in "${sites[@]}"; do run gliofed-site approve "$site" demo --by "Data officer of $site"; done
 
 heading "5. What is joining worth? Each hospital also trains alone, with as many steps"
+alone=()
 for privacy in private no-private; do
-    alone=()
     for site in "${sites[@]}"; do
+        # As many at a time as there are cores: more would only take turns.
+        if [ ${#alone[@]} -ge "$cores" ]; then wait "${alone[0]}"; alone=("${alone[@]:1}"); fi
         echo "\$ gliofed-site train-alone $site demo --initial initial.safetensors --$privacy" \
             "--out $site-$privacy.safetensors"
         gliofed-site train-alone "$site" demo --initial "$here/initial.safetensors" --"$privacy" \
             --out "$site-$privacy.safetensors" & alone+=($!)
     done
-    for pid in "${alone[@]}"; do wait "$pid"; done
 done
+for pid in "${alone[@]}"; do wait "$pid"; done
 
 heading "6. The study runs"
 run gliofed-server launch coordinator demo --initial "$here/initial.safetensors"
