@@ -266,7 +266,7 @@ def train_privately(
                 # A patient's crops have a seed of their own: they do not depend on who else is
                 # drawn.
                 draws = [
-                    drawing(patients[place], options, _generator(entropy))
+                    drawing(patients[place], options, _generator(entropy), device=execution.device)
                     for place in sample(entropy, len(patients), rate=privacy.sampling_rate)
                 ]
                 noises = background.submit(

@@ -77,7 +77,7 @@ def rehearse(
         progress("preprocessing", number, len(cohort.cases))
     seconds["preprocessing"] = time.monotonic() - began
     loaders: list[Patient] = [[functools.partial(cache.get, case)] for case in cohort.cases]
-    network = build(NetworkOptions(blocks_down=(1, 2, 2), blocks_up=(1, 1)), seed=0)
+    network = build(NetworkOptions(size="tiny"), seed=0)
     steps = 3
     training = TrainingOptions(local_steps=steps, crop_size=(32, 32, 32), learning_rate=1e-3)
     privacy = PrivacyOptions(sampling_rate=0.5, nominal_patients=max(1, patients))

@@ -37,7 +37,7 @@ from common.errors import CaseError, ConsentError, PrivacyError
 from common.low_rank import Subspace
 from common.metrics import RegionScores
 from common.networks import build, load_arrays, state_arrays
-from common.networks.segresnet import PaddedNetwork
+from common.networks.padded import PaddedNetwork
 from common.protocol import PreprocessingOptions, StudyProtocol, TrainingOptions
 from common.regions import REGIONS
 from common.weights import Arrays

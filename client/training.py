@@ -42,7 +42,7 @@ from client.terms import NO_TERMS, Drift, Terms
 from common.errors import CaseError, ProtocolError
 from common.low_rank import Subspace as Subspace
 from common.low_rank import basis
-from common.networks.segresnet import PaddedNetwork
+from common.networks.padded import PaddedNetwork
 from common.parameters import local_names, trained_shapes
 from common.protocol import TrainingOptions
 
@@ -129,7 +129,7 @@ class _Replica:
         )
 
     def _moved(self, part: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and part.device.type == "cpu":
             return part.pin_memory().to(self.device, non_blocking=True)
         return part.to(self.device)
 
@@ -284,13 +284,16 @@ def _replica(network: torch.nn.Module, device: str, execution: ExecutionOptions)
 
 
 def drawing(
-    patient: Patient, options: TrainingOptions, rng: np.random.Generator
+    patient: Patient, options: TrainingOptions, rng: np.random.Generator, *, device: str = "cpu"
 ) -> Callable[[], Crops | None]:
-    """Return the task of drawing a patient's crops, which gives None if a scan is unreadable."""
+    """Return the task of drawing a patient's crops, which gives None if a scan is unreadable.
+
+    ``device`` is where they are augmented, and are then.
+    """
 
     def draw() -> Crops | None:
         try:
-            return draw_patient(patient, options, rng)
+            return draw_patient(patient, options, rng, device=device)
         except CaseError as error:
             # Stopping here would tell that this patient was drawn; the log stays in the hospital.
             _LOG.warning("A patient's contribution counts as zero. %s", error)
@@ -369,7 +372,7 @@ def train(
                 queue.extend(int(place) for place in rng.permutation(len(patients)))
             batch.append(queue.popleft())
         draws = [
-            drawing(patients[place], options, child)
+            drawing(patients[place], options, child, device=execution.device)
             for place, child in zip(batch, rng.spawn(len(batch)), strict=True)
         ]
         total = learner.zero()

@@ -40,7 +40,8 @@ result changes."""
 
 Reportable = Literal["dice", "case_count", "privacy_spent", "withdrawals"]
 Crop = Annotated[int, Field(ge=8, le=512)]
-Group = Literal["norms", "head", "last_decoder"]
+NetworkName = Literal["segresnet", "segresnet_mingru", "dynunet", "unet"]
+Group = Literal["norms", "head", "last_decoder", "recurrent"]
 Trainable = Literal["all", "low_rank"] | Group
 
 
@@ -49,19 +50,18 @@ class _Frozen(BaseModel):
 
 
 class NetworkOptions(_Frozen):
-    """Which network of ``common.networks`` and its size."""
+    """Which network of ``common.networks``, and how large."""
 
-    name: Literal["segresnet"] = "segresnet"
-    filters: int = Field(default=8, ge=8, le=64, multiple_of=8)
-    blocks_down: tuple[int, ...] = (1, 2, 2, 4)
-    blocks_up: tuple[int, ...] = (1, 1, 1)
+    name: NetworkName = "segresnet"
+    size: Literal["tiny", "small", "base"] = "small"
+    """About 0.1, 1 and 5 million parameters. Under privacy noise grows with the root of it."""
+    deep_supervision: bool = False
+    """Whether coarser levels are trained towards the labels too."""
 
     @model_validator(mode="after")
-    def _levels(self) -> NetworkOptions:
-        if len(self.blocks_up) != len(self.blocks_down) - 1 or len(self.blocks_down) < 2:
-            raise ValueError("blocks_up must be one shorter than blocks_down, and both not empty")
-        if any(not 1 <= n <= 8 for n in (*self.blocks_down, *self.blocks_up)):
-            raise ValueError("each level has 1 to 8 blocks")
+    def _heads(self) -> NetworkOptions:
+        if self.deep_supervision and self.name == "unet":
+            raise ValueError("unet has no heads for deep_supervision")
         return self
 
 
@@ -91,7 +91,8 @@ class TrainingOptions(_Frozen):
     crop_size: tuple[Crop, Crop, Crop] = (64, 64, 64)
     crops_per_patient: int = Field(default=2, ge=1, le=16)
     foreground_probability: float = Field(default=0.66, ge=0, le=1)
-    augmentation: Literal["none", "light"] = "light"
+    augmentation: Literal["none", "light", "full"] = "light"
+    """``full`` is nnU-Net's; see ``client.augmentation``."""
     sequence_dropout: float = Field(default=0.0, ge=0, le=1)
     """Chance of a crop to lack some of its sequences, never both t1c and t2f: so that the network
     learns to do without them."""

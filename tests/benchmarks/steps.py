@@ -60,10 +60,10 @@ class Work:
         return torch.optim.Adam(self.network.parameters(), self.options.learning_rate)
 
 
-def work(*, filters: int, side: int) -> Work:
+def work(*, size: str, side: int) -> Work:
     """Return a SegResNet and patients with random scans of side ``side``."""
     rng = np.random.default_rng(0)
-    network = build(NetworkOptions(filters=filters), seed=0).train()
+    network = build(NetworkOptions.model_validate({"size": size}), seed=0).train()
     options = TrainingOptions(
         local_steps=1,
         crop_size=(side, side, side),

@@ -13,7 +13,7 @@ from common.protocol import NetworkOptions
 from common.regions import REGIONS
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions()
 CROP = (16, 16, 16)
 

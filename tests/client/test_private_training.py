@@ -38,7 +38,7 @@ from common.privacy import Cap, History, Mechanism
 from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions(prefetch=0)
 OPTIONS = TrainingOptions(
     local_steps=3,

@@ -23,7 +23,7 @@ from server.aggregation import RULES, control
 from tests.client.test_training import Prepared, cohort, options, phantom
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions(prefetch=0)
 PRIVACY = PrivacyOptions(sampling_rate=1.0, nominal_patients=2, clipping_norm=0.5)
 

@@ -26,7 +26,7 @@ from common.parameters import update_shapes
 from common.protocol import NetworkOptions, TrainingOptions
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions(prefetch=0)
 
 

@@ -26,7 +26,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "c1c7d16af4e46db8974a07570422525b8c6430108c970c1dc9f6b4bdfda381db"
+DIGEST = "8ec729017c071aff7872f974d47f70fcf22b725c80eace8bf6dd06891c09ae3a"
 TOML = """\
 study = "demo"
 title = "A study"
@@ -62,8 +62,8 @@ WRONG: dict[str, Any] = {
     "evaluate_every": 0,
     "reports": ["dice", "names"],
     "preprocessing_sha256": "abc",
-    "network.filters": 9,
-    "network.name": "unet",
+    "network.name": "resnet",
+    "network.size": "large",
     "network.depth": 3,
     "preprocessing.spacing_mm": 0.1,
     "preprocessing.margin_mm": -1.0,
@@ -105,10 +105,10 @@ def test_a_missing_key_is_named(missing: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"network.blocks_up": [1, 1]}, "network: .*one shorter"),
-        ({"network.blocks_down": [1], "network.blocks_up": []}, "network: .*one shorter"),
-        ({"network.blocks_down": [1, 2, 2, 9]}, "network: .*1 to 8 blocks"),
-        ({"network.blocks_down": [1, 2, 0, 1]}, "network: .*1 to 8 blocks"),
+        (
+            {"network.name": "unet", "network.deep_supervision": True},
+            "network: .*unet has no heads",
+        ),
         ({"preprocessing.clip_percentiles": [99, 1]}, "preprocessing: .*rising"),
         ({"preprocessing.clip_percentiles": [0, 101]}, "preprocessing: .*rising"),
         ({"training.trainable": []}, "training: .*at least one"),
