@@ -20,6 +20,7 @@ from client.evaluation import evaluate
 from client.imaging.cache import PreparedCache
 from client.phantoms import PROFILES, write_cohort
 from client.private_training import CountingCharge, train_privately
+from client.schedule import Place
 from client.studies import mean_dice
 from client.training import ExecutionOptions, Patient, Progress, Subspace, train
 from common.networks import build, load_arrays, state_arrays
@@ -234,6 +235,7 @@ def train_alone(
             progress(before + done, total * protocol.rounds)
 
         subspace = Subspace(protocol.seed, number + 1)
+        place = Place.of_round(number + 1, protocol.rounds, options)
         if private and protocol.private:
             train_privately(
                 network,
@@ -243,6 +245,7 @@ def train_alone(
                 CountingCharge(),
                 execution=execution,
                 subspace=subspace,
+                place=place,
                 progress=told,
             )
         else:
@@ -253,6 +256,7 @@ def train_alone(
                 seed=protocol.seed + number,
                 execution=execution,
                 subspace=subspace,
+                place=place,
                 progress=told,
             )
     return state_arrays(network)

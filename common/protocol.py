@@ -96,9 +96,13 @@ class TrainingOptions(_Frozen):
     sequence_dropout: float = Field(default=0.0, ge=0, le=1)
     """Chance of a crop to lack some of its sequences, never both t1c and t2f: so that the network
     learns to do without them."""
-    loss: Literal["dice_bce"] = "dice_bce"
+    loss: Literal["dice_bce", "dice_focal"] = "dice_bce"
     optimizer: Literal["sgd", "adam"] = "adam"
     learning_rate: float = Field(gt=0, le=10)
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Over the whole study: cosine falls from ``learning_rate`` to 0 with the last round."""
+    warmup_steps: int = Field(default=0, ge=0, le=10_000)
+    """Steps of the study over which the learning rate rises from 0."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     trainable: tuple[Trainable, ...] = ("all",)
     """Groups of parameters; ``common.parameters`` says what each stands for."""
@@ -158,6 +162,8 @@ class PrivacyOptions(_Frozen):
     mode: Literal["patient-dp", "none"] = "patient-dp"
     noise_multiplier: float = Field(default=1.0, gt=0, le=1e4)
     clipping_norm: float = Field(default=1.0, gt=0)
+    clipping: Literal["flat", "per_layer", "automatic"] = "flat"
+    """How a patient's gradient comes to that norm: see ``client.clipping``."""
     sampling_rate: float = Field(default=0.1, gt=0, le=1)
     nominal_patients: int = Field(default=100, ge=1)
     delta: float = Field(default=1e-3, gt=0, lt=0.1)
@@ -215,6 +221,8 @@ class StudyProtocol(_Frozen):
             raise ValueError("scaffold needs training.optimizer sgd and training.momentum 0")
         if training.proximal_mu:
             raise ValueError("scaffold corrects the drift already: proximal_mu must be 0")
+        if training.schedule != "constant" or training.warmup_steps:
+            raise ValueError("scaffold needs one learning rate: schedule constant, no warmup_steps")
         return self
 
     @field_validator("reports")

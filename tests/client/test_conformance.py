@@ -29,8 +29,9 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch.func import functional_call
 
+from client.losses import dice_bce
 from client.private_training import clip, clipped_sum, grid
-from client.training import Crops, ExecutionOptions, Learner, contributions, dice_bce
+from client.training import Crops, ExecutionOptions, Learner, contributions
 from common.low_rank import Subspace, basis
 from common.networks import NETWORKS, build
 from common.parameters import GROUPS, update_shapes

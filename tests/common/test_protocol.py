@@ -26,7 +26,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "8ec729017c071aff7872f974d47f70fcf22b725c80eace8bf6dd06891c09ae3a"
+DIGEST = "a201ad4d56e3a8a05483a5281a99379cf8c0a1ed13767e77f0035d8c96900988"
 TOML = """\
 study = "demo"
 title = "A study"
