@@ -1,12 +1,15 @@
 """A network's segmentation of prepared cases, and how well it agrees with their labels.
 
+``evaluate`` gives the Dice that a study reports, ``evaluate_fully`` all that BraTS scores, for the
+hospital's own eyes. Both segment as the clinic does, by the protocol's options.
+
 Out of scope: resampling to the scanner's own grid, which ``client.imaging.preprocessing`` does,
 and whether a score may leave the hospital. Scores are not private.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -14,13 +17,18 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 
+from client.postprocessing import segmented
+from client.scoring import Scores, score_labels
 from client.training import ExecutionOptions, PreparedCase
 from common.errors import CaseError
 from common.metrics import RegionScores
-from common.regions import labels_to_regions, regions_to_labels
-
-THRESHOLD: Final = 0.5
-"""A voxel is in a region when its probability is above it."""
+from common.regions import labels_to_regions
+from common.segmentation_options import (
+    DEFAULT_POSTPROCESSING,
+    DEFAULT_PREDICTION,
+    PostprocessingOptions,
+    PredictionOptions,
+)
 
 _ONE_PASS: Final = 1.5
 _WINDOWS_AT_ONCE: Final = 2
@@ -89,14 +97,58 @@ def evaluate(
     *,
     crop_size: tuple[int, int, int],
     execution: ExecutionOptions,
-    overlap: float = 0.5,
+    prediction: PredictionOptions = DEFAULT_PREDICTION,
+    postprocessing: PostprocessingOptions = DEFAULT_POSTPROCESSING,
+    spacing_mm: float = 1.0,
 ) -> RegionScores:
     """Return the Dice scores of ``network`` over ``cases``, on the prepared grid.
 
-    The regions are nested first, as they are in a stored segmentation. Raises CaseError for a
-    case that cannot be read or has no labels.
+    ``spacing_mm`` is that grid's. Raises CaseError for a case that cannot be read or has no labels.
     """
     scores = RegionScores()
+    for chances, truth in predictions(
+        network, cases, crop_size=crop_size, execution=execution, prediction=prediction
+    ):
+        found = segmented(chances, postprocessing, voxel_mm3=spacing_mm**3)
+        scores += RegionScores.of_case(labels_to_regions(found), labels_to_regions(truth))
+    return scores
+
+
+def evaluate_fully(
+    network: torch.nn.Module,
+    cases: Iterable[Callable[[], PreparedCase]],
+    *,
+    crop_size: tuple[int, int, int],
+    execution: ExecutionOptions,
+    prediction: PredictionOptions = DEFAULT_PREDICTION,
+    postprocessing: PostprocessingOptions = DEFAULT_POSTPROCESSING,
+    spacing_mm: float = 1.0,
+) -> list[dict[str, Scores]]:
+    """Return, case by case, all scores of each region; see ``evaluate`` and ``client.scoring``."""
+    return [
+        score_labels(
+            segmented(chances, postprocessing, voxel_mm3=spacing_mm**3),
+            truth,
+            spacing_mm=(spacing_mm, spacing_mm, spacing_mm),
+        )
+        for chances, truth in predictions(
+            network, cases, crop_size=crop_size, execution=execution, prediction=prediction
+        )
+    ]
+
+
+def predictions(
+    network: torch.nn.Module,
+    cases: Iterable[Callable[[], PreparedCase]],
+    *,
+    crop_size: tuple[int, int, int],
+    execution: ExecutionOptions,
+    prediction: PredictionOptions = DEFAULT_PREDICTION,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Yield each case's probabilities (3, X, Y, Z) and true labels (X, Y, Z).
+
+    Raises CaseError for a case that cannot be read or has no labels.
+    """
     for load in cases:
         case = load()
         if case.labels is None:
@@ -105,9 +157,11 @@ def evaluate(
                 do="Add its label map or leave the case out of the cohort.",
                 code="case-unlabelled",
             )
-        chance = predict(
-            network, case.image, crop_size=crop_size, execution=execution, overlap=overlap
+        chances = predict(
+            network,
+            case.image,
+            crop_size=crop_size,
+            execution=execution,
+            overlap=prediction.overlap,
         )
-        found = labels_to_regions(regions_to_labels(chance > THRESHOLD))
-        scores += RegionScores.of_case(found, labels_to_regions(case.labels))
-    return scores
+        yield chances, case.labels

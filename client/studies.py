@@ -308,6 +308,9 @@ def score(
         loaders(site, protocol.preprocessing, cases),
         crop_size=protocol.training.crop_size,
         execution=execution_for(site.settings.machine),
+        prediction=protocol.prediction,
+        postprocessing=protocol.postprocessing,
+        spacing_mm=protocol.preprocessing.spacing_mm,
     )
 
 

@@ -31,11 +31,12 @@ from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.imaging.quality import warnings_of
 from client.inference.model import Model
 from client.inference.picture import draw_overview
+from client.postprocessing import segmented
 from client.training import ExecutionOptions
 from common.errors import StateError
 from common.files import write_json
 from common.networks import build, load_arrays
-from common.regions import LABELS, MODALITIES, REGIONS, regions_to_labels
+from common.regions import LABELS, MODALITIES, REGIONS
 
 RESULT_VERSION: Final = 1
 _SHOWN: Final = ("t2f", "t1c")
@@ -73,11 +74,13 @@ def segment_case(
         prepared.image,
         crop_size=model.protocol.training.crop_size,
         execution=execution,
+        overlap=model.protocol.prediction.overlap,
     )
     native = to_native(chances, prepared)
+    voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
     raw = model.protocol.preprocessing.input == "raw"
     return Segmentation(
-        regions_to_labels(native > 0.5),
+        segmented(native, model.protocol.postprocessing, voxel_mm3=voxel_mm3),
         prepared.native_affine,
         prepared.history,
         _brain(prepared) if raw else None,

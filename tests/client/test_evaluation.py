@@ -5,12 +5,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client.evaluation import evaluate, predict
+from client.evaluation import evaluate, evaluate_fully, predict
 from client.training import ExecutionOptions
 from common.errors import CaseError
 from common.networks import build
 from common.protocol import NetworkOptions
-from common.regions import REGIONS
+from common.regions import LABELS, REGIONS
+from common.segmentation_options import PostprocessingOptions
 
 torch.set_num_threads(1)
 TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
@@ -111,3 +112,36 @@ def test_case_without_labels_is_refused() -> None:
 
 def test_no_cases_have_no_mean() -> None:
     assert evaluate(Oracle(), [], crop_size=CROP, execution=PLAIN).mean("WT") is None
+
+
+def speck_case() -> Prepared:
+    """A case whose truth has no ET, and an image in which an oracle sees two voxels of it."""
+    labels = np.full((12, 12, 12), LABELS["ED"], np.uint8)
+    labels[3:9, 3:9, 3:9] = LABELS["NCR"]
+    seen = labels.copy()
+    seen[5, 5, 5:7] = LABELS["ET"]
+    channels = [np.isin(seen, values) for values in REGIONS.values()]
+    return Prepared(np.stack([*channels, seen > 0]).astype(np.float32), labels)
+
+
+@pytest.mark.parametrize(("spacing_mm", "dice"), [(1.0, 1.0), (2.0, 0.0)])
+def test_scores_are_of_what_postprocessing_leaves(spacing_mm: float, dice: float) -> None:
+    found = evaluate(
+        Oracle(),
+        [speck_case],
+        crop_size=CROP,
+        execution=PLAIN,
+        postprocessing=PostprocessingOptions(smallest_et_mm3=10.0),
+        spacing_mm=spacing_mm,
+    )
+    assert found.mean("ET") == dice
+    assert found.mean("TC") == found.mean("WT") == 1.0
+
+
+def test_full_scores_are_case_by_case_and_in_millimetres() -> None:
+    cases = [speck_case, lambda: oracle_case((16, 16, 16))]
+    first, second = evaluate_fully(Oracle(), cases, crop_size=CROP, execution=PLAIN, spacing_mm=2.0)
+    assert first["ET"].dice == 0.0
+    assert first["ET"].lesions_false == 1
+    assert first["ET"].volume_error_ml == pytest.approx(0.016)
+    assert [second[region].lesion_dice for region in REGIONS] == [1.0, 1.0, 1.0]

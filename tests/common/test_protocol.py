@@ -26,7 +26,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "c1c7d16af4e46db8974a07570422525b8c6430108c970c1dc9f6b4bdfda381db"
+DIGEST = "abaae2e4e4a9619cd81c17f86c28d434b56ebcbbaa629cfd29670a25c27ff31f"
 TOML = """\
 study = "demo"
 title = "A study"
@@ -73,6 +73,11 @@ WRONG: dict[str, Any] = {
     "training.learning_rate": float("inf"),
     "training.trainable": ["encoder"],
     "training.momentum": 1.0,
+    "prediction.overlap": 1.0,
+    "prediction.mirrors": ["x", "t"],
+    "postprocessing.thresholds": [0.5, 1.0, 0.5],
+    "postprocessing.smallest_part_mm3": [1.0],
+    "postprocessing.smallest_et_mm3": -1.0,
     "aggregation.quorum": 0,
     "aggregation.rule": "median",
     "aggregation.deadline_s": 0,

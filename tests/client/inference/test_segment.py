@@ -106,6 +106,24 @@ def test_the_orientation_changes_nothing_in_the_patient(
     assert (back != straight.labels).mean() < 0.01
 
 
+def test_postprocessing_is_the_protocols(world: World, case: Path) -> None:
+    model = world.model()
+    network = network_of(model)
+
+    def found(**options: Any) -> np.ndarray:
+        changed = model.protocol.postprocessing.model_copy(update=options)
+        protocol = model.protocol.model_copy(update={"postprocessing": changed})
+        other = dataclasses.replace(model, protocol=protocol)
+        return segment_case(read_case(case), other, network, execution=PLAIN).labels
+
+    low, high = found(thresholds=(0.1, 0.1, 0.1)), found(thresholds=(0.9, 0.1, 0.1))
+    assert np.count_nonzero(low) > np.count_nonzero(high)
+    without = found(thresholds=(0.1, 0.1, 0.1), smallest_et_mm3=1e7)
+    assert np.count_nonzero(low == 3) > 0
+    assert not np.count_nonzero(without == 3)
+    assert np.array_equal(low > 0, without > 0)
+
+
 def test_volumes_add_up() -> None:
     labels = np.zeros((4, 4, 4), np.uint8)
     labels[0], labels[1, :2], labels[2, 0] = 2, 1, 3
