@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 from client.cohort import Decide, read_case, undecided
-from client.evaluation import predict
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
@@ -32,6 +31,7 @@ from client.imaging.quality import warnings_of
 from client.inference.model import Model
 from client.inference.picture import draw_overview
 from client.postprocessing import segmented
+from client.prediction import predict
 from client.training import ExecutionOptions
 from common.errors import StateError
 from common.files import write_json
@@ -74,7 +74,7 @@ def segment_case(
         prepared.image,
         crop_size=model.protocol.training.crop_size,
         execution=execution,
-        overlap=model.protocol.prediction.overlap,
+        options=model.protocol.prediction,
     )
     native = to_native(chances, prepared)
     voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.evaluation import predict
+from client.prediction import predict
 from common.metrics import dice
 from common.networks import build, load_arrays
 from common.protocol import StudyProtocol
