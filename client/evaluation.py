@@ -10,18 +10,20 @@ and whether a score may leave the hospital. Scores are not private.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from client.calibration import Counts, calibration_errors
 from client.postprocessing import segmented
-from client.prediction import predict
-from client.scoring import Scores, score_labels
+from client.prediction import Networks, predict
+from client.scoring import Scores, mean_scores, score_labels
 from client.training import ExecutionOptions, PreparedCase
 from common.errors import CaseError
 from common.metrics import RegionScores
-from common.regions import labels_to_regions
+from common.regions import REGIONS, labels_to_regions
 from common.segmentation_options import (
     DEFAULT_POSTPROCESSING,
     DEFAULT_PREDICTION,
@@ -31,7 +33,7 @@ from common.segmentation_options import (
 
 
 def evaluate(
-    network: torch.nn.Module,
+    networks: Networks,
     cases: Iterable[Callable[[], PreparedCase]],
     *,
     crop_size: tuple[int, int, int],
@@ -40,21 +42,46 @@ def evaluate(
     postprocessing: PostprocessingOptions = DEFAULT_POSTPROCESSING,
     spacing_mm: float = 1.0,
 ) -> RegionScores:
-    """Return the Dice scores of ``network`` over ``cases``, on the prepared grid.
+    """Return the Dice scores of ``networks`` over ``cases``, on the prepared grid.
 
     ``spacing_mm`` is that grid's. Raises CaseError for a case that cannot be read or has no labels.
     """
     scores = RegionScores()
     for chances, truth in predictions(
-        network, cases, crop_size=crop_size, execution=execution, prediction=prediction
+        networks, cases, crop_size=crop_size, execution=execution, prediction=prediction
     ):
         found = segmented(chances, postprocessing, voxel_mm3=spacing_mm**3)
         scores += RegionScores.of_case(labels_to_regions(found), labels_to_regions(truth))
     return scores
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of several cases, for the hospital's own eyes."""
+
+    cases: tuple[dict[str, Scores], ...]
+    """Of each case, by region."""
+    counts: Counts
+    """How true the probabilities were."""
+
+    @property
+    def dice(self) -> RegionScores:
+        """What ``evaluate`` gives."""
+        total = RegionScores()
+        for case in self.cases:
+            total += RegionScores.of_values([case[region].dice for region in REGIONS])
+        return total
+
+    def summary(self) -> dict[str, Any]:
+        """Return the means over the cases and the calibration error, by region."""
+        return {
+            "scores": mean_scores(self.cases),
+            "calibration_error": calibration_errors(self.counts),
+        }
+
+
 def evaluate_fully(
-    network: torch.nn.Module,
+    networks: Networks,
     cases: Iterable[Callable[[], PreparedCase]],
     *,
     crop_size: tuple[int, int, int],
@@ -62,22 +89,20 @@ def evaluate_fully(
     prediction: PredictionOptions = DEFAULT_PREDICTION,
     postprocessing: PostprocessingOptions = DEFAULT_POSTPROCESSING,
     spacing_mm: float = 1.0,
-) -> list[dict[str, Scores]]:
-    """Return, case by case, all scores of each region; see ``evaluate`` and ``client.scoring``."""
-    return [
-        score_labels(
-            segmented(chances, postprocessing, voxel_mm3=spacing_mm**3),
-            truth,
-            spacing_mm=(spacing_mm, spacing_mm, spacing_mm),
-        )
-        for chances, truth in predictions(
-            network, cases, crop_size=crop_size, execution=execution, prediction=prediction
-        )
-    ]
+) -> Evaluation:
+    """Return all scores of each case; see ``evaluate`` and ``client.scoring``."""
+    scores, counts = [], Counts.none()
+    for chances, truth in predictions(
+        networks, cases, crop_size=crop_size, execution=execution, prediction=prediction
+    ):
+        found = segmented(chances, postprocessing, voxel_mm3=spacing_mm**3)
+        scores.append(score_labels(found, truth, spacing_mm=(spacing_mm,) * 3))
+        counts += Counts.of_case(chances, labels_to_regions(truth))
+    return Evaluation(tuple(scores), counts)
 
 
 def predictions(
-    network: torch.nn.Module,
+    networks: Networks,
     cases: Iterable[Callable[[], PreparedCase]],
     *,
     crop_size: tuple[int, int, int],
@@ -97,7 +122,7 @@ def predictions(
                 code="case-unlabelled",
             )
         chances = predict(
-            network,
+            networks,
             case.image,
             crop_size=crop_size,
             execution=execution,

@@ -29,6 +29,9 @@ from common.segmentation_options import AXES, DEFAULT_PREDICTION, PredictionOpti
 _AT_ONCE: Final = 4
 """Windows in a batch on an accelerator. A CPU is not faster with several, and they take memory."""
 
+Networks = torch.nn.Module | Sequence[torch.nn.Module]
+"""One network, or several that predict together."""
+
 View = tuple[int, ...]
 """Axes of a batch (B, C, X, Y, Z) along which it is flipped."""
 
@@ -36,7 +39,7 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def predict(
-    networks: torch.nn.Module | Sequence[torch.nn.Module],
+    networks: Networks,
     image: NDArray[np.float32],
     *,
     crop_size: Shape,

@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from client.calibration import calibration_errors
 from client.evaluation import evaluate, evaluate_fully
 from client.training import ExecutionOptions
 from common.errors import CaseError
@@ -94,7 +95,12 @@ def test_scores_are_of_what_postprocessing_leaves(spacing_mm: float, dice: float
 
 def test_full_scores_are_case_by_case_and_in_millimetres() -> None:
     cases = [speck_case, lambda: oracle_case((16, 16, 16))]
-    first, second = evaluate_fully(Oracle(), cases, crop_size=CROP, execution=PLAIN, spacing_mm=2.0)
+    found = evaluate_fully(Oracle(), cases, crop_size=CROP, execution=PLAIN, spacing_mm=2.0)
+    first, second = found.cases
+    assert found.counts.voxels[0].sum() <= 12**3 + 16**3
+    errors = calibration_errors(found.counts)
+    assert errors["WT"] == pytest.approx(0, abs=1e-3)
+    assert errors["ET"] == pytest.approx(2 / found.counts.voxels[0].sum(), abs=1e-3)
     assert first["ET"].dice == 0.0
     assert first["ET"].lesions_false == 1
     assert first["ET"].volume_error_ml == pytest.approx(0.016)
