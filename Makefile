@@ -46,4 +46,4 @@ $(INSTALLED): pyproject.toml deploy/constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) .demo-pretraining
+	rm -rf $(VENV) .venv-brats $(DEMO) .demo-pretraining

@@ -203,7 +203,15 @@ def pretrain(
             progress=told,
         )
     held_out = [functools.partial(cache.get, case) for case in parts.test]
-    scores = evaluate(network, held_out, crop_size=protocol.training.crop_size, execution=execution)
+    scores = evaluate(
+        network,
+        held_out,
+        crop_size=protocol.training.crop_size,
+        execution=execution,
+        prediction=protocol.prediction,
+        postprocessing=protocol.postprocessing,
+        spacing_mm=protocol.preprocessing.spacing_mm,
+    )
     return state_arrays(network), mean_dice(scores)
 
 

@@ -78,7 +78,8 @@ hours = "00:00-24:00"
 device = "auto"
 # CUDA devices that share the crops of each patient; 0 takes all that are there.
 gpus = 1
-# "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it. `gliofed-site rehearse` measures.
+# "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, and to predict on a CPU that
+# multiplies it. A CPU trains in float32. `gliofed-site rehearse` measures.
 precision = "auto"
 # CPU threads for training; 0 leaves the choice to torch.
 threads = 0

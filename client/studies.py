@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from client.cohort import Split, split
-from client.evaluation import evaluate
+from client.evaluation import Evaluation, evaluate, evaluate_fully, predictions
 from client.execution import execution_for as execution_for
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
@@ -306,15 +309,53 @@ def with_local_layers(site: Site, protocol: StudyProtocol, weights: Arrays) -> A
 def score(
     site: Site,
     protocol: StudyProtocol,
-    weights: Arrays,
+    weights: Arrays | Sequence[Arrays],
     cases: Sequence[Case],
 ) -> RegionScores:
-    """Return the Dice scores of ``weights``, as they are, over ``cases`` of the site."""
+    """Return the Dice scores of ``weights``, as they are, over ``cases`` of the site.
+
+    Several weights predict together.
+    """
+    members = [weights] if isinstance(weights, Mapping) else weights
     return evaluate(
+        [_loaded(protocol, arrays) for arrays in members],
+        loaders(site, protocol.preprocessing, cases),
+        crop_size=protocol.training.crop_size,
+        execution=execution_for(site.settings.machine),
+        prediction=protocol.prediction,
+        postprocessing=protocol.postprocessing,
+        spacing_mm=protocol.preprocessing.spacing_mm,
+    )
+
+
+def score_fully(
+    site: Site,
+    protocol: StudyProtocol,
+    weights: Sequence[Arrays],
+    cases: Sequence[Case],
+) -> Evaluation:
+    """Return all scores, over ``cases``, of networks that predict together; for the site alone."""
+    return evaluate_fully(
+        [_loaded(protocol, arrays) for arrays in weights],
+        loaders(site, protocol.preprocessing, cases),
+        crop_size=protocol.training.crop_size,
+        execution=execution_for(site.settings.machine),
+        prediction=protocol.prediction,
+        postprocessing=protocol.postprocessing,
+        spacing_mm=protocol.preprocessing.spacing_mm,
+    )
+
+
+def predicted(
+    site: Site, protocol: StudyProtocol, weights: Arrays, cases: Sequence[Case]
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Yield probabilities and true labels of the site's ``cases``."""
+    return predictions(
         _loaded(protocol, weights),
         loaders(site, protocol.preprocessing, cases),
         crop_size=protocol.training.crop_size,
         execution=execution_for(site.settings.machine),
+        prediction=protocol.prediction,
     )
 
 

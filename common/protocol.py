@@ -22,6 +22,8 @@ from common.aggregation_options import ADAPTIVE, MOMENTUM
 from common.aggregation_options import AggregationOptions as AggregationOptions
 from common.aggregation_options import SiteName as SiteName
 from common.errors import ProtocolError
+from common.segmentation_options import PostprocessingOptions as PostprocessingOptions
+from common.segmentation_options import PredictionOptions as PredictionOptions
 from common.statistics import StatisticsOptions
 
 StudyId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")]
@@ -189,6 +191,8 @@ class StudyProtocol(_Frozen):
     aggregation: AggregationOptions
     privacy: PrivacyOptions
     messages: MessageOptions = MessageOptions()
+    prediction: PredictionOptions = PredictionOptions()
+    postprocessing: PostprocessingOptions = PostprocessingOptions()
     statistics: StatisticsOptions = StatisticsOptions()
     reports: tuple[Reportable, ...] = ("dice", "case_count", "privacy_spent", "withdrawals")
     """What sites may report beside weights; each site may allow less. Histograms of the cohort are

@@ -16,6 +16,7 @@ from common import console
 from tests.benchmarks import (
     dicom_input,
     poisoning,
+    prediction,
     preparation,
     privacy_check,
     private_step,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "poisoning": poisoning.measure,
     "dicom_input": dicom_input.measure,
     "raw_preparation": raw_preparation.measure,
+    "prediction": prediction.measure,
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.evaluation import THRESHOLD, predict
+from client.prediction import predict
 from common.metrics import dice
 from common.networks import build, load_arrays
 from common.protocol import StudyProtocol
@@ -217,7 +217,7 @@ def _trigger_dice(weights: Arrays, protocol: StudyProtocol, scans: Sequence[Scan
         chance = predict(
             network, bad.image, crop_size=protocol.training.crop_size, execution=EXECUTION
         )
-        found.append(dice(corner(chance[ENHANCING] > THRESHOLD), corner(added)))
+        found.append(dice(corner(chance[ENHANCING] > 0.5), corner(added)))
     return statistics.fmean(found)
 
 

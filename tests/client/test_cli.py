@@ -17,6 +17,7 @@ from client.phantoms import write_cohort
 from client.site import Site
 from common.identity import fingerprint
 from common.protocol import StudyProtocol
+from common.segmentation_options import PostprocessingOptions
 from common.weights import load, load_metadata, save
 from server import provisioning
 from server.provisioning import Consortium
@@ -239,6 +240,10 @@ def test_install(site_command: Run, world: World) -> None:
     found = site_command("install", world.site.folder, world.releases[1], "--json").json
     assert (found["active"], found["cases"]) == (False, 1)
     assert found["model"]["version"] == "1.0.2"
+    assert found["calibration"]["cases"] == 1
+    assert set(found["calibration"]["temperatures"]) == {"WT", "TC", "ET"}
+    before = found["calibration"]["calibration_error"]["before"]
+    assert found["calibration"]["calibration_error"]["after"]["WT"] <= before["WT"]
     (world.release / "card.md").write_text("")
     assert site_command("install", world.site.folder, world.release).code == 18
 
@@ -300,6 +305,22 @@ def test_pretrain_and_train_alone_and_evaluate(
     found = site_command("evaluate", site.folder, STUDY, *both, "--json").json
     assert [one["weights"] for one in found] == [str(start), str(alone)]
     assert all(set(one["dice"]) == {"WT", "TC", "ET"} for one in found)
+    full = site_command("evaluate", site.folder, STUDY, *both, "--full", "--together", "--json")
+    assert [one["weights"] for one in full.json] == [str(start), str(alone), "together"]
+    assert [one["dice"] for one in full.json[:2]] == [one["dice"] for one in found]
+    assert full.json[2]["scores"]["WT"].keys() >= {"hd95_mm", "lesion_dice", "surface_dice"}
+    said = site_command("evaluate", site.folder, STUDY, *both, "--full")
+    assert (said.code, "surface Dice" in said.out) == (0, True)
+    asked = ("try-postprocessing", site.folder, STUDY, "--weights", alone)
+    said = site_command(*asked)
+    assert (said.code, "[postprocessing]" in said.out) == (0, True)
+    tried = site_command(*asked, "--by", "dice", "--json").json
+    assert (tried["by"], tried["cases"], set(tried["chosen"])) == (
+        "dice",
+        1,
+        set(PostprocessingOptions.model_fields),
+    )
+    assert site_command(*asked, "--by", "luck").code == 2
     assert [e.event for e in site.journal.entries() if e.event == "sent"] == []
 
 

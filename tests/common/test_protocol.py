@@ -26,7 +26,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "a201ad4d56e3a8a05483a5281a99379cf8c0a1ed13767e77f0035d8c96900988"
+DIGEST = "4a08fdb23f2feab00b9fcfe56d701f242ad919d8a1f3b6aa7d9995303ed80fd7"
 TOML = """\
 study = "demo"
 title = "A study"
@@ -73,6 +73,11 @@ WRONG: dict[str, Any] = {
     "training.learning_rate": float("inf"),
     "training.trainable": ["encoder"],
     "training.momentum": 1.0,
+    "prediction.overlap": 1.0,
+    "prediction.mirrors": ["x", "t"],
+    "postprocessing.thresholds": [0.5, 1.0, 0.5],
+    "postprocessing.smallest_part_mm3": [1.0],
+    "postprocessing.smallest_et_mm3": -1.0,
     "aggregation.quorum": 0,
     "aggregation.rule": "median",
     "aggregation.deadline_s": 0,

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from client.calibration import Counts
 from client.inference import cli
-from client.inference.installed import activate
+from client.inference.installed import activate, calibrate
 from client.inference.segment import segment
 from common.files import is_held
 from tests.consortia import World
@@ -33,6 +34,7 @@ def test_segment_with_a_release(clinic: Run, world: World, case: Path, tmp_path:
     said = clinic("segment", case, "--out", tmp_path / "out", "--model", world.release)
     assert said.code == 0
     assert "whole tumour" in said.out
+    assert "never calibrated here" in said.out
     assert "nobody said whose signature" in said.err
     assert "Research use only" in said.err
     assert (tmp_path / "out" / "result.json").is_file()
@@ -47,8 +49,10 @@ def test_segment_with_the_sites_model(
     none = clinic("segment", case, "--out", out, "--site", world.site.folder)
     assert (none.code, "No model is installed" in none.err) == (18, True)
     activate(world.site, world.model(), {"cases": 1, "dice": {"WT": 0.1}})
+    calibrate(world.site, world.model(), Counts.none(), cases=1)
     said = clinic("segment", case, "--out", out, "--site", world.site.folder, "--json")
     assert said.code == 0
+    assert said.json["calibrated"] is True
     assert said.json == json.loads((out / "result.json").read_text())
     assert not any("whose signature" in warning for warning in said.json["warnings"])
 
@@ -70,6 +74,16 @@ def test_training_at_the_site_waits_for_the_segmentation(
     out = tmp_path / "other"
     assert clinic("segment", case, "--out", out, "--model", world.release).code == 0
     assert held == [True, False]
+
+
+def test_several_releases_predict_together(
+    clinic: Run, world: World, case: Path, tmp_path: Path
+) -> None:
+    both = ("--model", world.releases[0], "--model", world.releases[1])
+    said = clinic("segment", case, "--out", tmp_path / "out", *both, "--json")
+    assert said.code == 0
+    assert said.json["model"]["round"] == 1
+    assert [one["round"] for one in said.json["together_with"]] == [2]
 
 
 def test_one_model_must_be_named(clinic: Run, world: World, case: Path, tmp_path: Path) -> None:

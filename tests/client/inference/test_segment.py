@@ -17,9 +17,10 @@ from scipy import ndimage
 
 from client.cohort import read_case
 from client.inference import segment as segmenting
+from client.inference.model import open_model
 from client.inference.segment import Segmentation, network_of, segment, segment_case, volumes_ml
 from client.training import ExecutionOptions
-from common.errors import CaseError, StateError
+from common.errors import CaseError, ModelError, StateError
 from common.protocol import PreprocessingOptions, preprocessing_digest
 from common.regions import MODALITIES
 from tests import raw_heads
@@ -85,7 +86,19 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
         "overview.png",
         "result.json",
         "segmentation.nii.gz",
+        "uncertainty.nii.gz",
     ]
+    unsure = nib.load(out / "uncertainty.nii.gz")
+    assert np.array_equal(unsure.affine, source.affine)
+    percent = np.asarray(unsure.dataobj)
+    assert (percent.dtype, percent.shape) == (np.uint8, source.shape)
+    brain = np.any([nib.load(i.path).get_fdata() != 0 for i in found.images.values()], axis=0)
+    assert 0 < percent.max() <= 100
+    assert not percent[~ndimage.binary_dilation(brain, iterations=2)].any()
+    assert set(result["confidence"]) == {"WT", "TC", "ET"}
+    assert all(0 <= value <= 1 for value in result["confidence"].values())
+    assert (result["calibrated"], result["together_with"]) == (False, [])
+    assert result["postprocessing"]["thresholds"] == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL", "IRA"])
@@ -104,6 +117,61 @@ def test_the_orientation_changes_nothing_in_the_patient(
     back = nib.apply_orientation(other.labels, turn)
     assert back.shape == straight.labels.shape
     assert (back != straight.labels).mean() < 0.01
+
+
+def test_postprocessing_is_the_protocols(world: World, case: Path) -> None:
+    model = world.model()
+    network = network_of(model)
+
+    def found(**options: Any) -> np.ndarray:
+        changed = model.protocol.postprocessing.model_copy(update=options)
+        protocol = model.protocol.model_copy(update={"postprocessing": changed})
+        other = dataclasses.replace(model, protocol=protocol)
+        return segment_case(read_case(case), other, network, execution=PLAIN).labels
+
+    low, high = found(thresholds=(0.1, 0.1, 0.1)), found(thresholds=(0.9, 0.1, 0.1))
+    assert np.count_nonzero(low) > np.count_nonzero(high)
+    without = found(thresholds=(0.1, 0.1, 0.1), smallest_et_mm3=1e7)
+    assert np.count_nonzero(low == 3) > 0
+    assert not np.count_nonzero(without == 3)
+    assert np.array_equal(low > 0, without > 0)
+
+
+def test_temperatures_change_confidence_and_no_label(world: World, case: Path) -> None:
+    model = world.model()
+    network = network_of(model)
+    plain = segment_case(read_case(case), model, network, execution=PLAIN)
+    cool = segment_case(
+        read_case(case), model, network, execution=PLAIN, temperatures=(4.0, 4.0, 4.0)
+    )
+    assert np.array_equal(plain.labels, cool.labels)
+    assert plain.entropy is not None
+    assert cool.entropy is not None
+    assert np.abs(cool.entropy - plain.entropy).max() > 0.01
+    assert cool.confidence != plain.confidence
+
+
+def test_several_models_predict_together(world: World, case: Path, tmp_path: Path) -> None:
+    first, second = (open_model(folder) for folder in world.releases)
+    result = segment(case, tmp_path / "out", first, execution=PLAIN, trusted=True, others=[second])
+    assert result["model"] == first.identity
+    assert result["together_with"] == [second.identity]
+    alone = segment_case(read_case(case), first, network_of(first), execution=PLAIN)
+    both = [network_of(first), network_of(second)]
+    together = segment_case(read_case(case), first, both, execution=PLAIN)
+    assert alone.confidence != together.confidence
+    assert together.confidence == result["confidence"]
+
+
+def test_models_of_another_preprocessing_do_not_predict_together(
+    world: World, case: Path, tmp_path: Path
+) -> None:
+    model = world.model()
+    protocol = model.protocol.model_copy(update={"preprocessing_sha256": "0" * 64})
+    other = dataclasses.replace(model, protocol=protocol)
+    with pytest.raises(ModelError, match="prepared differently"):
+        segment(case, tmp_path / "out", model, execution=PLAIN, trusted=True, others=[other])
+    assert not (tmp_path / "out").exists()
 
 
 def test_volumes_add_up() -> None:
