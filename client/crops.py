@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.imaging.absence import PARTIAL, blank, present
+from client.imaging.absence import blank, present, sparser
 from common.errors import CaseError
 from common.protocol import TrainingOptions
 from common.regions import labels_to_regions
@@ -51,7 +51,8 @@ def draw_crops(
 
     With ``foreground_probability`` a crop is centred on a random tumour voxel, if there is one,
     else its place is uniform. Where the volume is smaller than the crop, zeros fill up. With
-    ``sequence_dropout`` a crop lacks some of its sequences, drawn anew, as a case may lack them.
+    ``sequence_dropout`` a crop lacks some of its sequences, drawn anew, as a case may lack them;
+    of a case that lacks some already, more of them, where one may still be spared.
 
     Raises CaseError for a case without labels.
     """
@@ -76,7 +77,9 @@ def draw_crops(
         if options.augmentation == "light":
             _augment(image, region, rng)
         if options.sequence_dropout and rng.random() < options.sequence_dropout:
-            blank(image, PARTIAL[rng.integers(len(PARTIAL))])
+            ways = sparser(tuple(present(image).tolist()))
+            if ways:
+                blank(image, ways[rng.integers(len(ways))])
     return torch.from_numpy(images), torch.from_numpy(regions)
 
 

@@ -78,7 +78,8 @@ def read_cohort(root: Path, *, decide: Decide = undecided) -> Cohort:
 def read_case(folder: Path, *, decide: Decide = undecided) -> Case:
     """Find the one case in ``folder`` or zip file, in any layout, with or without a mask.
 
-    Raises CaseError when there is none, more than one, or one that is not complete.
+    It may lack sequences: what needs them refuses it. Raises CaseError when there is none, more
+    than one, or one that cannot be used.
     """
     cases, refused, _ = _read(folder, decide, nameless_ok=True)
     spoilt = [one for one in refused if one.code != "case-name"]
@@ -93,8 +94,8 @@ def read_case(folder: Path, *, decide: Decide = undecided) -> Case:
         reason = "; ".join(f"{r.file}: {r.reason}" for r in (spoilt or refused)[:5])
         known = "".join(f"\n  {line}" for line in layouts.KNOWN)
         raise CaseError(
-            f"{folder} does not hold one complete case: {reason or 'no image in it'}.",
-            do=f"\nFour sequences of one patient are needed, in one of these ways:{known}",
+            f"{folder} does not hold one usable case: {reason or 'no image in it'}.",
+            do=f"\nThe sequences of one patient are needed, in one of these ways:{known}",
             code=spoilt[0].code if spoilt else "case-none",
         )
     return cases[0]

@@ -4,9 +4,11 @@ Written to the output folder, each file whole or not at all, ``result.json`` las
 with a ``result.json`` is complete::
 
     segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
-                          input, the grid of the contrast-enhanced T1)
-    overview.png          contours on FLAIR and contrast-enhanced T1
-    result.json           volumes, model, inputs, preparation, warnings, seconds
+                          input, the grid of the contrast-enhanced T1, without it of the FLAIR)
+    uncertainty.nii.gz    float32, nats, on that grid (``client.inference.doubt``)
+    overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
+    result.json           volumes and their ranges, model, inputs, what is missing, preparation,
+                          warnings, seconds
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,19 +26,21 @@ from numpy.typing import NDArray
 
 from client.cohort import Decide, read_case, undecided
 from client.evaluation import predict
+from client.imaging.absence import check_usable
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.imaging.quality import warnings_of
+from client.inference.doubt import predictions, range_ml, uncertainty
 from client.inference.model import Model
 from client.inference.picture import draw_overview
 from client.training import ExecutionOptions
 from common.errors import StateError
 from common.files import write_json
 from common.networks import build, load_arrays
-from common.regions import LABELS, MODALITIES, REGIONS, regions_to_labels
+from common.regions import LABELS, MODALITIES, MODALITY_NAMES, REGIONS, regions_to_labels
 
 RESULT_VERSION: Final = 1
 _SHOWN: Final = ("t2f", "t1c")
@@ -46,14 +51,17 @@ RESEARCH_USE: Final = "Research use only: a person must review this segmentation
 class Segmentation:
     """A label map (X, Y, Z) on the grid ``affine`` of the input.
 
-    ``history`` says how the input was prepared. ``brain`` holds, of raw input, FLAIR and
-    contrast-enhanced T1 on that grid, without the skull; it is None where the files share a grid.
+    ``history`` says how the input was prepared. ``brain`` holds, of raw input, what is shown on
+    that grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z)
+    is in nats; ``range_ml`` is from what to what each region's volume may go.
     """
 
     labels: NDArray[np.uint8]
     affine: NDArray[np.float64]
     history: tuple[dict[str, Any], ...] = ()
     brain: Mapping[str, NDArray[np.float32]] | None = None
+    uncertainty: NDArray[np.float32] | None = None
+    range_ml: Mapping[str, tuple[float, float]] | None = None
 
 
 def network_of(model: Model) -> torch.nn.Module:
@@ -66,30 +74,39 @@ def network_of(model: Model) -> torch.nn.Module:
 def segment_case(
     case: Case, model: Model, network: torch.nn.Module, *, execution: ExecutionOptions
 ) -> Segmentation:
-    """Return the segmentation of ``case`` on its own grid; raise CaseError."""
+    """Return the segmentation of ``case`` on its own grid.
+
+    Raises CaseError: what ``prepare`` raises, or ``case-sequence`` where the model cannot do
+    without what is missing.
+    """
+    training = model.protocol.training
+    check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
     prepared = prepare(case, model.protocol.preprocessing)
-    chances = predict(
-        network,
-        prepared.image,
-        crop_size=model.protocol.training.crop_size,
-        execution=execution,
-    )
-    native = to_native(chances, prepared)
+
+    def chances(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return predict(network, image, crop_size=training.crop_size, execution=execution)
+
+    found = predictions(chances, prepared.image)
+    native = to_native(found.there, prepared)
+    others = (to_native(one, prepared) for one in found.fewer)  # one at a time: they are large
     raw = model.protocol.preprocessing.input == "raw"
     return Segmentation(
         regions_to_labels(native > 0.5),
         prepared.native_affine,
         prepared.history,
         _brain(prepared) if raw else None,
+        to_native(uncertainty(found)[None], prepared)[0],
+        range_ml(chain([native], others), voxel_ml=_voxel_ml(prepared.native_affine)),
     )
 
 
 def _brain(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
     """Return what the picture shows, from the network's input: above 0 in the brain, 0 outside."""
-    shown = prepared.image[[MODALITIES.index(name) for name in _SHOWN]]
+    names = [name for name in _SHOWN if name not in prepared.missing]
+    shown = prepared.image[[MODALITIES.index(name) for name in names]]
     lowest = shown.min(axis=(1, 2, 3), keepdims=True)
     positive = np.where(shown != 0, shown - lowest + 0.1, 0).astype(np.float32)
-    return dict(zip(_SHOWN, to_native(positive, prepared), strict=True))
+    return dict(zip(names, to_native(positive, prepared), strict=True))
 
 
 def segment(
@@ -114,24 +131,32 @@ def segment(
     found = segment_case(case, model, network_of(model), execution=execution)
     volumes = volumes_ml(found)
     write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
-    images = found.brain or {name: read_image(case.images[name]).data for name in _SHOWN}
+    if found.uncertainty is not None:
+        write_volume(out / "uncertainty.nii.gz", found.uncertainty, found.affine)
+    images = found.brain or {
+        name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
+    }
     draw_overview(out / "overview.png", images, found.labels, found.affine, volumes=volumes)
     result = {
         "result_version": RESULT_VERSION,
         "volumes_ml": volumes,
+        "range_ml": {name: list(ends) for name, ends in (found.range_ml or {}).items()},
+        "missing": list(case.missing),
+        "grid_of": case.reference,
         "model": model.identity,
         "inputs": {
             name: {
-                "file": case.images[name].path.name,
-                "channel": case.images[name].index,
-                "series": case.images[name].series or None,
-                "sha256": content_sha256(case.images[name]),
+                "file": image.path.name,
+                "channel": image.index,
+                "series": image.series or None,
+                "sha256": content_sha256(image),
             }
-            for name in MODALITIES
+            for name, image in case.images.items()
         },
         "preparation": list(found.history),
         "warnings": [
             *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
+            *_incomplete(case.missing),
             *case.notes,
         ],
         "seconds": round(time.monotonic() - started, 3),
@@ -142,7 +167,7 @@ def segment(
 
 def volumes_ml(found: Segmentation) -> dict[str, float]:
     """Return the volume in mL of each label and of the regions TC and WT."""
-    voxel_ml = abs(float(np.linalg.det(found.affine[:3, :3]))) / 1000
+    voxel_ml = _voxel_ml(found.affine)
     parts: dict[str, tuple[int, ...]] = {name: (value,) for name, value in LABELS.items()}
     for region in ("TC", "WT"):
         parts[region] = REGIONS[region]
@@ -150,6 +175,32 @@ def volumes_ml(found: Segmentation) -> dict[str, float]:
         name: round(float(np.isin(found.labels, values).sum()) * voxel_ml, 3)
         for name, values in parts.items()
     }
+
+
+def _voxel_ml(affine: NDArray[np.float64]) -> float:
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+
+
+def _incomplete(missing: tuple[str, ...]) -> list[str]:
+    """Say what a segmentation without some sequences is worth."""
+    if not missing:
+        return []
+    names = " and ".join(f"{MODALITY_NAMES[name]} ({name})" for name in missing)
+    warnings = [
+        f"Without {names}: the segmentation is less exact than with all four sequences, and its "
+        "uncertainty and the ranges of its volumes are wider."
+    ]
+    if "t1c" in missing:
+        warnings.append(
+            "Without contrast-enhanced T1 nothing shows which tumour takes up contrast: enhancing "
+            "tumour and tumour core are guesses."
+        )
+    if len(missing) == len(MODALITIES) - 1:
+        warnings.append(
+            "With one sequence alone nothing tells how much the others would have changed: the "
+            "uncertainty is only what the network says of itself."
+        )
+    return warnings
 
 
 def _warnings(

@@ -175,10 +175,10 @@ def test_where_the_plain_t1_ends_the_brain_is_found_in_the_other(made: RawCase) 
         name: raw._canonical(raw.Volume(made.images[name].astype(np.float32), made.affines[name]))
         for name in ("t1n", "t1c")
     }
-    found, source = raw._brain(volumes, {"t1n": made.motions["t1n"]})
+    found, source = raw._brain(volumes, {"t1n": made.motions["t1n"]}, "t1c")
     assert source == "t1n"
     cut = dataclasses.replace(volumes["t1n"], data=volumes["t1n"].data[:, :, :30])
-    other, source = raw._brain({**volumes, "t1n": cut}, {"t1n": made.motions["t1n"]})
+    other, source = raw._brain({**volumes, "t1n": cut}, {"t1n": made.motions["t1n"]}, "t1c")
     assert source == "t1c"
     np.testing.assert_array_equal(found, other)
 

@@ -85,6 +85,7 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
         "overview.png",
         "result.json",
         "segmentation.nii.gz",
+        "uncertainty.nii.gz",
     ]
 
 
