@@ -15,6 +15,7 @@ from pathlib import Path
 from common import console
 from tests.benchmarks import (
     dicom_input,
+    missing_sequences,
     poisoning,
     preparation,
     privacy_check,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "poisoning": poisoning.measure,
     "dicom_input": dicom_input.measure,
     "raw_preparation": raw_preparation.measure,
+    "missing_sequences": missing_sequences.measure,
 }
 
 
