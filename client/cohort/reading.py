@@ -149,7 +149,38 @@ def _assembled(root: Path, found: list[Found]) -> tuple[list[Case], list[Refusal
     findings = [one for one in found if isinstance(one, Finding)]
     refused = [one for one in found if isinstance(one, Refusal)]
     cases, more, names = assemble(root, findings)
-    return cases, refused + more, names
+    cases, doubtful = _certain(root, cases, refused + more)
+    return cases, refused + more + doubtful, names
+
+
+def _certain(
+    root: Path, cases: list[Case], refused: list[Refusal]
+) -> tuple[list[Case], list[Refusal]]:
+    """Leave out each case that lacks a sequence where a file that is not used may be it."""
+    kept: list[Case] = []
+    doubtful: list[Refusal] = []
+    for case in cases:
+        folders = {
+            relative(image.path, root).rpartition("/")[0]
+            for image in case.images.values()
+            if not image.parts
+        }
+        beside = (
+            one
+            for one in refused
+            if one.case == case.name
+            or (one.code == "case-name" and one.file.rpartition("/")[0] in folders)
+        )
+        other = next(beside, None) if case.missing else None
+        if other is None:
+            kept.append(case)
+            continue
+        reason = (
+            f"no file for {', '.join(case.missing)}, and this one is not used; if it is none of "
+            "them, take it out of the folder"
+        )
+        doubtful.append(Refusal(case.name, other.file, reason, "case-sequence"))
+    return kept, doubtful
 
 
 def _with_dicom(

@@ -79,7 +79,7 @@ def segment(
         ]
         for name, volume in result["volumes_ml"].items()
     ]
-    console.show_table("Volumes", ["region", "meaning", "mL", "may be"], rows)
+    console.show_table("Volumes", ["region", "meaning", "mL", "sure to possible"], rows)
     identity = result["model"]
     console.say(
         f"Model {identity['name']} {identity['version']}, round {identity['round']}, weights "

@@ -12,8 +12,8 @@ mask is cut from the prediction with all that is there alone. Where no other seq
 the spread cannot be seen, and only the network's own entropy is left.
 
 The range of a volume goes from the fewest voxels above ``SURE`` to the most above ``POSSIBLE`` in
-any of these predictions. It is no confidence interval: ``python -m tests.benchmarks
-missing_sequences`` counts how often it holds the truth on phantoms.
+any of these predictions. It is no confidence interval, as nobody calibrated the chances: ``python
+-m tests.benchmarks missing_sequences`` counts how often it holds the truth on phantoms.
 
 Out of scope: how a network predicts, which the caller hands in.
 """
@@ -77,7 +77,7 @@ def uncertainty(found: Predictions) -> Floats:
 
 
 def range_ml(chances: Iterable[Floats], *, voxel_ml: float) -> dict[str, tuple[float, float]]:
-    """Return from what to what each region's volume may go, over predictions of one case."""
+    """Return each region's least sure and most possible volume, over predictions of one case."""
     sure, possible = [], []
     for one in chances:
         nested = np.minimum.accumulate(one)

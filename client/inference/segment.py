@@ -53,7 +53,7 @@ class Segmentation:
 
     ``history`` says how the input was prepared. ``brain`` holds, of raw input, what is shown on
     that grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z)
-    is in nats; ``range_ml`` is from what to what each region's volume may go.
+    is in nats; ``range_ml`` holds each region's volume of sure and of possible voxels.
     """
 
     labels: NDArray[np.uint8]

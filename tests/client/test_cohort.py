@@ -413,3 +413,36 @@ def test_a_decathlon_case_goes_through_preprocessing(tmp_path: Path) -> None:
     assert set(np.unique(prepared.labels)) == {0, 2, 3}
     assert prepared.image[1][prepared.labels == 3].min() > 2
     assert prepared.image[3][prepared.labels == 2].min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "words"),
+    [
+        ("-T1_post.nii.gz", "case-sequence", "no file for t1c, and this one is not used"),
+        ("_t1.nii.gz", "case-sequence", "no file for t1c, and this one is not used"),
+        ("_t1ce.nii.gz", "case-duplicate", "2 times"),
+    ],
+)
+def test_a_sequence_is_not_missing_where_a_file_of_another_name_may_be_it(
+    tmp_path: Path, ending: str, code: str, words: str
+) -> None:
+    brats_2023(tmp_path)
+    folder = tmp_path / "BraTS-GLI-00002-000"
+    stem = folder / "BraTS-GLI-00002-000"
+    other = Path(f"{stem}-t1c.nii.gz").rename(f"{stem}{ending}")
+    cohort = read_cohort(tmp_path)
+    assert "BraTS-GLI-00002" not in cohort.patients
+    found = [one for one in cohort.refused if words in one.reason]
+    assert {(one.code, one.case) for one in found} == {(code, "BraTS-GLI-00002-000")}
+    with pytest.raises(CaseError, match=words):
+        read_case(folder)
+    other.unlink()
+    assert read_case(folder).missing == ("t1c",)
+
+
+def test_a_file_of_another_name_beside_a_whole_case_changes_nothing(tmp_path: Path) -> None:
+    brats_2023(tmp_path)
+    folder = tmp_path / "BraTS-GLI-00002-000"
+    touch(folder / "localizer.nii.gz")
+    assert read_case(folder).missing == ()
+    assert len(read_cohort(tmp_path).cases) == 3
