@@ -1,4 +1,4 @@
-"""Which series of a study stand for its four sequences, and why; pure.
+"""Which series of a study stand for its sequences, and why; pure.
 
 A person's decision comes first and is taken at its word, except that no decision makes a volume out
 of slices that are none. Then the rules: a series takes part if its weighting is sure enough, it is
