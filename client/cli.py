@@ -145,7 +145,7 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Read and prepare every case; say what cannot be used, what is doubtful, and why."""
+    """Read and prepare every case; say what cannot be used, what is doubtful, missing, and why."""
     from client.checking import check_site
     from common.protocol import PreprocessingOptions
 
@@ -253,6 +253,7 @@ def _show_check(site: Site, found: dict[str, Any]) -> None:
             "labelled_cases",
             "withdrawn_patients",
             "cases_without_tumour",
+            "cases_that_lack_sequences",
         )
     ]
     rows += [[key, value] for key, value in found["machine"].items()]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.augmentation import Turn, mirrored, recoloured
-from client.imaging.absence import PARTIAL, blank, present
+from client.imaging.absence import blank, present, sparser
 from common.errors import CaseError
 from common.protocol import TrainingOptions
 from common.regions import labels_to_regions
@@ -53,7 +53,8 @@ def draw_crops(
 
     With ``foreground_probability`` a crop is centred on a random tumour voxel, if there is one,
     else its place is uniform. Where the volume is smaller than the crop, zeros fill up. With
-    ``sequence_dropout`` a crop lacks some of its sequences, drawn anew, as a case may lack them.
+    ``sequence_dropout`` a crop lacks some of its sequences, drawn anew, as a case may lack them;
+    of a case that lacks some already, more of them, where one may still be spared.
 
     Raises CaseError for a case without labels.
     """
@@ -78,7 +79,9 @@ def draw_crops(
         if options.augmentation == "light":
             _augment(box, inside, rng)
         if options.sequence_dropout and rng.random() < options.sequence_dropout:
-            blank(box, PARTIAL[rng.integers(len(PARTIAL))])
+            ways = sparser(tuple(present(box).tolist()))
+            if ways:
+                blank(box, ways[rng.integers(len(ways))])
         image, regions = torch.from_numpy(box).to(device), torch.from_numpy(inside).to(device)
         if turn:
             image, regions = turn.apply(image, regions, options.crop_size)

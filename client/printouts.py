@@ -82,6 +82,11 @@ def show_plan(found: dict[str, Any]) -> None:
         f"{found['steps_per_round']} steps. Here it has {patients['train']} patients to train, "
         f"{patients['validation']} to validate and {patients['test']} to test on."
     )
+    if left_out := found["cases_that_lack_sequences_left_out"]:
+        console.warn(
+            f"{left_out} labelled cases lack a sequence and are left out: the study has no "
+            "sequence_dropout. `gliofed-site check DIR` names them."
+        )
     if found["policy"]["allowed"]:
         say("The site's policy allows it.")
     else:

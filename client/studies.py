@@ -6,6 +6,7 @@ Everything here stays at the site; ``client.participation`` decides what leaves.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from client.cohort import Split, split
 from client.evaluation import Evaluation, evaluate, evaluate_fully, predictions
 from client.execution import execution_for as execution_for
+from client.imaging.absence import check_usable
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.preprocessing import Prepared
@@ -45,6 +47,8 @@ from common.networks.padded import PaddedNetwork
 from common.protocol import PreprocessingOptions, StudyProtocol, TrainingOptions
 from common.regions import REGIONS
 from common.weights import Arrays
+
+_LOG = logging.getLogger(__name__)
 
 _PERSONAL_SEED: Final = 2**31
 """Keeps the draws of the personal model, without privacy, apart from those of the updates."""
@@ -76,19 +80,31 @@ def trained_shapes(protocol: StudyProtocol, weights: Arrays) -> dict[str, tuple[
 def read_split(site: Site, protocol: StudyProtocol) -> Split:
     """Return the site's labelled cases, split by patient for this study; raise CaseError.
 
-    Patients who have withdrawn are in no part of it.
+    Patients who have withdrawn are in no part of it, nor cases that lack a sequence if the study
+    has no ``sequence_dropout``; the log says which.
     """
     gone = withdrawn(site)
     parts = split(cohort_of(site), protocol.study)
-    if not gone:
-        return parts
-    key = patients_key(site)
+    key = patients_key(site) if gone else b""
+
+    def taken(case: Case) -> bool:
+        return not (gone and pseudonym(key, case.patient) in gone) and _usable(case, protocol)
+
     return Split(
         *(
-            tuple(case for case in part if pseudonym(key, case.patient) not in gone)
+            tuple(case for case in part if taken(case))
             for part in (parts.train, parts.validation, parts.test)
         )
     )
+
+
+def _usable(case: Case, protocol: StudyProtocol) -> bool:
+    try:
+        check_usable(case.name, case.missing, sequence_dropout=protocol.training.sequence_dropout)
+    except CaseError as error:
+        _LOG.warning("A case is left out of %s. %s", protocol.study, error)
+        return False
+    return True
 
 
 def training_cases(site: Site, protocol: StudyProtocol) -> int:
@@ -105,7 +121,7 @@ def training_patients(site: Site, protocol: StudyProtocol) -> dict[str, Patient]
     if not cases:
         raise CaseError(
             f"The training split of {site.name} is empty.",
-            do="Add labelled patients to the cohort.",
+            do="Add labelled patients to the cohort, or what the log says that its cases lack.",
             code="case-none",
         )
     return {

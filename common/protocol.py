@@ -73,7 +73,8 @@ class PreprocessingOptions(_Frozen):
     input: Literal["brats", "raw"] = "brats"
     """What every site and clinic hands in: sequences that are co-registered and skull-stripped, as
     BraTS distributes them, or as the scanner wrote them. Raw input is corrected for bias (N4),
-    registered to the contrast-enhanced T1 and freed of all but the brain."""
+    registered to the contrast-enhanced T1, or the FLAIR without it, and freed of all but the
+    brain."""
     spacing_mm: float = Field(default=1.0, ge=0.5, le=6.0)
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
     margin_mm: float = Field(default=4.0, ge=0.0, le=30.0)
@@ -97,7 +98,8 @@ class TrainingOptions(_Frozen):
     """``full`` is nnU-Net's; see ``client.augmentation``."""
     sequence_dropout: float = Field(default=0.0, ge=0, le=1)
     """Chance of a crop to lack some of its sequences, never both t1c and t2f: so that the network
-    learns to do without them."""
+    learns to do without them. Only above 0 do cases that lack some take part, in training and at
+    the clinics."""
     loss: Literal["dice_bce", "dice_focal"] = "dice_bce"
     optimizer: Literal["sgd", "adam"] = "adam"
     learning_rate: float = Field(gt=0, le=10)

@@ -42,7 +42,10 @@ def segment(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Segment one case: mask on the input's grid, volumes in mL, confidence, a picture."""
+    """Segment one case: mask and uncertainty on the input's grid, volumes in mL, a picture.
+
+    A case may lack sequences, but not t1c and t2f both, if the model was trained for that.
+    """
     from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
@@ -81,16 +84,20 @@ def segment(
     if json:
         console.show_json(result)
         return
+    ranges = result["range_ml"]
     rows = [
         [
             name,
             LABEL_NAMES.get(name, {"TC": "tumour core", "WT": "whole tumour"}.get(name, "")),
             float(volume),
+            "{:.1f} to {:.1f}".format(*ranges[name]) if name in ranges else "",
             console.figure(result["confidence"].get(name)),
         ]
         for name, volume in result["volumes_ml"].items()
     ]
-    console.show_table("Volumes", ["region", "meaning", "mL", "confidence"], rows)
+    console.show_table(
+        "Volumes", ["region", "meaning", "mL", "sure to possible", "confidence"], rows
+    )
     identity = result["model"]
     console.say(
         f"Model {identity['name']} {identity['version']}, round {identity['round']}, weights "

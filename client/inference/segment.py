@@ -4,10 +4,11 @@ Written to the output folder, each file whole or not at all, ``result.json`` las
 with a ``result.json`` is complete::
 
     segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
-                          input, the grid of the contrast-enhanced T1)
-    uncertainty.nii.gz    uint8 on the same grid: the entropy of each voxel's label, 0 (sure) to 100
-    overview.png          contours on FLAIR and contrast-enhanced T1
-    result.json           volumes, confidence, model, inputs, preparation, warnings, seconds
+                          input, the grid of the contrast-enhanced T1, without it of the FLAIR)
+    uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.inference.doubt``)
+    overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
+    result.json           volumes and their ranges, confidence, model, inputs, what is missing,
+                          preparation, warnings, seconds
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +26,15 @@ from numpy.typing import NDArray
 
 from client.calibration import AS_IT_IS, Temperatures, calibrated
 from client.cohort import Decide, read_case, undecided
-from client.confidence import entropy, region_confidence
+from client.confidence import region_confidence
+from client.imaging.absence import check_usable
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.imaging.quality import warnings_of
+from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
 from client.inference.model import Model
 from client.inference.picture import draw_overview
 from client.postprocessing import segmented
@@ -39,7 +43,7 @@ from client.training import ExecutionOptions
 from common.errors import ModelError, StateError
 from common.files import write_json
 from common.networks import build, load_arrays
-from common.regions import LABELS, MODALITIES, REGIONS
+from common.regions import LABELS, MODALITIES, MODALITY_NAMES, REGIONS
 
 RESULT_VERSION: Final = 1
 _SHOWN: Final = ("t2f", "t1c")
@@ -50,18 +54,19 @@ RESEARCH_USE: Final = "Research use only: a person must review this segmentation
 class Segmentation:
     """A label map (X, Y, Z) on the grid ``affine`` of the input.
 
-    ``entropy`` says from 0 to 1 how unsure each voxel is, ``confidence`` which Dice is to be
-    expected of each region; see ``client.confidence``.
-
-    ``history`` says how the input was prepared. ``brain`` holds, of raw input, FLAIR and
-    contrast-enhanced T1 on that grid, without the skull; it is None where the files share a grid.
+    ``history`` says how the input was prepared. ``brain`` holds, of raw input, what is shown on
+    that grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z)
+    says from 0 to 1 how unsure each voxel is, ``range_ml`` each region's volume of sure and of
+    possible voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of
+    each region (``client.confidence``).
     """
 
     labels: NDArray[np.uint8]
     affine: NDArray[np.float64]
     history: tuple[dict[str, Any], ...] = ()
     brain: Mapping[str, NDArray[np.float32]] | None = None
-    entropy: NDArray[np.float32] | None = None
+    uncertainty: NDArray[np.float32] | None = None
+    range_ml: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     confidence: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -80,40 +85,57 @@ def segment_case(
     execution: ExecutionOptions,
     temperatures: Temperatures = AS_IT_IS,
 ) -> Segmentation:
-    """Return the segmentation of ``case`` on its own grid; raise CaseError.
+    """Return the segmentation of ``case`` on its own grid.
 
     ``model`` says how; ``networks`` are its own, and others that predict together with it.
     ``temperatures`` make the probabilities truer here; they change no label.
+
+    Raises CaseError: what ``prepare`` raises, or ``case-sequence`` where the model cannot do
+    without what is missing.
     """
+    training = model.protocol.training
+    check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
     prepared = prepare(case, model.protocol.preprocessing)
-    chances = predict(
-        networks,
-        prepared.image,
-        crop_size=model.protocol.training.crop_size,
-        execution=execution,
-        options=model.protocol.prediction,
-    )
-    native = to_native(chances, prepared)
-    voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
+
+    def chances(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return predict(
+            networks,
+            image,
+            crop_size=training.crop_size,
+            execution=execution,
+            options=model.protocol.prediction,
+        )
+
+    found = predictions(chances, prepared.image)
     raw = model.protocol.preprocessing.input == "raw"
-    labels = segmented(native, model.protocol.postprocessing, voxel_mm3=voxel_mm3)
-    truer = calibrated(native, temperatures)
+    voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
+    labels = segmented(
+        to_native(found.there, prepared), model.protocol.postprocessing, voxel_mm3=voxel_mm3
+    )
+    truer = Predictions(
+        calibrated(found.there, temperatures),
+        tuple(calibrated(one, temperatures) for one in found.fewer),
+    )
+    native = to_native(truer.there, prepared)
+    others = (to_native(one, prepared) for one in truer.fewer)  # one at a time: they are large
     return Segmentation(
         labels,
         prepared.native_affine,
         prepared.history,
         _brain(prepared) if raw else None,
-        entropy(truer),
-        region_confidence(truer, labels),
+        to_native(uncertainty(truer)[None], prepared)[0],
+        range_ml(chain([native], others), voxel_ml=voxel_mm3 / 1000),
+        region_confidence(native, labels),
     )
 
 
 def _brain(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
     """Return what the picture shows, from the network's input: above 0 in the brain, 0 outside."""
-    shown = prepared.image[[MODALITIES.index(name) for name in _SHOWN]]
+    names = [name for name in _SHOWN if name not in prepared.missing]
+    shown = prepared.image[[MODALITIES.index(name) for name in names]]
     lowest = shown.min(axis=(1, 2, 3), keepdims=True)
     positive = np.where(shown != 0, shown - lowest + 0.1, 0).astype(np.float32)
-    return dict(zip(_SHOWN, to_native(positive, prepared), strict=True))
+    return dict(zip(names, to_native(positive, prepared), strict=True))
 
 
 def segment(
@@ -150,14 +172,19 @@ def segment(
     )
     volumes = volumes_ml(found)
     write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
-    if found.entropy is not None:
-        percent = np.rint(100 * found.entropy).astype(np.uint8)
+    if found.uncertainty is not None:
+        percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
         write_volume(out / "uncertainty.nii.gz", percent, found.affine)
-    images = found.brain or {name: read_image(case.images[name]).data for name in _SHOWN}
+    images = found.brain or {
+        name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
+    }
     draw_overview(out / "overview.png", images, found.labels, found.affine, volumes=volumes)
     result = {
         "result_version": RESULT_VERSION,
         "volumes_ml": volumes,
+        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
+        "missing": list(case.missing),
+        "grid_of": case.reference,
         "confidence": dict(found.confidence),
         "calibrated": temperatures is not None,
         "model": model.identity,
@@ -166,16 +193,17 @@ def segment(
         "precision": execution.prediction_precision,
         "inputs": {
             name: {
-                "file": case.images[name].path.name,
-                "channel": case.images[name].index,
-                "series": case.images[name].series or None,
-                "sha256": content_sha256(case.images[name]),
+                "file": image.path.name,
+                "channel": image.index,
+                "series": image.series or None,
+                "sha256": content_sha256(image),
             }
-            for name in MODALITIES
+            for name, image in case.images.items()
         },
         "preparation": list(found.history),
         "warnings": [
             *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
+            *_incomplete(case.missing),
             *case.notes,
         ],
         "seconds": round(time.monotonic() - started, 3),
@@ -205,6 +233,28 @@ def volumes_ml(found: Segmentation) -> dict[str, float]:
         name: round(float(np.isin(found.labels, values).sum()) * voxel_ml, 3)
         for name, values in parts.items()
     }
+
+
+def _incomplete(missing: tuple[str, ...]) -> list[str]:
+    """Say what a segmentation without some sequences is worth."""
+    if not missing:
+        return []
+    names = " and ".join(f"{MODALITY_NAMES[name]} ({name})" for name in missing)
+    warnings = [
+        f"Without {names}: the segmentation is less exact than with all four sequences, and its "
+        "uncertainty and the ranges of its volumes are wider."
+    ]
+    if "t1c" in missing:
+        warnings.append(
+            "Without contrast-enhanced T1 nothing shows which tumour takes up contrast: enhancing "
+            "tumour and tumour core are guesses."
+        )
+    if len(missing) == len(MODALITIES) - 1:
+        warnings.append(
+            "With one sequence alone nothing tells how much the others would have changed: the "
+            "uncertainty is only what the network says of itself."
+        )
+    return warnings
 
 
 def _warnings(

@@ -15,6 +15,7 @@ from pathlib import Path
 from common import console
 from tests.benchmarks import (
     dicom_input,
+    missing_sequences,
     poisoning,
     prediction,
     preparation,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "dicom_input": dicom_input.measure,
     "raw_preparation": raw_preparation.measure,
     "prediction": prediction.measure,
+    "missing_sequences": missing_sequences.measure,
 }
 
 

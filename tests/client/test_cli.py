@@ -127,6 +127,19 @@ def test_check_writes_a_page_and_is_strict_if_asked(
     assert site_command(*asked, "--strict", "--json").code == 15
 
 
+def test_check_names_what_a_case_lacks_and_fails_on_it_only_if_strict(
+    site_command: Run, make_site: Callable[..., Site], own_cohort: Path
+) -> None:
+    site = make_site("south", own_cohort)
+    case = read_cohort(own_cohort).cases[0]
+    case.images["t1n"].path.unlink()
+    asked = ("check", site.folder, "--spacing-mm", 6, "--workers", 1)
+    said = site_command(*asked)
+    assert (said.code, "t1n is missing" in said.out, "Refused" in said.out) == (0, True, False)
+    assert "cases that lack sequences" in said.out
+    assert site_command(*asked, "--strict").code == 15
+
+
 def test_check_prepares_raw_heads_where_it_is_told_to(
     site_command: Run,
     make_site: Callable[..., Site],

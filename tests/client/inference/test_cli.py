@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,31 @@ def test_a_case_that_is_none(clinic: Run, world: World, tmp_path: Path) -> None:
     )
     assert (said.code, said.json["error"]) == (15, "case-none")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_case_that_lacks_a_sequence_is_refused_by_a_model_that_needs_it(
+    clinic: Run, world: World, case: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(case, tmp_path / "case"))
+    next(folder.glob("*-t2w.nii.gz")).unlink()
+    asked = ("segment", folder, "--out", tmp_path / "out", "--model", world.release)
+    said = clinic(*asked)
+    assert (said.code, "lacks t2w" in said.err) == (15, True)
+    assert clinic(*asked, "--json").json["error"] == "case-sequence"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_case_that_lacks_a_sequence_is_warned_of_on_stderr(
+    clinic: Run, world: World, case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(case, tmp_path / "case"))
+    next(folder.glob("*-t1c.nii.gz")).unlink()
+    model = world.model()
+    training = model.protocol.training.model_copy(update={"sequence_dropout": 0.5})
+    protocol = model.protocol.model_copy(update={"training": training})
+    able = dataclasses.replace(model, protocol=protocol)
+    monkeypatch.setattr("client.inference.model.open_model", lambda _: able)
+    said = clinic("segment", folder, "--out", tmp_path / "out", "--model", world.release)
+    assert said.code == 0
+    assert "Without contrast-enhanced T1 (t1c)" in said.err
+    assert " to " in said.out
