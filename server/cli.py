@@ -219,9 +219,13 @@ def release(
     round_number: Annotated[
         int | None, typer.Option("--round", help="A closed round; the last one by default.")
     ] = None,
+    average: Annotated[
+        int, typer.Option(min=1, help="Of so many rounds, the last being that one, the mean.")
+    ] = 1,
 ) -> None:
     """Write a signed model that sites can install: weights, card, protocol, signature."""
-    card = make_release(Consortium.open(folder), study, out, number=round_number)
+    consortium = Consortium.open(folder)
+    card = make_release(consortium, study, out, number=round_number, average=average)
     console.say(f"Released {card['name']} {card['version']} (round {card['round']}) to {out}.")
 
 

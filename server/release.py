@@ -10,25 +10,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.errors import ModelError, StateError
 from common.files import write_bytes, write_json
 from common.protocol import RELEASE, StudyProtocol
 from common.regions import REGIONS
-from common.weights import digest, save
+from common.weights import Arrays, digest, save
 from server.provisioning import Consortium
 from server.report import study_report
 
 
 def release(
-    consortium: Consortium, study: str, out: Path, *, number: int | None = None
+    consortium: Consortium,
+    study: str,
+    out: Path,
+    *,
+    number: int | None = None,
+    average: int = 1,
 ) -> dict[str, Any]:
     """Write the model of round ``number`` (the last closed one by default) and return its card.
 
-    Raises StateError if that round was never closed or ``out`` is not empty.
+    With ``average`` it is the mean of so many rounds' weights, the last being ``number``: the noise
+    of the rounds partly cancels, and no patient is looked at again (Izmailov et al. 2018,
+    "Averaging weights leads to wider optima", arXiv:1803.05407).
+
+    Raises StateError if one of the rounds was never closed or ``out`` is not empty.
     """
     chosen = consortium.study(study)
     closed = {
@@ -45,11 +58,20 @@ def release(
             f"Round {number} of {study} was not closed.",
             do=f"Closed are {min(closed)} to {max(closed)}.",
         )
+    chosen_rounds = range(number - average + 1, number + 1)
+    if not set(chosen_rounds) <= set(closed):
+        raise StateError(
+            f"There are no {average} closed rounds up to round {number} of {study}.",
+            do=f"Average at most {number - min(closed) + 1}.",
+        )
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty.", do="Choose a new folder; a release never changes.")
-    weights = chosen.load(number, closed[number])
+    weights = _mean(chosen.load(one, closed[one]) for one in chosen_rounds)
     report = study_report(chosen, consortium.journal, admitted=consortium.sites.names())
     card = _card(consortium, report, number, digest(weights), chosen.protocol)
+    if average > 1:
+        card["version"] += f"+mean{average}"
+        card["averaged_rounds"] = list(chosen_rounds)
     metadata = {"study": study, "round": str(number)}
     save(out / "weights.safetensors", weights, metadata)
     chosen.statement.save(out / "protocol.json")
@@ -66,6 +88,17 @@ def release(
     consortium.journal.append("model released", **body)
     consortium.identity.sign(RELEASE, body).save(out / "release.json")
     return card
+
+
+def _mean(models: Iterable[Arrays]) -> Arrays:
+    """Return the mean of each array, one model in memory at a time; of one model, itself."""
+    total: dict[str, NDArray[np.float64]] = {}
+    count = 0
+    for model in models:
+        count += 1
+        for name, value in model.items():
+            total[name] = total.get(name, 0.0) + value.astype(np.float64)
+    return {name: (value / count).astype(np.float32) for name, value in total.items()}
 
 
 def _card(
@@ -155,6 +188,13 @@ def _markdown(card: dict[str, Any]) -> str:
             f"- {site}: {', '.join(map(str, seen))}" for site, seen in card["withdrawn"].items()
         ]
     lines += ["", "## Dice on each site's validation patients", ""]
+    if "averaged_rounds" in card:
+        lines += [
+            f"These weights are the mean of rounds {card['averaged_rounds'][0]} to "
+            f"{card['round']}; the scores are those of round {card['round']} alone. A site scores "
+            "what it installs.",
+            "",
+        ]
     if card["validation_dice"]:
         lines += [f"| site | {' | '.join(REGIONS)} |", "| --- " * (len(REGIONS) + 1) + "|"]
         lines += [

@@ -136,3 +136,23 @@ def test_a_checkpoint_that_was_changed_is_not_released(finished: Any, tmp_path: 
     with pytest.raises(StateError, match="not the one that the journal recorded"):
         release(finished.consortium, "demo", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_release_may_be_the_mean_of_the_last_rounds(finished: Any, tmp_path: Path) -> None:
+    study = finished.consortium.study("demo")
+    first, last = (
+        study.load(closed["round"], closed["weights"])
+        for closed in finished.events("round closed", study="demo")
+    )
+    card = release(finished.consortium, "demo", tmp_path / "mean", average=2)
+    assert (card["version"], card["averaged_rounds"]) == ("1.0.2+mean2", [1, 2])
+    found = load(tmp_path / "mean" / "weights.safetensors")
+    for name, value in found.items():
+        assert value.dtype == np.float32
+        assert np.allclose(value, (first[name] + last[name]) / 2)
+        assert not np.array_equal(value, last[name])
+    assert digest(found) == card["weights_sha256"]
+    assert "the mean of rounds 1 to 2" in (tmp_path / "mean" / "card.md").read_text()
+    with pytest.raises(StateError, match="no 3 closed rounds up to round 2"):
+        release(finished.consortium, "demo", tmp_path / "more", average=3)
+    assert not (tmp_path / "more").exists()
