@@ -18,6 +18,7 @@ from client.inference.segment import segment
 from client.participation import Participation
 from client.site import Site
 from client.training import ExecutionOptions
+from common.networks import NETWORKS
 from common.privacy import Mechanism
 from common.protocol import StudyProtocol
 from common.weights import digest, load, norm
@@ -124,6 +125,36 @@ def test_from_approval_to_a_segmented_patient(
         case, tmp_path / "out", active_model(west), execution=ExecutionOptions(), trusted=True
     )
     assert result["model"]["weights_sha256"] == closed[1]["weights"]
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"segresnet"}))
+def test_another_network_is_another_word_in_the_protocol(
+    name: str, tmp_path: Path, cohorts: tuple[Path, ...]
+) -> None:
+    federation = Federation(
+        tmp_path,
+        cohorts,
+        rounds=1,
+        aggregation={"quorum": 2},
+        network={"name": name, "size": "tiny"},
+    )
+    federation.approve("north", "south")
+    federation.run()
+    assert [facts["took_part"] for facts in federation.closed()] == [["north", "south"]]
+    assert federation.steps("north") == federation.steps("south") == 2
+    release(federation.consortium, STUDY, tmp_path / "model")
+    site = federation.sites["west"]
+    model = open_model(tmp_path / "model", signer=site.kit.coordinator_key)
+    assert model.protocol.private
+    folder = studies.read_split(site, model.protocol).test[0].images["t1c"].path.parent
+    result = segment(
+        folder,
+        tmp_path / "result",
+        model,
+        execution=ExecutionOptions(prefetch=0),
+        trusted=True,
+    )
+    assert result["model"]["weights_sha256"] == digest(model.weights)
 
 
 def test_a_site_over_its_cap_drops_out_and_says_so(federation: Federation) -> None:
