@@ -6,7 +6,7 @@ with a ``result.json`` is complete::
     segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
                           input, the grid of the contrast-enhanced T1)
     overview.png          contours on FLAIR and contrast-enhanced T1
-    result.json           volumes, model, inputs, preparation, warnings, seconds
+    result.json           volumes, model, inputs, preparation and its digest, warnings, seconds
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ RESEARCH_USE: Final = "Research use only: a person must review this segmentation
 class Segmentation:
     """A label map (X, Y, Z) on the grid ``affine`` of the input.
 
-    ``history`` says how the input was prepared. ``brain`` holds, of raw input, FLAIR and
+    ``history`` says how the input was prepared, ``input_sha256`` what the network was given: a site
+    that trains on the case prepares the same. ``brain`` holds, of raw input, FLAIR and
     contrast-enhanced T1 on that grid, without the skull; it is None where the files share a grid.
     """
 
     labels: NDArray[np.uint8]
     affine: NDArray[np.float64]
     history: tuple[dict[str, Any], ...] = ()
+    input_sha256: str = ""
     brain: Mapping[str, NDArray[np.float32]] | None = None
 
 
@@ -80,6 +82,7 @@ def segment_case(
         regions_to_labels(native > 0.5),
         prepared.native_affine,
         prepared.history,
+        prepared.input_sha256,
         _brain(prepared) if raw else None,
     )
 
@@ -130,6 +133,7 @@ def segment(
             for name in MODALITIES
         },
         "preparation": list(found.history),
+        "prepared_sha256": found.input_sha256,
         "warnings": [
             *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
             *case.notes,
