@@ -99,6 +99,7 @@ def check_site(
         "labelled_cases": sum(case.label is not None for case in usable),
         "withdrawn_patients": len(gone),
         "cases_without_tumour": sum(_empty(one) for one in measured),
+        "cases_that_lack_sequences": sum(bool(one.missing) for one in measured),
         "refused": refused,
         "remarks": [_told(one) for one in said],
         "measures": [as_json(one) for one in measured],

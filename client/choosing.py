@@ -62,7 +62,7 @@ def series(
     else:
         for one in found:
             _show(one)
-    if study is not None and found[0].choice.missing:
+    if study is not None and not found[0].choice.usable:
         raise typer.Exit(CaseError.exit_code)
 
 
@@ -70,6 +70,7 @@ def _facts(one: Judgement) -> dict[str, Any]:
     return {
         "study": one.name,
         "missing": list(one.choice.missing),
+        "usable": one.choice.usable,
         "notes": list(one.choice.notes()),
         "series": [
             {
@@ -103,10 +104,10 @@ def _show(one: Judgement) -> None:
     ]
     columns = ["series", "description", "slices", "taken for", "confidence", "", "why"]
     console.show_table(one.name, columns, rows)
-    if one.choice.missing:
+    if not one.choice.usable:
         console.warn(
             f"{one.name} is not used: no series for {', '.join(one.choice.missing)}. "
-            f"--set {one.choice.missing[0]}=SERIES says which it is."
+            f"--set {one.choice.missing[0]}=SERIES says which it is, none=SERIES that it is none."
         )
     for note in one.choice.notes():
         console.warn(note)

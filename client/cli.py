@@ -145,7 +145,7 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Read and prepare every case; say what cannot be used, what is doubtful, and why.
+    """Read and prepare every case; say what cannot be used, what is doubtful, missing, and why.
 
     Prepared cases stay in DIR/cache for training; cache_gb in site.toml limits what they take.
     """
@@ -198,20 +198,27 @@ def install(
     model: Annotated[Path, typer.Argument(help="The folder of a released model.")],
     json: Json = False,
 ) -> None:
-    """Verify a released model, score it on this site's own test patients, and activate it."""
+    """Verify a released model, score and calibrate it on this site's patients, and activate it."""
     from client import studies as work
-    from client.inference.installed import activate
+    from client.inference.installed import activate, calibrate
     from client.inference.model import open_model
 
     site = Site.open(folder)
     opened = open_model(model, signer=site.kit.coordinator_key)
+    parts = work.read_split(site, opened.protocol)
     with console.working("Scoring on the site's own test patients"):
-        cases = work.read_split(site, opened.protocol).test
-        scores = work.score(site, opened.protocol, opened.weights, cases)
-    kept: dict[str, Any] = {"cases": len(cases), "dice": work.mean_dice(scores)}
+        scores = work.score(site, opened.protocol, opened.weights, parts.test)
+    kept: dict[str, Any] = {"cases": len(parts.test), "dice": work.mean_dice(scores)}
     active = activate(site, opened, kept)
+    calibration: dict[str, Any] | None = None
+    if parts.validation:
+        with console.working("Calibrating on the site's own validation patients"):
+            found = work.score_fully(site, opened.protocol, [opened.weights], parts.validation)
+        calibration = calibrate(site, opened, found.counts, cases=len(parts.validation))
     if json:
-        console.show_json({"model": opened.identity, "active": active, **kept})
+        console.show_json(
+            {"model": opened.identity, "active": active, **kept, "calibration": calibration}
+        )
         return
     row = [kept["cases"], *(console.figure(kept["dice"].get(r)) for r in REGIONS)]
     console.show_table("On this site's own test patients", ["cases", *REGIONS], [row])
@@ -220,6 +227,14 @@ def install(
         console.say(f"{name} is verified, installed and active.")
     else:
         console.warn(f"{name} is installed but not active: the active model scores better here.")
+    if calibration is None:
+        console.say("Its probabilities were not calibrated: no validation patient is here.")
+    else:
+        said = ", ".join(f"{r} {t:.2f}" for r, t in calibration["temperatures"].items())
+        console.say(
+            f"Its probabilities were calibrated on {calibration['cases']} validation cases; "
+            f"temperatures {said}. They stay here."
+        )
 
 
 def main() -> None:
@@ -241,6 +256,7 @@ def _show_check(site: Site, found: dict[str, Any]) -> None:
             "labelled_cases",
             "withdrawn_patients",
             "cases_without_tumour",
+            "cases_that_lack_sequences",
         )
     ]
     rows += [[key, value] for key, value in found["machine"].items()]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.imaging.absence import present
 from client.imaging.grid import spacing_of
 from client.imaging.preprocessing import Prepared
 from client.noise import RandomBytes, SystemRandom, noise
@@ -77,7 +78,7 @@ def noised_statistics(
 
 
 def _scan(scan: Prepared, name: str, histogram: Histogram) -> NDArray[np.float64]:
-    """Return the shares of one scan in the bins; they add up to 1."""
+    """Return the shares of one scan in the bins; they add up to 1, or are 0 if it has no value."""
     values = _values(scan, name, histogram)
     place = np.searchsorted(histogram.edges, values, side="left")
     counts = np.bincount(place, minlength=histogram.bins)
@@ -89,8 +90,11 @@ def _values(scan: Prepared, name: str, histogram: Histogram) -> NDArray[np.float
     """Return what is counted of a scan: one number, or one for each voxel of the brain."""
     what = name.partition("_")[2]
     if histogram.topic == "intensities":
+        channel = MODALITIES.index(what)
+        if not present(scan.image)[channel]:  # what stands for it is no intensity
+            return np.zeros(0)
         inside = (scan.image != 0).any(axis=0)
-        return np.asarray(scan.image[MODALITIES.index(what)][inside], np.float64)
+        return np.asarray(scan.image[channel][inside], np.float64)
     if histogram.topic == "spacing":
         spacing = spacing_of(scan.native_affine)
         value = spacing.min() if what == "finest" else spacing.max()

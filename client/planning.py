@@ -22,6 +22,7 @@ from client.budget import ADJACENCY, histograms, patients_now, room
 from client.consent import check_policy
 from client.imaging import preprocessing
 from client.outbound import may_report
+from client.series import cohort_of
 from client.site import Site
 from client.studies import (
     accountant,
@@ -61,6 +62,7 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
         "private": protocol.private,
         "policy": _policy(site, protocol),
         "patients": _patients(site, protocol),
+        "cases_that_lack_sequences_left_out": _left_out(site, protocol),
         "network": {
             "name": protocol.network.name,
             "parameters": sum(array.size for array in weights.values()),
@@ -94,6 +96,18 @@ def _patients(site: Site, protocol: StudyProtocol) -> dict[str, int]:
         if error.code != "case-none":
             raise
         return {"train": 0, "validation": 0, "test": 0}
+
+
+def _left_out(site: Site, protocol: StudyProtocol) -> int:
+    """Return how many labelled cases lack a sequence that the study cannot do without."""
+    if protocol.training.sequence_dropout:
+        return 0
+    try:
+        return sum(bool(case.missing) for case in cohort_of(site).labelled)
+    except CaseError as error:
+        if error.code != "case-none":
+            raise
+        return 0
 
 
 def _leaves(site: Site, protocol: StudyProtocol, sent: int) -> list[dict[str, Any]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 
+from client import printouts
 from client.site import Site
 from common import console
+from common.errors import CaseError
 from common.protocol import read_protocol
-from common.regions import REGIONS
 
 app = typer.Typer()
 
@@ -149,6 +152,15 @@ def evaluate(
         bool,
         typer.Option("--own", help="Score too what the study left here: local layers, own model."),
     ] = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="Score too what all weights predict together.")
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Score as BraTS does: HD95, surfaces, lesions, volumes; slower."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Score weights on the site's own test patients of a study. Nothing leaves the site."""
@@ -159,26 +171,84 @@ def evaluate(
     site = Site.open(folder)
     protocol = site.protocol(study)
     cases = work.read_split(site, protocol).test
-    found: list[dict[str, Any]] = []
     models = [(str(path), load(path)) for path in weights]
     if own:
         models = Kept(site, study).models(models)
-    for name, arrays in models:
-        scores = work.score(site, protocol, arrays, cases)
+    groups = [(name, [arrays]) for name, arrays in models]
+    if together:
+        groups.append(("together", [arrays for _, arrays in models]))
+    found: list[dict[str, Any]] = []
+    for name, arrays in groups:
+        summary: dict[str, Any] = {}
+        if full:
+            everything = work.score_fully(site, protocol, arrays, cases)
+            scores, summary = everything.dice, everything.summary()
+        else:
+            scores = work.score(site, protocol, arrays, cases)
         found.append(
             {
                 "weights": name,
                 "cases": len(cases),
                 "dice": work.mean_dice(scores),
                 "sums": scores.to_dict(),
+                **summary,
             }
         )
     if json:
         console.show_json(found)
         return
-    rows = [
-        [f["weights"], f["cases"], *(console.figure(f["dice"].get(r)) for r in REGIONS)]
-        for f in found
-    ]
-    columns = ["weights", "cases", *REGIONS]
-    console.show_table(f"Dice on the test patients of {site.name}", columns, rows)
+    printouts.show_scores(site.name, found)
+
+
+@app.command("try-postprocessing")
+def try_postprocessing(
+    folder: Folder,
+    study: StudyName,
+    weights: Annotated[Path, typer.Option(help="Weights (safetensors).")],
+    by: Annotated[
+        Literal["dice", "lesion_dice"], typer.Option(help="What to choose by.")
+    ] = "lesion_dice",
+    json: Json = False,
+) -> None:
+    """Try post-processing on the site's validation patients; say what it would choose.
+
+    Nothing leaves the site: what a coordinator writes into a protocol is for people to agree on.
+    """
+    from client import studies as work
+    from client.tuning import as_toml, try_options
+    from common.weights import load
+
+    site = Site.open(folder)
+    protocol = site.protocol(study)
+    cases = work.read_split(site, protocol).validation
+    if not cases:
+        raise CaseError(
+            f"The validation split of {site.name} is empty.",
+            do="Add labelled patients to the cohort.",
+            code="case-none",
+        )
+    with console.progress("Trying") as told:
+        # Half precision: the probabilities of all cases are held at once.
+        predicted = [
+            (chances.astype(np.float16), truth)
+            for chances, truth in work.predicted(site, protocol, load(weights), cases)
+        ]
+        options, trials = try_options(
+            predicted,
+            spacing_mm=protocol.preprocessing.spacing_mm,
+            criterion=by,
+            progress=functools.partial(told, "Trying"),
+        )
+    if json:
+        tried = [dataclasses.asdict(one) for one in trials]
+        console.show_json(
+            {
+                "cases": len(cases),
+                "chosen": options.model_dump(mode="json"),
+                "by": by,
+                "tried": tried,
+            }
+        )
+        return
+    printouts.show_tried(trials, criterion=by)
+    console.say(f"Of {len(cases)} validation cases. For a protocol:\n{as_toml(options)}")

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from common import console
 from common.journal import Entry
+from common.regions import REGIONS
 
 if TYPE_CHECKING:  # these load torch, which takes seconds
     from client.audit import Findings
     from client.privacy_audit import AuditResult
+    from client.tuning import Trial
     from client.withdrawal import Effect
 
 
@@ -80,6 +82,11 @@ def show_plan(found: dict[str, Any]) -> None:
         f"{found['steps_per_round']} steps. Here it has {patients['train']} patients to train, "
         f"{patients['validation']} to validate and {patients['test']} to test on."
     )
+    if left_out := found["cases_that_lack_sequences_left_out"]:
+        console.warn(
+            f"{left_out} labelled cases lack a sequence and are left out: the study has no "
+            "sequence_dropout. `gliofed-site check DIR` names them."
+        )
     if found["policy"]["allowed"]:
         say("The site's policy allows it.")
     else:
@@ -219,6 +226,46 @@ def show_journal(entries: Sequence[Entry], *, title: str) -> None:
     ]
     columns = ["time", "study", "round", "what left", "bytes", "differentially private"]
     console.show_table("What left this hospital", columns, left)
+
+
+def show_scores(name: str, found: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        [f["weights"], f["cases"], *(console.figure(f["dice"].get(r)) for r in REGIONS)]
+        for f in found
+    ]
+    columns = ["weights", "cases", *REGIONS]
+    console.show_table(f"Dice on the test patients of {name}", columns, rows)
+    for one in found:
+        if one.get("scores"):
+            _show_full_scores(one)
+
+
+def _show_full_scores(one: dict[str, Any]) -> None:
+    rows = [
+        [
+            region,
+            console.figure(means["dice"]),
+            console.figure(means["lesion_dice"]),
+            means["hd95_mm"],
+            means["lesion_hd95_mm"],
+            console.figure(means["surface_dice"]),
+            means["absolute_volume_error_ml"],
+            console.figure(one["calibration_error"][region]),
+        ]
+        for region, means in one["scores"].items()
+    ]
+    columns = ["region", "Dice", "by lesion", "HD95 mm", "by lesion", "surface Dice"]
+    columns += ["volume error mL", "calibration error"]
+    console.show_table(f"{one['weights']}: means over {one['cases']} cases", columns, rows)
+
+
+def show_tried(trials: Sequence[Trial], *, criterion: str) -> None:
+    rows = [
+        [one.option, one.value, console.figure(one.score), "chosen" if one.chosen else ""]
+        for one in trials
+    ]
+    columns = ["option", "value", criterion, ""]
+    console.show_table("Post-processing, tried on the validation patients", columns, rows)
 
 
 def show_trials(result: AuditResult) -> None:

@@ -6,13 +6,18 @@ Everything here stays at the site; ``client.participation`` decides what leaves.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from client.cohort import Split, split
-from client.evaluation import evaluate
+from client.evaluation import Evaluation, evaluate, evaluate_fully, predictions
 from client.execution import execution_for as execution_for
+from client.imaging.absence import check_usable
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.preprocessing import Prepared
@@ -20,6 +25,7 @@ from client.kept import Kept, Trained
 from client.patients import patients_key, pseudonym, withdrawn
 from client.preemption import yielding
 from client.private_training import LedgerCharge, train_privately
+from client.schedule import Place
 from client.series import cohort_of
 from client.site import Site
 from client.spending import accountant as accountant
@@ -37,10 +43,12 @@ from common.errors import CaseError, ConsentError, PrivacyError
 from common.low_rank import Subspace
 from common.metrics import RegionScores
 from common.networks import build, load_arrays, state_arrays
-from common.networks.segresnet import PaddedNetwork
+from common.networks.padded import PaddedNetwork
 from common.protocol import PreprocessingOptions, StudyProtocol, TrainingOptions
 from common.regions import REGIONS
 from common.weights import Arrays
+
+_LOG = logging.getLogger(__name__)
 
 _PERSONAL_SEED: Final = 2**31
 """Keeps the draws of the personal model, without privacy, apart from those of the updates."""
@@ -72,19 +80,31 @@ def trained_shapes(protocol: StudyProtocol, weights: Arrays) -> dict[str, tuple[
 def read_split(site: Site, protocol: StudyProtocol) -> Split:
     """Return the site's labelled cases, split by patient for this study; raise CaseError.
 
-    Patients who have withdrawn are in no part of it.
+    Patients who have withdrawn are in no part of it, nor cases that lack a sequence if the study
+    has no ``sequence_dropout``; the log says which.
     """
     gone = withdrawn(site)
     parts = split(cohort_of(site), protocol.study)
-    if not gone:
-        return parts
-    key = patients_key(site)
+    key = patients_key(site) if gone else b""
+
+    def taken(case: Case) -> bool:
+        return not (gone and pseudonym(key, case.patient) in gone) and _usable(case, protocol)
+
     return Split(
         *(
-            tuple(case for case in part if pseudonym(key, case.patient) not in gone)
+            tuple(case for case in part if taken(case))
             for part in (parts.train, parts.validation, parts.test)
         )
     )
+
+
+def _usable(case: Case, protocol: StudyProtocol) -> bool:
+    try:
+        check_usable(case.name, case.missing, sequence_dropout=protocol.training.sequence_dropout)
+    except CaseError as error:
+        _LOG.warning("A case is left out of %s. %s", protocol.study, error)
+        return False
+    return True
 
 
 def training_cases(site: Site, protocol: StudyProtocol) -> int:
@@ -101,7 +121,7 @@ def training_patients(site: Site, protocol: StudyProtocol) -> dict[str, Patient]
     if not cases:
         raise CaseError(
             f"The training split of {site.name} is empty.",
-            do="Add labelled patients to the cohort.",
+            do="Add labelled patients to the cohort, or what the log says that its cases lack.",
             code="case-none",
         )
     return {
@@ -152,6 +172,7 @@ def train_round(
             execution=execution_for(site.settings.machine),
             subspace=part.subspace,
             terms=part.terms,
+            place=part.place,
             before_step=yielding(site),
             progress=part.progress,
         )
@@ -207,6 +228,7 @@ def _train_privately(
                 execution=execution_for(site.settings.machine),
                 subspace=part.subspace,
                 terms=part.terms,
+                place=part.place,
                 before_step=yielding(site),
                 progress=part.progress,
             )
@@ -231,6 +253,7 @@ class _Part:
     seed: int
     subspace: Subspace
     terms: Terms
+    place: Place
     progress: Progress | None
 
 
@@ -245,6 +268,7 @@ def _parts(
     """Yield the trainings of a round, each with its network where it starts."""
     options, kept = protocol.training, Kept(site, protocol.study)
     subspace = Subspace(protocol.seed, round_number)
+    place = Place.of_round(round_number, protocol.rounds, options)
     terms = NO_TERMS
     if control is not None:
         terms = Terms(correction=correction(control, kept.own("control")))
@@ -255,6 +279,7 @@ def _parts(
         protocol.seed + round_number,
         subspace,
         terms,
+        place,
         _shifted(progress, 0, options),
     )
     if options.personal_lambda:
@@ -264,6 +289,7 @@ def _parts(
             protocol.seed + round_number + _PERSONAL_SEED,
             subspace,
             Terms(centre=weights),
+            place,
             _shifted(progress, options.local_steps, options),
         )
 
@@ -299,15 +325,53 @@ def with_local_layers(site: Site, protocol: StudyProtocol, weights: Arrays) -> A
 def score(
     site: Site,
     protocol: StudyProtocol,
-    weights: Arrays,
+    weights: Arrays | Sequence[Arrays],
     cases: Sequence[Case],
 ) -> RegionScores:
-    """Return the Dice scores of ``weights``, as they are, over ``cases`` of the site."""
+    """Return the Dice scores of ``weights``, as they are, over ``cases`` of the site.
+
+    Several weights predict together.
+    """
+    members = [weights] if isinstance(weights, Mapping) else weights
     return evaluate(
+        [_loaded(protocol, arrays) for arrays in members],
+        loaders(site, protocol.preprocessing, cases),
+        crop_size=protocol.training.crop_size,
+        execution=execution_for(site.settings.machine),
+        prediction=protocol.prediction,
+        postprocessing=protocol.postprocessing,
+        spacing_mm=protocol.preprocessing.spacing_mm,
+    )
+
+
+def score_fully(
+    site: Site,
+    protocol: StudyProtocol,
+    weights: Sequence[Arrays],
+    cases: Sequence[Case],
+) -> Evaluation:
+    """Return all scores, over ``cases``, of networks that predict together; for the site alone."""
+    return evaluate_fully(
+        [_loaded(protocol, arrays) for arrays in weights],
+        loaders(site, protocol.preprocessing, cases),
+        crop_size=protocol.training.crop_size,
+        execution=execution_for(site.settings.machine),
+        prediction=protocol.prediction,
+        postprocessing=protocol.postprocessing,
+        spacing_mm=protocol.preprocessing.spacing_mm,
+    )
+
+
+def predicted(
+    site: Site, protocol: StudyProtocol, weights: Arrays, cases: Sequence[Case]
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Yield probabilities and true labels of the site's ``cases``."""
+    return predictions(
         _loaded(protocol, weights),
         loaders(site, protocol.preprocessing, cases),
         crop_size=protocol.training.crop_size,
         execution=execution_for(site.settings.machine),
+        prediction=protocol.prediction,
     )
 
 

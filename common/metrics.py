@@ -12,7 +12,7 @@ Source: the Dice convention for empty masks is that of the BraTS challenges sinc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -59,7 +59,11 @@ class RegionScores:
     @classmethod
     def of_case(cls, prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> RegionScores:
         """Return the Dice scores of one case from region masks of shape (3, X, Y, Z)."""
-        values = [dice(p, t) for p, t in zip(prediction, truth, strict=True)]
+        return cls.of_values([dice(p, t) for p, t in zip(prediction, truth, strict=True)])
+
+    @classmethod
+    def of_values(cls, values: Sequence[float]) -> RegionScores:
+        """Return the scores of one case, given for each region."""
         return cls(tuple(round(value * _BILLION) for value in values), (1,) * len(REGIONS))
 
     def __add__(self, other: RegionScores) -> RegionScores:

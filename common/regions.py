@@ -16,6 +16,13 @@ from numpy.typing import NDArray
 MODALITIES: Final = ("t1n", "t1c", "t2w", "t2f")
 """Order of a case's channels: native T1, contrast-enhanced T1, T2, T2-FLAIR."""
 
+MODALITY_NAMES: Final = {
+    "t1n": "T1",
+    "t1c": "contrast-enhanced T1",
+    "t2w": "T2",
+    "t2f": "FLAIR",
+}
+
 LABELS: Final = {"NCR": 1, "ED": 2, "ET": 3}
 """Necrotic or non-enhancing core, peritumoural oedema, enhancing tumour; 0 is background."""
 

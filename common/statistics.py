@@ -1,8 +1,9 @@
 """Histograms that describe the sites' cohorts: what is counted, in which bins, how counts add up.
 
 A patient adds at most 1 to a histogram, shared among its bins: a patient with two scans adds half
-of each, and a scan adds to the histograms of intensities the share of its brain in each bin. So
-sums over patients add up over sites. The bins are fixed here: nothing about them depends on data.
+of each, and a scan adds to the histograms of intensities the share of its brain in each bin, and
+nothing to that of a sequence that it lacks. So sums over patients add up over sites. The bins are
+fixed here: nothing about them depends on data.
 
 A site's counts hold Gaussian noise (``client.noised_statistics``), whose deviation in each bin
 ``deviation`` tells; they may be below 0. Pure.

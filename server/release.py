@@ -9,13 +9,14 @@ release.json          the statement, signed by the coordinator, that names every
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError, StateError
 from common.files import write_bytes, write_json
-from common.protocol import RELEASE
+from common.protocol import RELEASE, StudyProtocol
 from common.regions import REGIONS
 from common.weights import digest, save
 from server.provisioning import Consortium
@@ -48,7 +49,7 @@ def release(
         raise ModelError(f"{out} is not empty.", do="Choose a new folder; a release never changes.")
     weights = chosen.load(number, closed[number])
     report = study_report(chosen, consortium.journal, admitted=consortium.sites.names())
-    card = _card(consortium, report, number, digest(weights), chosen.protocol.preprocessing_sha256)
+    card = _card(consortium, report, number, digest(weights), chosen.protocol)
     metadata = {"study": study, "round": str(number)}
     save(out / "weights.safetensors", weights, metadata)
     chosen.statement.save(out / "protocol.json")
@@ -68,7 +69,11 @@ def release(
 
 
 def _card(
-    consortium: Consortium, report: dict[str, Any], number: int, weights: str, preprocessing: str
+    consortium: Consortium,
+    report: dict[str, Any],
+    number: int,
+    weights: str,
+    protocol: StudyProtocol,
 ) -> dict[str, Any]:
     rounds = [r for r in report["rounds"] if r["round"] <= number]
     evaluation = next((e for e in report["evaluations"] if e["round"] == number), None)
@@ -84,7 +89,9 @@ def _card(
         "gliofed_version": version("gliofed"),
         "weights_sha256": weights,
         "protocol_sha256": report["protocol"],
-        "preprocessing_sha256": preprocessing,
+        "preprocessing_sha256": protocol.preprocessing_sha256,
+        "prediction": protocol.prediction.model_dump(mode="json"),
+        "postprocessing": protocol.postprocessing.model_dump(mode="json"),
         "sites": sorted({site for r in rounds for site in r["took_part"]}),
         "rounds_per_site": {
             site: sum(site in r["took_part"] for r in rounds)
@@ -162,6 +169,9 @@ def _markdown(card: dict[str, Any]) -> str:
         ]
     else:
         lines.append("No site reported Dice for this round.")
+    lines += ["", "## From probabilities to a segmentation", ""]
+    for part in ("prediction", "postprocessing"):
+        lines += [f"- {part}.{key} = {json.dumps(value)}" for key, value in card[part].items()]
     lines += [
         "",
         "## Identity",

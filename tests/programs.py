@@ -16,3 +16,16 @@ def needed(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed")
     return found
+
+
+def named(variable: str, what: str) -> str:
+    """Return the program that an environment variable names; skip the test where it names none.
+
+    Fails where CI should have set it.
+    """
+    found = os.environ.get(variable)
+    if found is None and os.environ.get("CI"):
+        pytest.fail(f"{variable} is not set, and .ci/run should have set it")
+    if found is None:
+        pytest.skip(f"{variable} names no Python with {what}")
+    return found

@@ -58,10 +58,13 @@ def drawn_on(made: RawCase, name: str) -> NDArray[np.uint8]:
     return labels
 
 
-def know_brain(patch: pytest.MonkeyPatch, made: RawCase) -> None:
-    """Let the true brain be found, without running the networks."""
-    affine = grid.canonical_affine(made.affines["t1c"], made.brain.shape)
-    truth = np.ascontiguousarray(grid.to_canonical(made.brain, made.affines["t1c"]))
+def know_brain(patch: pytest.MonkeyPatch, made: RawCase, *, on: str = "t1c") -> None:
+    """Let the true brain be found, without running the networks, where ``on`` is the reference."""
+    shape = made.images[on].shape
+    affine = grid.canonical_affine(made.affines[on], shape)
+    to_t1c = np.linalg.inv(made.motions[on] @ made.affines["t1c"]) @ made.affines[on]
+    there = grid.sample(made.brain.astype(np.float32), to_t1c, shape, smooth=False, outside=0.0)
+    truth = np.ascontiguousarray(grid.to_canonical(there >= 0.5, made.affines[on]))
     fine = grid.Resampling(truth.shape, affine, raw.SPACING_MM)
     brain = fine.mask(truth)
 
@@ -82,8 +85,12 @@ def know_motions(patch: pytest.MonkeyPatch, made: RawCase) -> None:
     }
 
     def register(fixed: Volume, moving: Volume) -> Registration:
-        off = {name: np.abs(moving.affine - affine).max() for name, affine in affines.items()}
-        return Registration(made.motions[min(off, key=lambda name: off[name])], 0.1, 0.8, 0.5)
+        there, here = (made.motions[named(volume)] for volume in (moving, fixed))
+        return Registration(there @ np.linalg.inv(here), 0.1, 0.8, 0.5)
+
+    def named(volume: Volume) -> str:
+        off = {name: np.abs(volume.affine - affine).max() for name, affine in affines.items()}
+        return min(off, key=lambda name: off[name])
 
     patch.setattr(raw, "register", register)
     patch.setattr(raw, "correct_bias", lambda volume: (volume, {"step": "n4"}))

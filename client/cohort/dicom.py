@@ -5,7 +5,8 @@ study's folder or below it, in a folder around that one study, or beside a zip f
 name. Its enhancing tumour is 3 or 4.
 
 A study is used whole or not at all: where one of its files cannot be read, nobody knows what is
-missing. PatientID and study date stay in the hospital, as all names of cases do.
+missing. It may lack a sequence, if t1c or t2f is there and none of its series could be the one that
+is missing. PatientID and study date stay in the hospital, as all names of cases do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from client.imaging.dicom.choice import Choice, Decide, choose
 from client.imaging.dicom.scan import is_zip, scan
 from client.imaging.dicom.studies import Study, studies
 from common.errors import CaseError
-from common.regions import MODALITIES
 
 NAMELESS: Final = "unnamed"
 """The patient of a study without PatientID, where one patient need not be told from another."""
@@ -128,7 +128,7 @@ def find(
             yield Refusal(one.name, one.name, reason, "case-patient")
             continue
         one = replace(one, study=replace(one.study, patient=patient))
-        if one.choice.missing:
+        if not one.choice.usable:
             reason = missing(one)
             yield Refusal(_name(one.study, one.session), one.name, reason, one.choice.code())
             continue
@@ -161,14 +161,15 @@ def missing(one: Judgement) -> str:
     return (
         f"no series for {lacking} is whole and sure enough; what could be:{''.join(listed)}\n    "
         f'`gliofed-site series DIR "{one.name}" --set {one.choice.missing[0]}=SERIES` says which, '
-        f"`gliofed-clinic segment --series {one.choice.missing[0]}=SERIES` for once"
+        f"`gliofed-clinic segment --series {one.choice.missing[0]}=SERIES` for once; none=SERIES "
+        "says that a series is none of them"
     )
 
 
 def _findings(one: Judgement, masks: Sequence[Finding]) -> Iterator[Finding]:
     notes = one.choice.notes()
-    for role in MODALITIES:
-        image = one.choice.chosen[role].image(one.study)
+    for role, series in one.choice.chosen.items():
+        image = series.image(one.study)
         yield Finding(
             layout="dicom",
             place=one.study.place / one.name,

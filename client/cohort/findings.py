@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from client.imaging.absence import NEEDED, sufficient
 from client.imaging.case import Case, Image, Part
 from common.errors import CaseError
 from common.regions import MODALITIES
@@ -76,7 +77,7 @@ def assemble(root: Path, findings: Iterable[Finding]) -> tuple[list[Case], list[
         refused.extend(
             Refusal(
                 name,
-                relative(case.images[MODALITIES[0]].path, root),
+                relative(next(iter(case.images.values())).path, root),
                 f"the case is there {len(same)} times; keep one",
                 "case-duplicate",
             )
@@ -97,11 +98,10 @@ def _case(root: Path, group: list[Finding]) -> Case | Refusal:
     for finding in group:
         by_role[finding.role].append(finding)
     label = by_role.get(LABEL)
-    missing = [name for name in MODALITIES if name not in by_role]
     case = Case(
         patient=first.patient,
         session=first.session,
-        images={} if missing else {name: by_role[name][0].image for name in MODALITIES},
+        images={name: by_role[name][0].image for name in MODALITIES if name in by_role},
         label=label[0].image.path if label else None,
         label_map=label[0].label_map if label else first.label_map,
         notes=first.notes,
@@ -115,8 +115,8 @@ def _case(root: Path, group: list[Finding]) -> Case | Refusal:
         path = several[0].image.path
         if not several[0].image.parts and (fault := _fault(path)):
             return Refusal(case.name, relative(path, root), fault, "case-file")
-    if missing:
-        reason = f"no file for {', '.join(missing)}"
+    if not sufficient(case.images):
+        reason = f"no file for {', '.join(case.missing)}: {' or '.join(NEEDED)} must be there"
         place = relative(first.image.path.parent, root)
         return Refusal(case.name, place, reason, "case-sequence")
     return case
@@ -132,18 +132,24 @@ def _fault(path: Path) -> str:
 def _without_copies(root: Path, cases: list[Case]) -> tuple[list[Case], list[Refusal]]:
     """Leave out each case whose contrast-enhanced T1 is a copy of an earlier one's.
 
-    The same scan under two patients' names would weaken the patient's privacy and put one
-    patient into training and test. NIfTI files are compared byte for byte, DICOM series by their
-    pixels; whole ones only where a sample agrees.
+    Of two cases of which one has none, the FLAIR is compared. The same scan under two patients'
+    names would weaken the patient's privacy and put one patient into training and test. NIfTI files
+    are compared byte for byte, DICOM series by their pixels; whole ones only where a sample agrees.
     """
+    whole = all(NEEDED[0] in case.images for case in cases)
+    names = NEEDED[:1] if whole else NEEDED
     kept: list[Case] = []
     refused: list[Refusal] = []
-    seen: dict[tuple[int, bytes, int | None], list[Case]] = defaultdict(list)
+    seen: dict[tuple[str, int, bytes, int | None], list[Case]] = defaultdict(list)
     for case in cases:
-        image = case.images["t1c"]
+        image, twin = case.images[case.reference], None
+        places = []
         try:
-            twins = seen[*_sample(image), image.index]
-            twin = next((one for one in twins if _same(one.images["t1c"], image)), None)
+            for name in (name for name in names if name in case.images):
+                image = case.images[name]
+                places.append((name, *_sample(image), image.index))
+                alike = (one for one in seen[places[-1]] if _compared(one, case) == name)
+                twin = twin or next((o for o in alike if _same(o.images[name], image)), None)
         except CaseError as error:
             refused.append(
                 Refusal(case.name, relative(image.path, root), error.message, error.code)
@@ -153,13 +159,21 @@ def _without_copies(root: Path, cases: list[Case]) -> tuple[list[Case], list[Ref
             reason = f"cannot be read: {error.strerror or error}"
             refused.append(Refusal(case.name, relative(image.path, root), reason, "case-file"))
             continue
-        twins.append(case)
+        for place in places:
+            seen[place].append(case)
         if twin is None:
             kept.append(case)
         else:
-            reason = f"is a copy of {relative(twin.images['t1c'].path, root)} ({twin.name})"
+            same = _compared(twin, case)
+            image = case.images[same]
+            reason = f"is a copy of {relative(twin.images[same].path, root)} ({twin.name})"
             refused.append(Refusal(case.name, relative(image.path, root), reason, "case-copy"))
     return kept, refused
+
+
+def _compared(one: Case, other: Case) -> str:
+    """Return the sequence by which two cases are compared, "" if they share none that counts."""
+    return next((n for n in NEEDED if n in one.images and n in other.images), "")
 
 
 def _sample(image: Image) -> tuple[int, bytes]:

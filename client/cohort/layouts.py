@@ -24,7 +24,7 @@ KNOWN: Final = (
     "DICOM: studies in folders or .zip files, classic or enhanced MR, a mask as seg.nii.gz in the "
     "study's folder",
     "any other: a .csv file in the folder itself with the columns patient, session, t1n, t1c, "
-    "t2w, t2f, label and paths relative to it",
+    "t2w, t2f, label and paths relative to it; a cell may be empty",
 )
 """The layouts that a cohort's folder may have, for people."""
 

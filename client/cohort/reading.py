@@ -78,7 +78,8 @@ def read_cohort(root: Path, *, decide: Decide = undecided) -> Cohort:
 def read_case(folder: Path, *, decide: Decide = undecided) -> Case:
     """Find the one case in ``folder`` or zip file, in any layout, with or without a mask.
 
-    Raises CaseError when there is none, more than one, or one that is not complete.
+    It may lack sequences: what needs them refuses it. Raises CaseError when there is none, more
+    than one, or one that cannot be used.
     """
     cases, refused, _ = _read(folder, decide, nameless_ok=True)
     spoilt = [one for one in refused if one.code != "case-name"]
@@ -93,8 +94,8 @@ def read_case(folder: Path, *, decide: Decide = undecided) -> Case:
         reason = "; ".join(f"{r.file}: {r.reason}" for r in (spoilt or refused)[:5])
         known = "".join(f"\n  {line}" for line in layouts.KNOWN)
         raise CaseError(
-            f"{folder} does not hold one complete case: {reason or 'no image in it'}.",
-            do=f"\nFour sequences of one patient are needed, in one of these ways:{known}",
+            f"{folder} does not hold one usable case: {reason or 'no image in it'}.",
+            do=f"\nThe sequences of one patient are needed, in one of these ways:{known}",
             code=spoilt[0].code if spoilt else "case-none",
         )
     return cases[0]
@@ -148,7 +149,38 @@ def _assembled(root: Path, found: list[Found]) -> tuple[list[Case], list[Refusal
     findings = [one for one in found if isinstance(one, Finding)]
     refused = [one for one in found if isinstance(one, Refusal)]
     cases, more, names = assemble(root, findings)
-    return cases, refused + more, names
+    cases, doubtful = _certain(root, cases, refused + more)
+    return cases, refused + more + doubtful, names
+
+
+def _certain(
+    root: Path, cases: list[Case], refused: list[Refusal]
+) -> tuple[list[Case], list[Refusal]]:
+    """Leave out each case that lacks a sequence where a file that is not used may be it."""
+    kept: list[Case] = []
+    doubtful: list[Refusal] = []
+    for case in cases:
+        folders = {
+            relative(image.path, root).rpartition("/")[0]
+            for image in case.images.values()
+            if not image.parts
+        }
+        beside = (
+            one
+            for one in refused
+            if one.case == case.name
+            or (one.code == "case-name" and one.file.rpartition("/")[0] in folders)
+        )
+        other = next(beside, None) if case.missing else None
+        if other is None:
+            kept.append(case)
+            continue
+        reason = (
+            f"no file for {', '.join(case.missing)}, and this one is not used; if it is none of "
+            "them, take it out of the folder"
+        )
+        doubtful.append(Refusal(case.name, other.file, reason, "case-sequence"))
+    return kept, doubtful
 
 
 def _with_dicom(

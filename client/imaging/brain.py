@@ -98,8 +98,9 @@ def _box(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[slice, slice,
 
 def _no_brain(why: str) -> CaseError:
     return CaseError(
-        f"No brain was found in the T1-weighted image: {why}.",
-        do="Look at the series in a viewer: is it a whole head, and T1-weighted?",
+        f"No brain was found in the head: {why}.",
+        do="Look at the T1-weighted series in a viewer, or the FLAIR if there is none: is it a "
+        "whole head, and of that weighting?",
         code="case-brain",
     )
 

@@ -123,9 +123,9 @@ class PreparedCache:
         return self._entries / f"{self._key(case)}.prepared"
 
     def _key(self, case: Case) -> str:
-        images = [case.images[name] for name in MODALITIES]
+        images = [case.images.get(name) for name in MODALITIES]
         facts = {
-            "images": [[self._sha256(image), image.index] for image in images],
+            "images": [image and [self._sha256(image), image.index] for image in images],
             "label": case.label
             and [self._sha256(Image(case.label)), sorted(case.label_map.items())],
             "preprocessing": self._digest,

@@ -1,8 +1,9 @@
-"""A case: the four sequences of one patient at one time point, and perhaps a tumour mask.
+"""A case: the sequences of one patient at one time point, and perhaps a tumour mask.
 
-A case says where things lie; it holds no voxel. Invariant: ``images`` has exactly the keys of
-``common.regions.MODALITIES``. ``patient`` and ``session`` come from file names, the hospital's
-manifest or DICOM's PatientID and StudyDate; they never leave the hospital.
+A case says where things lie; it holds no voxel. Invariant: the keys of ``images`` are of
+``common.regions.MODALITIES``, in that order, t1c or t2f among them; what is not there is missing.
+``patient`` and ``session`` come from file names, the hospital's manifest or DICOM's PatientID and
+StudyDate; they never leave the hospital.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from client.imaging.absence import NEEDED
+from common.regions import MODALITIES
 
 LABELS_BRATS_2018: Final = {1: 1, 2: 2, 4: 3}
 """Mask values of BraTS 2018 to 2021 (enhancing tumour is 4) as labels of ``common.regions``."""
@@ -74,3 +78,13 @@ class Case:
     def name(self) -> str:
         """Patient and session in one word, for messages inside the hospital."""
         return f"{self.patient}-{self.session}" if self.session else self.patient
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The sequences that the case lacks."""
+        return tuple(name for name in MODALITIES if name not in self.images)
+
+    @property
+    def reference(self) -> str:
+        """The sequence that the others are laid over: t1c if it is there, else t2f."""
+        return next(name for name in NEEDED if name in self.images)

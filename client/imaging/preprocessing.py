@@ -5,10 +5,14 @@ study's spacing, clip and z-score each sequence inside the brain. ``digest`` tie
 steps. Invariants: the crop and the intensities depend on the images alone, never on the mask of
 the tumour; what ``prepare`` returns is finite and 0 outside the brain.
 
+A sequence that is missing is ``absence.ABSENT`` in the brain, 0 outside, and ``history`` names it;
+brain and crop come from those that are there.
+
 With ``input = "brats"`` input is co-registered and skull-stripped, and a head that is plainly not
 stripped is refused. With ``"raw"`` each sequence may lie on its own grid in a whole head:
 ``client.imaging.raw`` corrects, registers and finds the brain, and the grid of the
-contrast-enhanced T1 takes the place of the common one. Out of scope: atlases, denoising.
+contrast-enhanced T1 (without one, of the FLAIR) takes the place of the common one. Out of scope:
+atlases, denoising.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.imaging import grid, raw
+from client.imaging.absence import ABSENT
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import Volume, read_volume
@@ -34,7 +39,7 @@ from common.regions import MODALITIES, labels_to_regions, regions_to_labels
 
 _MOST_NONZERO: Final = 0.75  # a stripped brain fills about a fifth of its field
 _WIDEST_BRAIN_MM: Final = 500.0
-_SAME_GRID: Final = "Register the four sequences and the mask to one grid first."
+_SAME_GRID: Final = "Register the sequences and the mask to one grid first."
 
 
 def digest(options: PreprocessingOptions) -> str:
@@ -46,10 +51,11 @@ def digest(options: PreprocessingOptions) -> str:
 class Prepared:
     """A case as the network sees it.
 
-    ``image`` (4, X, Y, Z) in the order of MODALITIES, RAS+, z-scored in the brain, 0 outside;
+    ``image`` (4, X, Y, Z) in the order of MODALITIES, RAS+, z-scored in the brain, 0 outside, and
+    ``absence.ABSENT`` in the brain where a sequence is missing;
     ``labels`` (X, Y, Z) with the values of ``common.regions.LABELS``, None without a mask;
     ``affine`` (4, 4) of that grid in mm; ``native_shape`` and ``native_affine`` the input's grid,
-    of raw input that of the contrast-enhanced T1; ``history`` one record for each step.
+    of raw input that of its reference (``Case.reference``); ``history`` one record for each step.
     """
 
     image: NDArray[np.float32]
@@ -69,6 +75,12 @@ class Prepared:
         sha256.update(np.ascontiguousarray(self.image, "<f4").data)
         sha256.update(np.ascontiguousarray(self.affine, "<f8").data)
         return sha256.hexdigest()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The sequences that the case lacks, as ``history`` says."""
+        records = (one for one in self.history if one["step"] == "missing")
+        return tuple(str(name) for one in records for name in one["sequences"])
 
 
 def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
@@ -112,6 +124,9 @@ def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
 
     prepared = np.zeros((len(MODALITIES), *inside.shape), np.float32)
     for channel, name in enumerate(MODALITIES):
+        if name not in case.images:
+            prepared[channel][inside] = ABSENT
+            continue
         resampled, seen = _sampled(aligned, name, box, resampling)
         seen &= inside
         prepared[channel][seen] = _z_score(resampled[seen], options.clip_percentiles, titles[name])
@@ -147,6 +162,11 @@ def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
                 "name": PREPROCESSING_ALGORITHMS[options.input],
                 "digest": digest(options),
             },
+            *(
+                [{"step": "missing", "sequences": list(case.missing), "value": ABSENT}]
+                if case.missing
+                else []
+            ),
             *aligned.history,
             {
                 "step": "crop",
@@ -204,20 +224,19 @@ def to_native(probabilities: NDArray[np.float32], prepared: Prepared) -> NDArray
 
 def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw.Aligned:
     """Return co-registered, stripped sequences as what they are: already aligned."""
-    first = MODALITIES[0]
+    first, *others = names = [name for name in MODALITIES if name in volumes]
     native = volumes[first]
-    for name in MODALITIES[1:]:
+    for name in others:
         _check_grid(volumes[name], case.images[name].title, native, case.images[first].title)
     affine = grid.canonical_affine(native.affine, native.data.shape)
     images = {
-        name: Volume(grid.to_canonical(volumes[name].data, native.affine), affine)
-        for name in MODALITIES
+        name: Volume(grid.to_canonical(volumes[name].data, native.affine), affine) for name in names
     }
     return raw.Aligned(
         name=first,
         volumes=images,
         motions={},
-        brain=_brain([images[name].data for name in MODALITIES], case),
+        brain=_brain([image.data for image in images.values()], case),
         history=(
             {"step": "reorient", "from": "".join(aff2axcodes(native.affine)), "to": "RAS"},
             {"step": "brain", "rule": "nonzero in any sequence, largest part, holes filled"},

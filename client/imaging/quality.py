@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.imaging.registration import Registration
 from common.errors import CaseError
+from common.regions import MODALITY_NAMES
 
 BRAIN_ML: Final = (600.0, 2200.0)
 """What a whole brain can measure."""
@@ -27,24 +28,25 @@ _COVERED: Final = (0.98, 0.5)  # warned of below, refused below
 _ANGLE_DEG: Final = 30.0
 
 
-def judge_registration(name: str, title: str, found: Registration) -> list[str]:
+def judge_registration(
+    name: str, title: str, found: Registration, *, reference: str = "t1c"
+) -> list[str]:
     """Return warnings about a registration; raise CaseError (``case-registration``)."""
+    fixed = MODALITY_NAMES[reference]
     if found.residual_mm > _RESIDUAL_MM[1] or found.peak < _PEAK[1]:
         raise CaseError(
-            f"{title} ({name}) could not be laid over the contrast-enhanced T1: two estimates "
+            f"{title} ({name}) could not be laid over the {fixed}: two estimates "
             f"differ by {found.residual_mm:.1f} mm, likeness peaks by {found.peak:.2f}.",
             do="Look at both in a viewer: are they the same patient's head, whole and unharmed?",
             code="case-registration",
         )
     warnings = []
     if found.residual_mm > _RESIDUAL_MM[0]:
-        warnings.append(
-            f"{name} may lie up to {found.residual_mm:.1f} mm off the contrast-enhanced T1."
-        )
+        warnings.append(f"{name} may lie up to {found.residual_mm:.1f} mm off the {fixed}.")
     if found.peak < _PEAK[0]:
         warnings.append(
-            f"{name} hardly resembles the contrast-enhanced T1: is it the same patient, and was "
-            "there much motion?"
+            f"{name} hardly resembles the {fixed}: is it the same patient, and was there much "
+            "motion?"
         )
     if found.angle_deg > _ANGLE_DEG:
         warnings.append(
@@ -66,8 +68,18 @@ def judge_coverage(name: str, title: str, share: float) -> list[str]:
     return []
 
 
-def judge_brain(brain: NDArray[np.bool_], spacing_mm: NDArray[np.float64], name: str) -> list[str]:
-    """Return warnings about a brain mask (X, Y, Z), RAS; raise CaseError (``case-brain``)."""
+def judge_brain(
+    brain: NDArray[np.bool_],
+    spacing_mm: NDArray[np.float64],
+    name: str,
+    *,
+    source: str = "t1n",
+    reference: str = "t1c",
+) -> list[str]:
+    """Return warnings about a brain mask (X, Y, Z), RAS; raise CaseError (``case-brain``).
+
+    It was found in ``source`` and lies on the grid of ``reference``.
+    """
     volume_ml = np.count_nonzero(brain) * float(np.prod(spacing_mm)) / 1000
     cut = _cut_sides(brain, spacing_mm)
     least = _LEAST_PART_ML if cut else BRAIN_ML[0]
@@ -75,15 +87,21 @@ def judge_brain(brain: NDArray[np.bool_], spacing_mm: NDArray[np.float64], name:
         raise CaseError(
             f"What was found as the brain of {name} measures {volume_ml:.0f} mL, which no brain "
             f"does ({BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f} mL).",
-            do="Look at the T1-weighted series in a viewer, and at its voxel size.",
+            do=f"Look at the {MODALITY_NAMES[source]} in a viewer, and at its voxel size.",
             code="case-brain",
         )
+    warnings = []
+    if source == "t2f":
+        warnings.append(
+            "Without a T1 the brain was sought in the FLAIR, for which that method was not made: "
+            "look at its outline."
+        )
     if cut:
-        return [
-            f"The contrast-enhanced T1 cuts the brain off at the {' and '.join(cut)}: what lies "
-            "beyond is not segmented."
-        ]
-    return []
+        warnings.append(
+            f"The {MODALITY_NAMES[reference]} cuts the brain off at the {' and '.join(cut)}: what "
+            "lies beyond is not segmented."
+        )
+    return warnings
 
 
 def _cut_sides(brain: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> list[str]:

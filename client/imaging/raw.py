@@ -1,10 +1,11 @@
-"""Four sequences as a scanner wrote them: freed of bias, laid over each other, the brain found.
+"""Sequences as a scanner wrote them: freed of bias, laid over each other, the brain found.
 
 N4 on each sequence, each registered rigidly to the contrast-enhanced T1, the brain found in a
-T1-weighted image at 1 mm. Nothing is resampled here but for the brain's sake: what the network sees
-is sampled once, from the corrected images through the found motions
-(``client.imaging.preprocessing``). The contrast-enhanced T1 is the reference: results go back to
-its grid.
+T1-weighted image at 1 mm. Without contrast-enhanced T1 the FLAIR takes its place, and without any
+T1 the brain is sought in the FLAIR, where fluid is dark as in a T1: that was measured on phantoms
+(`python -m tests.benchmarks missing_sequences`) and is warned of. Nothing is resampled here but for
+the brain's sake: what the network sees is sampled once, from the corrected images through the found
+motions (``client.imaging.preprocessing``). Results go back to the grid of that reference.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.imaging import grid, quality
+from client.imaging.absence import NEEDED
 from client.imaging.bias import correct_bias
 from client.imaging.brain import METHOD, SPACING_MM, extract_brain
 from client.imaging.nifti import Volume
@@ -28,8 +30,7 @@ from client.imaging.registration import register
 from common.errors import CaseError
 from common.regions import MODALITIES
 
-REFERENCE: Final = "t1c"
-
+_T1: Final = ("t1n", "t1c")  # in which the brain is looked for, the better first
 _SIDE_BY_SIDE: Final = 2  # sequences at a time; SimpleITK computes without Python's lock
 _LEAST_VOXELS: Final = 8
 _LEAST_FIELD_MM: Final = 60.0
@@ -38,7 +39,7 @@ _CUT_VOXELS: Final = 1000  # of brain at the border of a field of view: 10 cm2 a
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """Four sequences that can be sampled as one head.
+    """Sequences that can be sampled as one head.
 
     ``name`` is that of the reference, ``volumes`` are on their own grids, RAS; ``motions[name]``
     (4, 4) takes a point of the reference's world to that sequence's, and is absent where the
@@ -64,36 +65,40 @@ class Aligned:
 def align(volumes: Mapping[str, Volume], titles: Mapping[str, str], case: str) -> Aligned:
     """Return the sequences of ``case``, aligned; ``titles`` are what messages call them.
 
+    The reference is the first of ``absence.NEEDED`` that is there.
+
     Raises CaseError: ``case-affine`` (sheared axes), ``case-coverage`` (a slab), or what
     ``quality`` and ``extract_brain`` raise.
     """
-    for name in MODALITIES:
+    names = [name for name in MODALITIES if name in volumes]
+    first = next(name for name in NEEDED if name in volumes)
+    for name in names:
         _check(volumes[name], titles[name])
     history: list[dict[str, Any]] = []
     warnings: list[str] = []
     corrected: dict[str, Volume] = {}
     motions: dict[str, grid.Affine] = {}
-    others = [name for name in MODALITIES if name != REFERENCE]
+    others = [name for name in names if name != first]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-        turned = (_canonical(volumes[name]) for name in MODALITIES)
-        for name, (volume, record) in zip(MODALITIES, pool.map(correct_bias, turned), strict=True):
+        turned = (_canonical(volumes[name]) for name in names)
+        for name, (volume, record) in zip(names, pool.map(correct_bias, turned), strict=True):
             corrected[name] = volume
             axes = "".join(aff2axcodes(volumes[name].affine))
             history += [
                 {"step": "reorient", "sequence": name, "from": axes, "to": "RAS"},
                 {**record, "sequence": name},
             ]
-        reference = corrected[REFERENCE]
+        reference = corrected[first]
         moving = (corrected[name] for name in others)
         for name, found in zip(others, pool.map(partial(register, reference), moving), strict=True):
-            warnings += quality.judge_registration(name, titles[name], found)
+            warnings += quality.judge_registration(name, titles[name], found, reference=first)
             motions[name] = found.matrix
-            history.append({**found.record(), "sequence": name, "to": REFERENCE})
-    brain, source = _brain(corrected, motions)
+            history.append({**found.record(), "sequence": name, "to": first})
+    brain, source = _brain(corrected, motions, first)
     spacing_mm = grid.spacing_of(reference.affine)
-    warnings += quality.judge_brain(brain, spacing_mm, case)
+    warnings += quality.judge_brain(brain, spacing_mm, case, source=source, reference=first)
     covered = {}
-    for name in MODALITIES:
+    for name in names:
         seen = grid.within(
             through(corrected[name], motions.get(name), reference.affine),
             corrected[name].data.shape,
@@ -114,7 +119,7 @@ def align(volumes: Mapping[str, Volume], titles: Mapping[str, str], case: str) -
             "warnings": warnings,
         },
     ]
-    return Aligned(REFERENCE, corrected, motions, brain, tuple(history))
+    return Aligned(first, corrected, motions, brain, tuple(history))
 
 
 def through(volume: Volume, motion: grid.Affine | None, target: grid.Affine) -> grid.Affine:
@@ -152,14 +157,14 @@ def _check(volume: Volume, title: str) -> None:
 
 
 def _brain(
-    volumes: Mapping[str, Volume], motions: Mapping[str, grid.Affine]
+    volumes: Mapping[str, Volume], motions: Mapping[str, grid.Affine], first: str
 ) -> tuple[NDArray[np.bool_], str]:
-    """Return the brain on the reference's grid, and in which sequence it was found."""
-    reference = volumes[REFERENCE]
+    """Return the brain on the grid of the reference ``first``, and in which sequence it is."""
+    reference = volumes[first]
     fine = grid.Resampling(reference.data.shape, reference.affine, SPACING_MM)
     # Contrast agent brightens dura and scalp, which are then taken for brain; the plain T1 is
     # better, even with thick slices, unless its field of view ends within the brain.
-    for source in ("t1n", REFERENCE):
+    for source in [name for name in _T1 if name in volumes] or ["t2f"]:
         volume = volumes[source]
         to_volume = through(volume, motions.get(source), fine.affine)
         image = grid.sample(volume.data, to_volume, fine.shape, smooth=True, outside=0.0)

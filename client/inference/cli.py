@@ -26,7 +26,12 @@ def _group() -> None:
 def segment(
     case: Annotated[Path, typer.Argument(help="Folder or DICOM zip of one case.")],
     out: Annotated[Path, typer.Option(help="Folder for the result, made new.")],
-    model: Annotated[Path | None, typer.Option(help="A released model's folder.")] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A released model's folder; several, of rounds or networks, predict together."
+        ),
+    ] = None,
     site: Annotated[Path | None, typer.Option(help="A site's folder: its active model.")] = None,
     series: Annotated[
         list[str] | None,
@@ -37,8 +42,11 @@ def segment(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Segment one case: mask on the input's grid, volumes in mL, a picture."""
-    from client.inference.installed import active_model
+    """Segment one case: mask and uncertainty on the input's grid, volumes in mL, a picture.
+
+    A case may lack sequences, but not t1c and t2f both, if the model was trained for that.
+    """
+    from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
     from client.preemption import clinical_job
@@ -51,30 +59,45 @@ def segment(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--series") from None
     job: AbstractContextManager[None] = nullcontext()
-    if site is not None and model is None:
+    temperatures, others = None, []
+    if site is not None and not model:
         opened = Site.open(site)
         chosen, trusted, job = active_model(opened), True, clinical_job(opened)
+        temperatures = temperatures_of(opened, chosen)
         decide = for_once(parse(series or []), decisions(opened))
-    elif model is not None and site is None:
-        chosen, trusted = open_model(model), False
+    elif model and site is None:
+        chosen, trusted = open_model(model[0]), False
+        others = [open_model(folder, signer=chosen.signer) for folder in model[1:]]
     else:
         raise ModelError("Say which model to use.", do="Give either --model or --site.")
     with job, console.working("Segmenting"):
         result = run_segment(
-            case, out, chosen, execution=choose_execution(), trusted=trusted, decide=decide
+            case,
+            out,
+            chosen,
+            execution=choose_execution(),
+            trusted=trusted,
+            decide=decide,
+            others=others,
+            temperatures=temperatures,
         )
     if json:
         console.show_json(result)
         return
+    ranges = result["range_ml"]
     rows = [
         [
             name,
             LABEL_NAMES.get(name, {"TC": "tumour core", "WT": "whole tumour"}.get(name, "")),
             float(volume),
+            "{:.1f} to {:.1f}".format(*ranges[name]) if name in ranges else "",
+            console.figure(result["confidence"].get(name)),
         ]
         for name, volume in result["volumes_ml"].items()
     ]
-    console.show_table("Volumes", ["region", "meaning", "mL"], rows)
+    console.show_table(
+        "Volumes", ["region", "meaning", "mL", "sure to possible", "confidence"], rows
+    )
     identity = result["model"]
     console.say(
         f"Model {identity['name']} {identity['version']}, round {identity['round']}, weights "
@@ -82,7 +105,13 @@ def segment(
     )
     for warning in result["warnings"]:
         console.warn(warning)
-    console.say(f"Written to {out}: segmentation.nii.gz, overview.png, result.json.")
+    console.say(
+        "Confidence is the Dice that the model's probabilities let expect"
+        + (", calibrated here." if result["calibrated"] else "; it was never calibrated here.")
+    )
+    console.say(
+        f"Written to {out}: segmentation.nii.gz, uncertainty.nii.gz, overview.png, result.json."
+    )
 
 
 def main() -> None:

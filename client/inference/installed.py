@@ -2,6 +2,8 @@
 
     models/NAME-VERSION/   a copy of the release
     models/active.json     which one the clinic uses, and its scores here
+    models/NAME-VERSION.calibration.json
+                           its temperatures here, fitted on this site's validation patients
 
 A model becomes active only if the site's coordinator signed it and it is not worse on the site's
 own test patients than the one that is active.
@@ -13,11 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from client.calibration import Counts, Temperatures, calibration_errors, fitted
 from client.inference.model import Model, open_model
 from client.site import Site
 from common.errors import IdentityError, ModelError
 from common.files import read_json, write_json
 from common.identity import fingerprint
+from common.regions import REGIONS
 
 TOLERANCE: Final = 0.01
 """How much lower the mean Dice of a new model may be than that of the active one."""
@@ -86,6 +90,40 @@ def activate(site: Site, model: Model, scores: dict[str, Any]) -> bool:
     if better:
         write_json(site.folder / "models" / "active.json", {"folder": folder, "scores": scores})
     return better
+
+
+def calibrate(site: Site, model: Model, counts: Counts, *, cases: int) -> dict[str, Any]:
+    """Fit the model's temperatures to what was counted on this site's patients; keep and return
+    them, with the calibration error before and after."""
+    temperatures = fitted(counts)
+    found = {
+        "weights_sha256": model.card["weights_sha256"],
+        "cases": cases,
+        "temperatures": dict(zip(REGIONS, temperatures, strict=True)),
+        "calibration_error": {
+            "before": calibration_errors(counts),
+            "after": calibration_errors(counts, temperatures),
+        },
+    }
+    write_json(_calibration(site, model), found)
+    return found
+
+
+def temperatures_of(site: Site, model: Model) -> Temperatures | None:
+    """Return the temperatures that were fitted for these weights here, None if none were."""
+    path = _calibration(site, model)
+    if not path.exists():
+        return None
+    found = read_json(path, what="calibration")
+    if found.get("weights_sha256") != model.card["weights_sha256"]:
+        return None
+    wt, tc, et = (float(found["temperatures"][region]) for region in REGIONS)
+    return wt, tc, et
+
+
+def _calibration(site: Site, model: Model) -> Path:
+    name = f"{model.card['name']}-{model.card['version']}.calibration.json"
+    return site.folder / "models" / name
 
 
 def _active(site: Site) -> dict[str, Any] | None:

@@ -4,16 +4,19 @@ Written to the output folder, each file whole or not at all, ``result.json`` las
 with a ``result.json`` is complete::
 
     segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
-                          input, the grid of the contrast-enhanced T1)
-    overview.png          contours on FLAIR and contrast-enhanced T1
-    result.json           volumes, model, inputs, preparation and its digest, warnings, seconds
+                          input, the grid of the contrast-enhanced T1, without it of the FLAIR)
+    uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.inference.doubt``)
+    overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
+    result.json           volumes and their ranges, confidence, model, inputs, what is missing,
+                          preparation and its digest, warnings, seconds
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,21 +24,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.calibration import AS_IT_IS, Temperatures, calibrated
 from client.cohort import Decide, read_case, undecided
-from client.evaluation import predict
+from client.confidence import region_confidence
+from client.imaging.absence import check_usable
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.imaging.quality import warnings_of
+from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
 from client.inference.model import Model
 from client.inference.picture import draw_overview
+from client.postprocessing import segmented
+from client.prediction import Networks, predict
 from client.training import ExecutionOptions
-from common.errors import StateError
+from common.errors import ModelError, StateError
 from common.files import write_json
 from common.networks import build, load_arrays
-from common.regions import LABELS, MODALITIES, REGIONS, regions_to_labels
+from common.regions import LABELS, MODALITIES, MODALITY_NAMES, REGIONS
 
 RESULT_VERSION: Final = 1
 _SHOWN: Final = ("t2f", "t1c")
@@ -47,8 +55,11 @@ class Segmentation:
     """A label map (X, Y, Z) on the grid ``affine`` of the input.
 
     ``history`` says how the input was prepared, ``input_sha256`` what the network was given: a site
-    that trains on the case prepares the same. ``brain`` holds, of raw input, FLAIR and
-    contrast-enhanced T1 on that grid, without the skull; it is None where the files share a grid.
+    that trains on the case prepares the same. ``brain`` holds, of raw input, what is shown on that
+    grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z) says
+    from 0 to 1 how unsure each voxel is, ``range_ml`` each region's volume of sure and of possible
+    voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of each region
+    (``client.confidence``).
     """
 
     labels: NDArray[np.uint8]
@@ -56,6 +67,9 @@ class Segmentation:
     history: tuple[dict[str, Any], ...] = ()
     input_sha256: str = ""
     brain: Mapping[str, NDArray[np.float32]] | None = None
+    uncertainty: NDArray[np.float32] | None = None
+    range_ml: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    confidence: Mapping[str, float] = field(default_factory=dict)
 
 
 def network_of(model: Model) -> torch.nn.Module:
@@ -66,33 +80,65 @@ def network_of(model: Model) -> torch.nn.Module:
 
 
 def segment_case(
-    case: Case, model: Model, network: torch.nn.Module, *, execution: ExecutionOptions
+    case: Case,
+    model: Model,
+    networks: Networks,
+    *,
+    execution: ExecutionOptions,
+    temperatures: Temperatures = AS_IT_IS,
 ) -> Segmentation:
-    """Return the segmentation of ``case`` on its own grid; raise CaseError."""
+    """Return the segmentation of ``case`` on its own grid.
+
+    ``model`` says how; ``networks`` are its own, and others that predict together with it.
+    ``temperatures`` make the probabilities truer here; they change no label.
+
+    Raises CaseError: what ``prepare`` raises, or ``case-sequence`` where the model cannot do
+    without what is missing.
+    """
+    training = model.protocol.training
+    check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
     prepared = prepare(case, model.protocol.preprocessing)
-    chances = predict(
-        network,
-        prepared.image,
-        crop_size=model.protocol.training.crop_size,
-        execution=execution,
-    )
-    native = to_native(chances, prepared)
+
+    def chances(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return predict(
+            networks,
+            image,
+            crop_size=training.crop_size,
+            execution=execution,
+            options=model.protocol.prediction,
+        )
+
+    found = predictions(chances, prepared.image)
     raw = model.protocol.preprocessing.input == "raw"
+    voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
+    labels = segmented(
+        to_native(found.there, prepared), model.protocol.postprocessing, voxel_mm3=voxel_mm3
+    )
+    truer = Predictions(
+        calibrated(found.there, temperatures),
+        tuple(calibrated(one, temperatures) for one in found.fewer),
+    )
+    native = to_native(truer.there, prepared)
+    others = (to_native(one, prepared) for one in truer.fewer)  # one at a time: they are large
     return Segmentation(
-        regions_to_labels(native > 0.5),
+        labels,
         prepared.native_affine,
         prepared.history,
         prepared.input_sha256,
         _brain(prepared) if raw else None,
+        to_native(uncertainty(truer)[None], prepared)[0],
+        range_ml(chain([native], others), voxel_ml=voxel_mm3 / 1000),
+        region_confidence(native, labels),
     )
 
 
 def _brain(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
     """Return what the picture shows, from the network's input: above 0 in the brain, 0 outside."""
-    shown = prepared.image[[MODALITIES.index(name) for name in _SHOWN]]
+    names = [name for name in _SHOWN if name not in prepared.missing]
+    shown = prepared.image[[MODALITIES.index(name) for name in names]]
     lowest = shown.min(axis=(1, 2, 3), keepdims=True)
     positive = np.where(shown != 0, shown - lowest + 0.1, 0).astype(np.float32)
-    return dict(zip(_SHOWN, to_native(positive, prepared), strict=True))
+    return dict(zip(names, to_native(positive, prepared), strict=True))
 
 
 def segment(
@@ -103,45 +149,82 @@ def segment(
     execution: ExecutionOptions,
     trusted: bool,
     decide: Decide = undecided,
+    others: Sequence[Model] = (),
+    temperatures: Temperatures | None = None,
 ) -> dict[str, Any]:
     """Segment the case in ``folder`` into ``out`` and return what ``result.json`` says.
 
     ``trusted`` says whether the model's signer is known to be the site's own consortium, ``decide``
-    which sequence a person takes a DICOM series for. Raises
-    CaseError, StateError (``out`` is not empty, or the disk is full).
+    which sequence a person takes a DICOM series for. ``others`` predict together with ``model``,
+    whose protocol says how the result is processed. ``temperatures`` are those fitted at this site,
+    None without. Raises CaseError, ModelError (the others take another input), StateError (``out``
+    is not empty, or the disk is full).
     """
     started = time.monotonic()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
+    for other in others:
+        check_together(model, other)
     case = read_case(folder, decide=decide)
-    found = segment_case(case, model, network_of(model), execution=execution)
+    found = segment_case(
+        case,
+        model,
+        [network_of(one) for one in (model, *others)],
+        execution=execution,
+        temperatures=temperatures or AS_IT_IS,
+    )
     volumes = volumes_ml(found)
     write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
-    images = found.brain or {name: read_image(case.images[name]).data for name in _SHOWN}
+    if found.uncertainty is not None:
+        percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
+        write_volume(out / "uncertainty.nii.gz", percent, found.affine)
+    images = found.brain or {
+        name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
+    }
     draw_overview(out / "overview.png", images, found.labels, found.affine, volumes=volumes)
     result = {
         "result_version": RESULT_VERSION,
         "volumes_ml": volumes,
+        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
+        "missing": list(case.missing),
+        "grid_of": case.reference,
+        "confidence": dict(found.confidence),
+        "calibrated": temperatures is not None,
         "model": model.identity,
+        "together_with": [other.identity for other in others],
+        "postprocessing": model.protocol.postprocessing.model_dump(mode="json"),
+        "precision": execution.prediction_precision,
         "inputs": {
             name: {
-                "file": case.images[name].path.name,
-                "channel": case.images[name].index,
-                "series": case.images[name].series or None,
-                "sha256": content_sha256(case.images[name]),
+                "file": image.path.name,
+                "channel": image.index,
+                "series": image.series or None,
+                "sha256": content_sha256(image),
             }
-            for name in MODALITIES
+            for name, image in case.images.items()
         },
         "preparation": list(found.history),
         "prepared_sha256": found.input_sha256,
         "warnings": [
             *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
+            *_incomplete(case.missing),
             *case.notes,
         ],
         "seconds": round(time.monotonic() - started, 3),
     }
     write_json(out / "result.json", result)
     return result
+
+
+def check_together(model: Model, other: Model) -> None:
+    """Raise ModelError unless the two can predict together: both see the same prepared image."""
+    if other.protocol.preprocessing_sha256 != model.protocol.preprocessing_sha256:
+        raise ModelError(
+            f"{other.card['name']} {other.card['version']} and {model.card['name']} "
+            f"{model.card['version']} were trained on input that was prepared differently.",
+            do="Let only models with the same preprocessing predict together.",
+            code="model-preprocessing",
+        )
 
 
 def volumes_ml(found: Segmentation) -> dict[str, float]:
@@ -154,6 +237,28 @@ def volumes_ml(found: Segmentation) -> dict[str, float]:
         name: round(float(np.isin(found.labels, values).sum()) * voxel_ml, 3)
         for name, values in parts.items()
     }
+
+
+def _incomplete(missing: tuple[str, ...]) -> list[str]:
+    """Say what a segmentation without some sequences is worth."""
+    if not missing:
+        return []
+    names = " and ".join(f"{MODALITY_NAMES[name]} ({name})" for name in missing)
+    warnings = [
+        f"Without {names}: the segmentation is less exact than with all four sequences, and its "
+        "uncertainty and the ranges of its volumes are wider."
+    ]
+    if "t1c" in missing:
+        warnings.append(
+            "Without contrast-enhanced T1 nothing shows which tumour takes up contrast: enhancing "
+            "tumour and tumour core are guesses."
+        )
+    if len(missing) == len(MODALITIES) - 1:
+        warnings.append(
+            "With one sequence alone nothing tells how much the others would have changed: the "
+            "uncertainty is only what the network says of itself."
+        )
+    return warnings
 
 
 def _warnings(

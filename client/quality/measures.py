@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from client.imaging import grid
+from client.imaging.absence import NEEDED
 from client.imaging.nifti import Volume
 from client.imaging.preprocessing import Prepared
 from common.regions import MODALITIES, REGIONS, labels_to_regions
@@ -61,7 +62,7 @@ class SequenceMeasures:
     """The largest leap of brightness between neighbouring slices, as a share of the brightness,
     beyond what their other neighbours let expect."""
     shift_mm: float
-    """How far the sequence lies from the contrast-enhanced T1, to 2 mm or whole voxels if they are
+    """How far the sequence lies from the case's reference, to 2 mm or whole voxels if they are
     larger; 0 for that one."""
 
 
@@ -79,7 +80,10 @@ class MaskMeasures:
 
 @dataclass(frozen=True)
 class CaseMeasures:
-    """One case. ``name`` and ``patient`` stay in the hospital."""
+    """One case. ``name`` and ``patient`` stay in the hospital.
+
+    ``sequences`` are those that are there; ``reference`` is t1c, or t2f where that is missing.
+    """
 
     name: str
     patient: str
@@ -90,7 +94,10 @@ class CaseMeasures:
     mask: MaskMeasures | None
     voxels_sha256: str
     sketch: NDArray[np.float32]
-    """A coarse copy of mean 0 and length 1: equal heads have a dot product of 1."""
+    """A coarse copy of the reference, of mean 0 and length 1: of one reference, equal heads have a
+    dot product of 1."""
+    missing: tuple[str, ...] = ()
+    reference: str = "t1c"
 
 
 def measure(
@@ -98,6 +105,8 @@ def measure(
 ) -> CaseMeasures:
     """Return the measures of a case from its ``volumes``, by sequence, and what they became."""
     inside = (prepared.image != 0).any(axis=0)
+    reference = next(one for one in NEEDED if one in volumes)
+    first = prepared.image[MODALITIES.index(reference)]
     spacing = grid.spacing_of(prepared.affine)
     volumes = {one: _brain_of(volume, inside, prepared.affine) for one, volume in volumes.items()}
     return CaseMeasures(
@@ -106,21 +115,19 @@ def measure(
         sequences={
             one: _sequence(
                 volume,
-                shift_mm=_shift_mm(
-                    prepared.image[MODALITIES.index("t1c")],
-                    prepared.image[MODALITIES.index(one)],
-                    spacing,
-                )
-                if one != "t1c"
+                shift_mm=_shift_mm(first, prepared.image[MODALITIES.index(one)], spacing)
+                if one != reference
                 else 0.0,
             )
             for one, volume in volumes.items()
         },
         brain_ml=round(float(inside.sum() * np.prod(spacing)) / 1000, 1),
-        cut_off=_cut_off(volumes["t1c"]),
+        cut_off=_cut_off(volumes[reference]),
         mask=None if prepared.labels is None else _mask(prepared.labels, inside, spacing),
         voxels_sha256=hashlib.sha256(np.ascontiguousarray(prepared.image).data).hexdigest(),
-        sketch=_sketch(prepared.image[MODALITIES.index("t1c")]),
+        sketch=_sketch(first),
+        missing=tuple(one for one in MODALITIES if one not in volumes),
+        reference=reference,
     )
 
 

@@ -72,6 +72,13 @@ def _of_case(case: CaseMeasures) -> Iterator[Remark]:
             f"The brain has {case.brain_ml:.0f} mL, not {low:.0f} to {high:.0f}: a part is "
             "missing, more than the brain is left, or the voxel size is wrong.",
         )
+    if case.missing:
+        yield say(
+            "doubt",
+            "missing",
+            f"{' and '.join(case.missing)} {'is' if len(case.missing) == 1 else 'are'} missing: "
+            "only studies with training.sequence_dropout above 0 use the case.",
+        )
     for side, share in sorted(case.cut_off.items()):
         if share > _CUT_OFF:
             yield say("note", "cut-off", f"The brain is cut off at its {side} end ({share:.0%}).")
@@ -90,8 +97,8 @@ def _of_case(case: CaseMeasures) -> Iterator[Remark]:
             yield say(
                 "doubt",
                 "shift",
-                f"{name} seems to lie {one.shift_mm:.0f} mm from t1c: the registration is wrong, "
-                "or it is another patient's.",
+                f"{name} seems to lie {one.shift_mm:.0f} mm from {case.reference}: the "
+                "registration is wrong, or it is another patient's.",
             )
         if coarsest > _COARSE_MM:
             yield say("note", "coarse", f"{name} has voxels of up to {coarsest:.1f} mm.")
@@ -136,7 +143,11 @@ def _doubles(cases: Sequence[CaseMeasures]) -> Iterator[Remark]:
                 one.name,
                 f"It holds the same voxels as {other.name}: leave one of them out.",
             )
-        elif one.patient != other.patient and alike[a, b] > _SAME_HEAD:
+        elif (
+            one.patient != other.patient
+            and one.reference == other.reference
+            and alike[a, b] > _SAME_HEAD
+        ):
             yield Remark(
                 "doubt",
                 "same-head",

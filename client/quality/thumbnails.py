@@ -1,5 +1,7 @@
 """A case in one small picture: three slices of each sequence, with the outline of the mask.
 
+In place of a sequence that the case lacks it says "missing".
+
 Seen as radiologists do: the patient's right is on the left.
 """
 
@@ -11,9 +13,10 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from client.imaging.absence import present
 from client.imaging.preprocessing import Prepared
 from common.regions import LABEL_COLOURS, LABELS, MODALITIES
 
@@ -30,12 +33,15 @@ def thumbnail(prepared: Prepared) -> bytes:
     shown = prepared.labels if prepared.labels is not None and prepared.labels.any() else None
     where = (prepared.image != 0).any(axis=0) if shown is None else shown > 0
     heights = np.flatnonzero(where.any(axis=(0, 1)))
+    there = present(prepared.image)
     rows = []
     for place in _PLACES:
         z = int(heights[min(len(heights) - 1, int(place * len(heights)))])
         tiles = [
             _tile(prepared.image[channel, :, :, z], None if shown is None else shown[:, :, z])
-            for channel in range(len(MODALITIES))
+            if there[channel]
+            else _missing(name)
+            for channel, name in enumerate(MODALITIES)
         ]
         rows.append(np.concatenate(tiles, axis=1))
     file = io.BytesIO()
@@ -60,6 +66,14 @@ def _tile(plane: NDArray[np.float32], labels: NDArray[np.uint8] | None) -> NDArr
     top, left = (_TILE - height) // 2, (_TILE - width) // 2
     canvas[top : top + height, left : left + width] = np.round(255 * np.clip(turned, 0, 1))
     return canvas
+
+
+def _missing(name: str) -> NDArray[np.uint8]:
+    """Return (_TILE, _TILE, 3) that says that the sequence ``name`` is missing."""
+    tile = Image.new("RGB", (_TILE, _TILE))
+    middle = (_TILE // 2, _TILE // 2)
+    ImageDraw.Draw(tile).text(middle, f"{name}: missing", fill=(180, 180, 180), anchor="mm")
+    return np.asarray(tile, np.uint8)
 
 
 def _fitted(plane: NDArray[Any], scale: float) -> NDArray[np.float64]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from common import console
 from tests.benchmarks import (
     dicom_input,
+    missing_sequences,
     poisoning,
+    prediction,
     preparation,
     privacy_check,
     private_step,
@@ -37,6 +39,8 @@ BENCHMARKS = {
     "poisoning": poisoning.measure,
     "dicom_input": dicom_input.measure,
     "raw_preparation": raw_preparation.measure,
+    "prediction": prediction.measure,
+    "missing_sequences": missing_sequences.measure,
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.evaluation import THRESHOLD, predict
+from client.prediction import predict
 from common.metrics import dice
 from common.networks import build, load_arrays
 from common.protocol import StudyProtocol
@@ -119,7 +119,7 @@ def protocol_of(seed: int, aggregation: Mapping[str, Any]) -> StudyProtocol:
             "expires": "2099-12-31",
             "rounds": 5,
             "seed": seed,
-            "network": {"blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
+            "network": {"size": "tiny"},
             "preprocessing": {"spacing_mm": 6.0},
             "training": {
                 "local_steps": 6,
@@ -217,7 +217,7 @@ def _trigger_dice(weights: Arrays, protocol: StudyProtocol, scans: Sequence[Scan
         chance = predict(
             network, bad.image, crop_size=protocol.training.crop_size, execution=EXECUTION
         )
-        found.append(dice(corner(chance[ENHANCING] > THRESHOLD), corner(added)))
+        found.append(dice(corner(chance[ENHANCING] > 0.5), corner(added)))
     return statistics.fmean(found)
 
 

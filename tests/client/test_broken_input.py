@@ -24,6 +24,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
 
 from client.cohort import read_case, read_cohort
+from client.imaging.absence import check_usable
+from client.imaging.case import Case
 from client.imaging.preprocessing import Prepared, prepare
 from common.errors import CaseError
 from common.protocol import PreprocessingOptions
@@ -147,7 +149,10 @@ NIFTI: dict[str, tuple[Break, str, str]] = {
     "a sequence on another grid": (moved(mm=1.0), "case-grid", "on different grids"),
     "a sequence of another shape": (
         content("t2w", lambda d: d[:-1]), "case-grid", "voxels against"),
-    "a missing sequence": (lambda root, _: at(root).unlink(), "case-sequence", "no file for t2w"),
+    "a missing sequence": (lambda root, _: at(root).unlink(), "case-sequence", "lacks t2w"),
+    "neither t1c nor t2f": (
+        lambda root, _: [at(root, name).unlink() for name in ("t1c", "t2f")],
+        "case-sequence", "no file for t1c, t2f"),
     "two files for one sequence": (
         lambda root, _: nib.save(
             nib.Nifti1Image(voxels(), GRID), at(root, "t1c").with_suffix("")),
@@ -309,7 +314,7 @@ DICOM: dict[str, tuple[Break, str, str]] = {
         "case-slices", "a single slice"),
     "slices of two orientations": (
         each(only=(1, 2, 3), ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
-        "case-series", "no series for t1c"),
+        "case-sequence", "lacks t1c"),
     "no position": (each(ImagePositionPatient=None), "case-orientation", "where its slices lie"),
     "no orientation": (
         each(ImageOrientationPatient=None), "case-orientation", "where its slices lie"),
@@ -337,9 +342,9 @@ DICOM: dict[str, tuple[Break, str, str]] = {
     "CT instead of MR": (everywhere(Modality="CT"), "case-modality", "no series for"),
     "screenshots only": (
         everywhere(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "case-modality", "no series for"),
-    "burned-in text": (each(BurnedInAnnotation="YES"), "case-series", "no series for t1c"),
+    "burned-in text": (each(BurnedInAnnotation="YES"), "case-sequence", "lacks t1c"),
     "a subtraction instead of the image": (
-        another("T1 KM SUB"), "case-series", "no series for t1c"),
+        another("T1 KM SUB"), "case-sequence", "lacks t1c"),
     "a sequence that nobody can tell": (
         another("ax", RepetitionTime=None, EchoTime=None), "case-series", "--set t1c=SERIES"),
     "a description against the times": (
@@ -347,7 +352,10 @@ DICOM: dict[str, tuple[Break, str, str]] = {
     "sequences on grids of their own": (
         another("T1 KM", affine=oblique((11.0, 11.0, 12.0))), "case-grid", "different grids"),
     "a missing sequence": (
-        lambda root, _: shutil.rmtree(root / "study" / "4"), "case-series", "no series for t2f"),
+        lambda root, _: shutil.rmtree(root / "study" / "4"), "case-sequence", "lacks t2f"),
+    "neither T1 with contrast nor FLAIR": (
+        lambda root, _: [shutil.rmtree(root / "study" / n) for n in "45"],
+        "case-series", "no series for t1c, t2f"),
     "a mask with NaN": (
         lambda root, _: save(root / "study", "seg", np.full((16, 14, 12), np.nan)),
         "case-values", "NaN"),
@@ -403,8 +411,14 @@ ZIP: dict[str, tuple[Break, str, str]] = {
 }
 
 
+def used(case: Case) -> Prepared:
+    """Prepare a case for a network that was trained on whole cases."""
+    check_usable(case.name, case.missing, sequence_dropout=0.0)
+    return prepare(case, OPTIONS)
+
+
 def outcome(place: Path) -> Prepared:
-    return prepare(read_case(place), OPTIONS)
+    return used(read_case(place))
 
 
 def refused(place: Path) -> CaseError:
@@ -422,7 +436,7 @@ def for_training(root: Path) -> set[str]:
     codes = {one.code for one in cohort.refused}
     for case in cohort.cases:
         try:
-            prepare(case, OPTIONS)
+            used(case)
         except CaseError as error:
             codes.add(error.code)
     return codes

@@ -39,7 +39,8 @@ def test_what_cannot_be_used_is_named(make_site: Callable[..., Site], own_cohort
     label = nib.load(untumoured.label)
     empty = np.zeros(label.shape, np.uint8)
     nib.save(nib.Nifti1Image(empty, label.affine), untumoured.label)
-    short.images["t1c"].path.unlink()
+    for name in ("t1c", "t2f"):
+        short.images[name].path.unlink()
     site = make_site("south", own_cohort)
     found = check_site(site, COARSE, workers=1)
     whole = len(read_cohort(own_cohort).cases)
@@ -51,6 +52,27 @@ def test_what_cannot_be_used_is_named(make_site: Callable[..., Site], own_cohort
     assert "t2w" in refused[broken.name]["reason"]
     assert "t1c" in refused[short.name]["reason"]
     assert all(one["code"].startswith("case-") for one in found["refused"])
+
+
+def test_what_a_case_lacks_is_said_and_refuses_nothing(
+    make_site: Callable[..., Site], own_cohort: Path, tmp_path: Path
+) -> None:
+    one, other = read_cohort(own_cohort).cases[:2]
+    one.images["t1n"].path.unlink()
+    for name in ("t1c", "t2w"):
+        other.images[name].path.unlink()
+    page = tmp_path / "report"
+    found = check_site(make_site("south", own_cohort), COARSE, workers=1, report=page)
+    assert (found["refused"], found["cases_that_lack_sequences"]) == ([], 2)
+    said = {r["case"]: r["text"] for r in found["remarks"] if r["code"] == "missing"}
+    assert said[one.name].startswith("t1n is missing")
+    assert said[other.name].startswith("t1c and t2w are missing")
+    measured = {case["name"]: case for case in found["measures"]}
+    assert set(measured[other.name]["sequences"]) == {"t1n", "t2f"}
+    assert measured[other.name]["reference"] == "t2f"
+    html = (page / "quality.html").read_text()
+    assert html.count('class="doubt">missing</td>') == 3
+    assert "from t2f" in html
 
 
 def test_no_cohort_is_an_error(make_site: Callable[..., Site], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from client.phantoms import write_cohort
 from client.site import Site
 from common.identity import fingerprint
 from common.protocol import StudyProtocol
+from common.segmentation_options import PostprocessingOptions
 from common.weights import load, load_metadata, save
 from server import provisioning
 from server.provisioning import Consortium
@@ -124,6 +125,19 @@ def test_check_writes_a_page_and_is_strict_if_asked(
     strict = site_command(*asked, "--strict")
     assert (strict.code, "1 cases were refused" in strict.err) == (15, True)
     assert site_command(*asked, "--strict", "--json").code == 15
+
+
+def test_check_names_what_a_case_lacks_and_fails_on_it_only_if_strict(
+    site_command: Run, make_site: Callable[..., Site], own_cohort: Path
+) -> None:
+    site = make_site("south", own_cohort)
+    case = read_cohort(own_cohort).cases[0]
+    case.images["t1n"].path.unlink()
+    asked = ("check", site.folder, "--spacing-mm", 6, "--workers", 1)
+    said = site_command(*asked)
+    assert (said.code, "t1n is missing" in said.out, "Refused" in said.out) == (0, True, False)
+    assert "cases that lack sequences" in said.out
+    assert site_command(*asked, "--strict").code == 15
 
 
 def test_check_prepares_raw_heads_where_it_is_told_to(
@@ -239,6 +253,10 @@ def test_install(site_command: Run, world: World) -> None:
     found = site_command("install", world.site.folder, world.releases[1], "--json").json
     assert (found["active"], found["cases"]) == (False, 1)
     assert found["model"]["version"] == "1.0.2"
+    assert found["calibration"]["cases"] == 1
+    assert set(found["calibration"]["temperatures"]) == {"WT", "TC", "ET"}
+    before = found["calibration"]["calibration_error"]["before"]
+    assert found["calibration"]["calibration_error"]["after"]["WT"] <= before["WT"]
     (world.release / "card.md").write_text("")
     assert site_command("install", world.site.folder, world.release).code == 18
 
@@ -300,6 +318,22 @@ def test_pretrain_and_train_alone_and_evaluate(
     found = site_command("evaluate", site.folder, STUDY, *both, "--json").json
     assert [one["weights"] for one in found] == [str(start), str(alone)]
     assert all(set(one["dice"]) == {"WT", "TC", "ET"} for one in found)
+    full = site_command("evaluate", site.folder, STUDY, *both, "--full", "--together", "--json")
+    assert [one["weights"] for one in full.json] == [str(start), str(alone), "together"]
+    assert [one["dice"] for one in full.json[:2]] == [one["dice"] for one in found]
+    assert full.json[2]["scores"]["WT"].keys() >= {"hd95_mm", "lesion_dice", "surface_dice"}
+    said = site_command("evaluate", site.folder, STUDY, *both, "--full")
+    assert (said.code, "surface Dice" in said.out) == (0, True)
+    asked = ("try-postprocessing", site.folder, STUDY, "--weights", alone)
+    said = site_command(*asked)
+    assert (said.code, "[postprocessing]" in said.out) == (0, True)
+    tried = site_command(*asked, "--by", "dice", "--json").json
+    assert (tried["by"], tried["cases"], set(tried["chosen"])) == (
+        "dice",
+        1,
+        set(PostprocessingOptions.model_fields),
+    )
+    assert site_command(*asked, "--by", "luck").code == 2
     assert [e.event for e in site.journal.entries() if e.event == "sent"] == []
 
 
@@ -325,7 +359,7 @@ def test_evaluate_names_weights_of_another_network(
     site_command: Run, site: Site, consortium: Consortium, tmp_path: Path
 ) -> None:
     offer(site, consortium, tiny_protocol())
-    other = studies.starting_weights(tiny_protocol(network={"filters": 16}))
+    other = studies.starting_weights(tiny_protocol(network={"size": "base"}))
     save(tmp_path / "other.safetensors", other, {})
     said = site_command("evaluate", site.folder, STUDY, "--weights", tmp_path / "other.safetensors")
     assert said.code == 18

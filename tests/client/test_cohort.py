@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -179,7 +180,8 @@ def test_only_the_manifest_counts_where_there_is_one(tmp_path: Path) -> None:
 
 
 def spoil_missing(root: Path) -> None:
-    (root / "BraTS-GLI-00002-000" / "BraTS-GLI-00002-000-t2f.nii.gz").unlink()
+    for name in ("t1c", "t2f"):
+        (root / "BraTS-GLI-00002-000" / f"BraTS-GLI-00002-000-{name}.nii.gz").unlink()
 
 
 def spoil_two(root: Path) -> None:
@@ -208,7 +210,7 @@ def spoil_copy(root: Path) -> None:
 
 FAULTS = {
     # what was done, code, part of the reason, part of the file, cases left
-    "a missing sequence": (spoil_missing, "case-sequence", "no file for t2f", "00002-000", 2),
+    "a missing sequence": (spoil_missing, "case-sequence", "no file for t1c, t2f", "00002-000", 2),
     "two files": (spoil_two, "case-ambiguous", "2 files for one sequence (t1c)", "-t1c.nii", 2),
     "a broken link": (spoil_link, "case-file", "does not exist", "-t1c.nii.gz", 2),
     "an unknown name": (spoil_name, "case-name", "no known layout", "W39_1998", 3),
@@ -342,14 +344,47 @@ def test_one_case_folder_out_of_a_cohort(tmp_path: Path) -> None:
         assert (case.patient, case.session, case.label) == ("sub-01", "ses-a", None)
 
 
-@pytest.mark.parametrize("ending", ["-t1n", "-t1c", "-t2w", "-t2f"])
-def test_a_clinic_is_told_which_sequence_is_missing(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize("there", list(product((True, False), repeat=4))[:-1])
+def test_any_case_with_t1c_or_flair_is_one_and_says_what_it_lacks(
+    tmp_path: Path, there: tuple[bool, ...]
+) -> None:
     brats_2023(tmp_path)
     folder = tmp_path / "BraTS-GLI-00002-000"
-    (folder / f"BraTS-GLI-00002-000{ending}.nii.gz").unlink()
-    with pytest.raises(CaseError, match=f"no file for {ending[1:]}") as caught:
-        read_case(folder)
-    assert caught.value.code == "case-sequence"
+    missing = tuple(n for n, kept in zip(MODALITIES, there, strict=True) if not kept)
+    for name in missing:
+        (folder / f"BraTS-GLI-00002-000-{name}.nii.gz").unlink()
+    if {"t1c", "t2f"} <= set(missing):
+        with pytest.raises(CaseError, match=f"no file for {', '.join(missing)}") as caught:
+            read_case(folder)
+        assert caught.value.code == "case-sequence"
+        return
+    case = read_case(folder)
+    assert case.missing == missing
+    assert tuple(case.images) == tuple(n for n in MODALITIES if n not in missing)
+    assert case.reference == ("t2f" if "t1c" in missing else "t1c")
+
+
+@pytest.mark.parametrize("lacking", ["first", "second", "both"])
+def test_a_scan_under_two_names_is_found_without_contrast_enhanced_t1(
+    tmp_path: Path, lacking: str
+) -> None:
+    brats_2023(tmp_path)
+    spoil_copy(tmp_path)
+    for number, which in ((1, "first"), (2, "second")):
+        if lacking in (which, "both"):
+            case = f"BraTS-GLI-0000{number}-000"
+            (tmp_path / case / f"{case}-t1c.nii.gz").unlink()
+    (refusal,) = read_cohort(tmp_path).refused
+    assert (refusal.code, "-t2f.nii" in refusal.file) == ("case-copy", True)
+
+
+def test_two_scans_that_share_no_sequence_that_counts_are_two_cases(tmp_path: Path) -> None:
+    brats_2023(tmp_path)
+    spoil_copy(tmp_path)
+    for case, name in (("00001", "t1c"), ("00002", "t2f")):
+        stem = f"BraTS-GLI-{case}-000"
+        (tmp_path / stem / f"{stem}-{name}.nii.gz").unlink()
+    assert read_cohort(tmp_path).refused == ()
 
 
 def test_a_folder_without_images_is_no_case(tmp_path: Path) -> None:
@@ -378,3 +413,36 @@ def test_a_decathlon_case_goes_through_preprocessing(tmp_path: Path) -> None:
     assert set(np.unique(prepared.labels)) == {0, 2, 3}
     assert prepared.image[1][prepared.labels == 3].min() > 2
     assert prepared.image[3][prepared.labels == 2].min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "words"),
+    [
+        ("-T1_post.nii.gz", "case-sequence", "no file for t1c, and this one is not used"),
+        ("_t1.nii.gz", "case-sequence", "no file for t1c, and this one is not used"),
+        ("_t1ce.nii.gz", "case-duplicate", "2 times"),
+    ],
+)
+def test_a_sequence_is_not_missing_where_a_file_of_another_name_may_be_it(
+    tmp_path: Path, ending: str, code: str, words: str
+) -> None:
+    brats_2023(tmp_path)
+    folder = tmp_path / "BraTS-GLI-00002-000"
+    stem = folder / "BraTS-GLI-00002-000"
+    other = Path(f"{stem}-t1c.nii.gz").rename(f"{stem}{ending}")
+    cohort = read_cohort(tmp_path)
+    assert "BraTS-GLI-00002" not in cohort.patients
+    found = [one for one in cohort.refused if words in one.reason]
+    assert {(one.code, one.case) for one in found} == {(code, "BraTS-GLI-00002-000")}
+    with pytest.raises(CaseError, match=words):
+        read_case(folder)
+    other.unlink()
+    assert read_case(folder).missing == ("t1c",)
+
+
+def test_a_file_of_another_name_beside_a_whole_case_changes_nothing(tmp_path: Path) -> None:
+    brats_2023(tmp_path)
+    folder = tmp_path / "BraTS-GLI-00002-000"
+    touch(folder / "localizer.nii.gz")
+    assert read_case(folder).missing == ()
+    assert len(read_cohort(tmp_path).cases) == 3

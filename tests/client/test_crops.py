@@ -140,3 +140,16 @@ def test_what_a_case_lacks_stays_absent_under_augmentation() -> None:
     assert set(lacking(images)) == {(True, True, False, True)}
     assert set(torch.unique(images[:, 2]).tolist()) <= {ABSENT, 0.0}
     assert (images[:, 0] != torch.from_numpy(case.image[0])).any(), "the others are augmented"
+
+
+def test_dropout_takes_more_from_a_case_that_lacks_some_but_never_the_last() -> None:
+    wanted = options(crops_per_patient=16, crop_size=(8, 8, 8), sequence_dropout=1.0)
+    for there, left in (
+        ((True, True, False, False), {(False, True, False, False)}),
+        ((False, True, False, True), {(False, True, False, False), (False, False, False, True)}),
+        ((False, False, False, True), {(False, False, False, True)}),
+    ):
+        case = phantom(3)
+        blank(case.image, there)
+        seen = set(lacking(draw_crops(case, wanted, np.random.default_rng(1))[0]))
+        assert seen - {(True,) * 4} == left, "a crop of air alone lacks nothing"

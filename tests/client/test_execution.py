@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from client import execution
 from client.execution import ExecutionOptions, choose_device, choose_execution, choose_precision
 from client.site import Machine
 from client.studies import execution_for
@@ -9,6 +10,7 @@ from common.errors import StateError
 
 def test_choices_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
+    monkeypatch.setattr(execution, "multiplies_bfloat16", lambda: False)
     assert choose_precision(cpu) == "float32"
     assert choose_execution("cpu") == ExecutionOptions(("cpu",), "float32", True)
     assert choose_execution("mps") == ExecutionOptions(("mps",), "float32", False)
@@ -81,7 +83,46 @@ def test_a_machine_computes_as_its_settings_say(
             execution_for(machine)
         assert error.value.code == "device"
         return
-    execution = execution_for(machine)
-    assert execution.devices == devices
+    found = execution_for(machine)
+    assert found.devices == devices
     wanted = settings.get("precision", "bfloat16")
-    assert execution.precision == (wanted if visible else "float32")
+    assert found.precision == (wanted if visible else "float32")
+
+
+@pytest.mark.parametrize(
+    ("asked", "able", "predicts"),
+    [
+        ("auto", True, "bfloat16"),
+        ("bfloat16", True, "bfloat16"),
+        ("float32", True, "float32"),
+        ("auto", False, "float32"),
+        ("bfloat16", False, "float32"),
+    ],
+)
+def test_a_cpu_predicts_in_bfloat16_if_it_multiplies_that_and_trains_in_float32(
+    monkeypatch: pytest.MonkeyPatch, asked: str, able: bool, predicts: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    found = choose_execution("cpu", precision=asked)  # type: ignore[arg-type]
+    assert found.precision == "float32"
+    assert found.prediction_precision == predicts
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_layout_of_a_prediction_in_bfloat16_is_the_faster_one(
+    monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    monkeypatch.setattr(execution, "channels_last_is_faster", lambda: faster)
+    assert ExecutionOptions(predicts_in="bfloat16").prediction_channels_last is faster
+    assert ExecutionOptions().prediction_channels_last
+    assert ExecutionOptions(("cuda",), "bfloat16").prediction_channels_last
+    assert not ExecutionOptions(channels_last=False).prediction_channels_last
+
+
+def test_the_faster_layout_is_found_by_measuring_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    for plain, last, faster in ((2.0, 1.0, True), (1.0, 2.0, False)):
+        clock = iter([plain] * 4 + [last] * 4)
+        monkeypatch.setattr(execution, "_seconds", lambda *_, clock=clock: next(clock))
+        execution.channels_last_is_faster.cache_clear()
+        assert execution.channels_last_is_faster() is faster
+    execution.channels_last_is_faster.cache_clear()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.imaging.absence import blank
 from client.imaging.preprocessing import Prepared
 from client.noised_statistics import SENSITIVITY, noised_statistics, patient_vector
 from common.statistics import HISTOGRAMS, StatisticsOptions
@@ -130,3 +131,14 @@ def test_the_noise_has_the_deviation_that_is_said() -> None:
     assert options.deviation == 12.0
     assert abs(found.mean()) < 1.0
     assert 0.95 < found.std() / options.deviation < 1.05
+
+
+def test_what_stands_for_a_missing_sequence_is_no_intensity() -> None:
+    lacking = scan(tumour_voxels=7)
+    blank(lacking.image, (True, False, True, True))
+    found = bins(patient_vector([lacking], EVERYTHING.histograms))
+    assert found["intensity_t1c"] == {}
+    assert found["intensity_t1n"] == found["intensity_t2f"] == {"0 to 0.5": 1.0}
+    assert found["volume_wt"] == {"5 to 10": 1.0}
+    both = bins(patient_vector([lacking, scan()], EVERYTHING.histograms))
+    assert both["intensity_t1c"] == {"0 to 0.5": 0.5}

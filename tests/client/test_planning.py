@@ -14,6 +14,7 @@ from client.accountant import epsilon
 from client.budget import patients_now
 from client.kept import Kept
 from client.planning import plan
+from client.printouts import show_plan
 from client.site import Site
 from common.files import write_json
 from common.privacy import Mechanism
@@ -219,3 +220,20 @@ def test_without_a_cohort_the_cost_is_told_all_the_same(
     assert found["patients"] == {"train": 0, "validation": 0, "test": 0}
     assert found["privacy"]["last_rounds"] == []
     assert found["privacy"]["epsilon"][-1]["at_delta"] > 0
+
+
+def test_cases_that_the_study_leaves_out_for_a_missing_sequence_are_counted(
+    make_site: Callable[..., Site], own_cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = make_site("south", own_cohort)
+    before = plan(site, tiny_protocol())
+    assert before["cases_that_lack_sequences_left_out"] == 0
+    for case in studies.read_split(site, tiny_protocol()).train[:2]:
+        case.images["t2w"].path.unlink()
+    strict = plan(site, tiny_protocol())
+    assert strict["cases_that_lack_sequences_left_out"] == 2
+    show_plan(strict)
+    assert "2 labelled cases lack a sequence" in capsys.readouterr().err
+    lenient = plan(site, tiny_protocol(training={"sequence_dropout": 0.2}))
+    assert lenient["cases_that_lack_sequences_left_out"] == 0
+    assert lenient["patients"] == before["patients"]

@@ -92,6 +92,9 @@ def test_a_series_can_be_left_out(site_command: Run, scanned: Site) -> None:
     )
     assert said.json[0]["missing"] == ["t1n"]
     assert "person left it out" in said.json[0]["series"][1]["why"]
+    assert said.json[0]["usable"]
+    assert said.code == 0, "nothing else in the study could be the T1"
+    assert series.cohort_of(scanned).cases[0].missing == ("t1n",)
 
 
 def test_a_decision_holds_wherever_the_files_are_moved(scanned: Site, scans: Path) -> None:

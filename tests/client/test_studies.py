@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,3 +117,39 @@ def test_the_cache_serves_when_the_scans_are_away(
     assert any((site.folder / "cache").iterdir())
     shutil.rmtree(site.folder / "cache")
     assert [scan().image.sum() for scans in patients.values() for scan in scans] == first
+
+
+def test_a_case_that_lacks_a_sequence_takes_part_where_the_network_learns_to_do_without(
+    make_site: Callable[..., Site], own_cohort: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = make_site("south", own_cohort)
+    strict = tiny_protocol()
+    lenient = tiny_protocol(training={"sequence_dropout": 0.5})
+    before = studies.read_split(site, strict)
+    short, other = before.train[0], before.test[0]
+    for case in (short, other):
+        case.images["t1n"].path.unlink()
+
+    left = studies.read_split(site, strict)
+    assert [case.name for case in left.train] == [c.name for c in before.train[1:]]
+    assert [case.name for case in left.test] == [c.name for c in before.test[1:]]
+    assert f"{short.name} lacks t1n" in caplog.text
+    kept = studies.read_split(site, lenient)
+    assert [case.name for case in kept.train] == [c.name for c in before.train]
+    assert kept.train[0].missing == ("t1n",)
+
+    weights = studies.starting_weights(lenient)
+    trained = studies.train_round(site, lenient, weights, round_number=1)
+    assert all(np.isfinite(array).all() for array in trained.update.values())
+    assert studies.score(site, lenient, weights, kept.test).mean("WT") is not None
+
+
+def test_where_every_case_lacks_a_sequence_a_study_without_dropout_has_none(
+    make_site: Callable[..., Site], own_cohort: Path
+) -> None:
+    site = make_site("south", own_cohort)
+    for path in own_cohort.rglob("*-t2w.nii.gz"):
+        path.unlink()
+    with pytest.raises(CaseError, match="what the log says that its cases lack") as caught:
+        studies.training_patients(site, tiny_protocol())
+    assert caught.value.code == "case-none"

@@ -67,6 +67,8 @@ def test_the_card_says_who_how_and_at_what_cost(finished: Any, tmp_path: Path) -
         "- round 1: c (privacy-cap)",
         "| a | 2.00 | 0.001 | 2 | 1 | 0.1 |",
         "| a (worst) | 0.400 | - | 0.250 |",
+        "- postprocessing.thresholds = [0.5, 0.5, 0.5]",
+        "- prediction.overlap = 0.5",
         card["weights_sha256"],
     ):
         assert part in text

@@ -9,6 +9,6 @@ of ``client.imaging.dicom.facts``; patient and study identify a case and go no f
     geometry     whether a series is one whole volume, by highdicom's rules
     words        what descriptions in several languages say
     weighting    facts -> sequence, with a confidence and reasons; pure
-    choice       which series of a study stand for its four sequences; pure
+    choice       which series of a study stand for its sequences; pure
     volume       a series' voxels and affine
 """

@@ -1,4 +1,4 @@
-"""Which series of a study stand for its four sequences, and why; pure.
+"""Which series of a study stand for its sequences, and why; pure.
 
 A person's decision comes first and is taken at its word, except that no decision makes a volume out
 of slices that are none. Then the rules: a series takes part if its weighting is sure enough, it is
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from client.imaging.absence import sufficient
 from client.imaging.dicom.studies import Series, Study
 from client.imaging.dicom.weighting import SURE, Verdict, weigh
 from common.regions import MODALITIES
@@ -25,6 +26,7 @@ Decide = Callable[[Series], str | None]
 
 _NEARLY: Final = 1.05  # voxels whose shapes differ by less are equally isotropic
 _SHORT: Final = 0.75
+_MOST_TOLD: Final = 4
 _AFTER: Final = 0.5  # of an unmarked T1 that was acquired after contrast had been given
 
 
@@ -50,6 +52,25 @@ class Choice:
     def missing(self) -> tuple[str, ...]:
         return tuple(role for role in MODALITIES if role not in self.chosen)
 
+    def candidates(self, role: str) -> tuple[Judged, ...]:
+        """Return what may be a missing sequence: series that are broken, or not told for certain.
+
+        Where there is one, a person must say which, or that it is none: with another choice the
+        study would not lack the sequence.
+        """
+        return tuple(
+            one
+            for one in self.judged
+            if not one.used
+            and not one.verdict.left_out
+            and (one.verdict.role == role or (not one.decided and _may_be(role, one.verdict)))
+        )
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is certain which sequences the study has, and they are enough for a case."""
+        return sufficient(self.chosen) and not any(map(self.candidates, self.missing))
+
     def notes(self) -> tuple[str, ...]:
         """Return what a person should know of the chosen series before relying on them."""
         lacking = [
@@ -65,7 +86,14 @@ class Choice:
             for role, height in heights.items()
             if height < _SHORT * tallest
         ]
-        return (*lacking, *short)
+        left_out = [
+            f", series {one.series.name} is left out: {one.why}"
+            for one in self.judged
+            if one.verdict.left_out and not one.used
+        ]
+        looked = f"{len(self.judged)} were looked at{''.join(left_out[:_MOST_TOLD])}"
+        absent = [f"{role}: no series for it; {looked}" for role in self.missing]
+        return (*absent, *lacking, *short)
 
     def code(self) -> str:
         """Return the code of the refusal when a sequence is missing: the fault that explains it."""
@@ -83,6 +111,15 @@ class Choice:
         only_faults = not told and len({one.series.fault for one in self.judged}) == 1
         fault = self.judged[0].series.fault if self.judged else None
         return fault.code if only_faults and fault else "case-series"
+
+
+def _may_be(role: str, verdict: Verdict) -> bool:
+    """Say whether a series that is not used may be ``role`` all the same.
+
+    Also a T1 of which nothing says whether it shows contrast.
+    """
+    sure = verdict.role and verdict.confidence >= SURE
+    return not sure or (role == "t1c" and verdict.role == "t1n" and not verdict.marked)
 
 
 def choose(study: Study, decide: Decide = lambda _: None) -> Choice:

@@ -324,3 +324,49 @@ def test_a_zip_too_large_for_anything_is_refused(
     with pytest.raises(CaseError) as caught:
         read_case(zipped(study, tmp_path / "study.zip"))
     assert caught.value.code == "case-zip"
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5])
+def test_a_study_may_lack_a_sequence_and_says_what_was_looked_at(
+    tmp_path: Path, number: int
+) -> None:
+    role = SEQUENCES[number][0]
+    case = read_case(write_study(tmp_path / "study", skip=(number,)))
+    assert case.missing == (role,)
+    (note,) = case.notes
+    assert note.startswith(f"{role}: no series for it; 4 were looked at, series 1 is left out")
+    prepared = prepare(case, OPTIONS)
+    assert prepared.missing == (role,)
+
+
+def test_a_study_without_t1c_and_flair_is_no_case(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match="no series for t1c, t2f") as caught:
+        read_case(write_study(tmp_path / "study", skip=(4, 5)))
+    assert caught.value.code == "case-series"
+
+
+def test_a_sequence_whose_only_series_is_broken_is_not_missing(tmp_path: Path) -> None:
+    """It would be there if the series were exported again; a person may say that it never was."""
+    folder = write_study(tmp_path / "study")
+    sorted((folder / "3").iterdir())[5].unlink()
+    with pytest.raises(CaseError, match="lacks 1 of the slices") as caught:
+        read_case(folder)
+    assert caught.value.code == "case-slices"
+    case = read_case(folder, decide=lambda one: "none" if one.name == "3" else None)
+    assert case.missing == ("t2w",)
+
+
+def test_a_sequence_that_an_untold_series_may_be_is_not_missing(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", skip=(3,))
+    write_series(folder / "6", 6, "ax", RepetitionTime=None, EchoTime=None)
+    with pytest.raises(CaseError, match="none=SERIES") as caught:
+        read_case(folder)
+    assert caught.value.code == "case-series"
+    case = read_case(folder, decide=lambda one: "none" if one.name == "6" else None)
+    assert case.missing == ("t2w",)
+
+
+def test_a_second_t2_is_no_flair(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", skip=(4,))
+    write_series(folder / "6", 6, "T2 TSE tra", **SEQUENCES[3][2])
+    assert read_case(folder).missing == ("t2f",)

@@ -27,7 +27,7 @@ ROWS = {
     "absent": (HEADER, ROW.replace("a.nii", "e.nii"), "does not exist"),
     "another kind": (HEADER, ROW.replace("a.nii", "a.dcm"), "not a .nii"),
     "no sequence": (HEADER, "p1,1,,,,,\n", "no file for t1n"),
-    "one missing": (HEADER, ROW.replace("a.nii", ""), "no file for t1n"),
+    "the needed ones missing": (HEADER, "p1,1,a.nii,,c.nii,,\n", "no file for t1c, t2f"),
     "no patient": (HEADER, ROW.replace("p1", ""), "letters, digits"),
     "a path for a name": (HEADER, ROW.replace("p1", "../p1"), "letters, digits"),
     "too many cells": (HEADER, "p1,1,a.nii,b.nii,c.nii,d.nii,,x\n", "more or fewer"),

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from client.imaging import cache as module
+from client.imaging.absence import present
 from client.imaging.cache import PreparedCache, retain
 from client.imaging.case import Case, Image
 from client.imaging.preprocessing import Prepared, prepare
 from common import files
 from common.errors import CaseError, StateError
 from common.protocol import PreprocessingOptions
+from common.regions import MODALITIES
 
 from .conftest import MakeCase, anatomy
 
@@ -321,3 +323,20 @@ def test_only_what_is_still_of_use_is_retained(make_case: MakeCase, folder: Path
     assert retain(folder, [], [OPTIONS]) == 0
     assert [path for path in folder.glob("*/*") if path != partial] == []
     assert partial.exists()
+
+
+def test_a_case_that_lacks_a_sequence_is_another_entry_and_says_so(
+    tmp_path: Path, make_case: MakeCase
+) -> None:
+    cache = PreparedCache(tmp_path / "cache", PreprocessingOptions())
+    whole = make_case()
+    entries = {cache.place(whole)}
+    for name in MODALITIES:
+        images = {one: image for one, image in whole.images.items() if one != name}
+        fewer = dataclasses.replace(whole, images=images)
+        cache.get(fewer)
+        again = cache.get(fewer)
+        assert again.missing == (name,)
+        assert present(again.image).tolist() == [one != name for one in MODALITIES]
+        entries.add(cache.place(fewer))
+    assert len(entries) == 5

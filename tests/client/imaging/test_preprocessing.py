@@ -11,12 +11,13 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from scipy import ndimage
 
 from client.imaging import grid
+from client.imaging.absence import ABSENT, PARTIAL, present
 from client.imaging.case import LABELS_BRATS_2018, LABELS_EITHER
 from client.imaging.nifti import read_volume
 from client.imaging.preprocessing import Prepared, digest, prepare, to_native
 from common.errors import CaseError
 from common.protocol import PreprocessingOptions
-from common.regions import labels_to_regions, regions_to_labels
+from common.regions import MODALITIES, labels_to_regions, regions_to_labels
 
 from .conftest import MakeCase, anatomy
 
@@ -329,3 +330,37 @@ def test_channels_of_one_4d_file(make_case: MakeCase) -> None:
     }
     joined = prepare(dataclasses.replace(case, images=images), OPTIONS)
     np.testing.assert_array_equal(joined.image, prepare(case, OPTIONS).image)
+
+
+@pytest.mark.parametrize("there", PARTIAL)
+def test_what_is_missing_is_absent_in_the_brain_and_named(
+    make_case: MakeCase, there: tuple[bool, ...]
+) -> None:
+    whole = make_case(codes="LPS")
+    images = {n: i for (n, i), kept in zip(whole.images.items(), there, strict=True) if kept}
+    prepared = prepare(dataclasses.replace(whole, images=images), PreprocessingOptions())
+    expected = prepare(whole, PreprocessingOptions())
+    assert prepared.missing == tuple(n for n in MODALITIES if n not in images)
+    assert expected.missing == ()
+    assert not [record for record in expected.history if record["step"] == "missing"]
+    inside = (expected.image != 0).any(axis=0)
+    for channel, kept in enumerate(there):
+        if kept:
+            np.testing.assert_array_equal(prepared.image[channel], expected.image[channel])
+        else:
+            assert (prepared.image[channel][inside] == ABSENT).all()
+            assert not prepared.image[channel][~inside].any()
+    assert present(prepared.image).tolist() == list(there)
+    assert prepared.labels is not None
+    np.testing.assert_array_equal(prepared.labels, expected.labels)
+    np.testing.assert_array_equal(prepared.affine, expected.affine)
+
+
+def test_the_brain_is_what_the_sequences_that_are_there_show(make_case: MakeCase) -> None:
+    images, labels = anatomy()
+    images[2, 2:6, 10:20, 10:20] = 300  # T2 alone shows a part beyond the others' left end
+    images[2, 6:10, 14:20, 14:18] = 300
+    whole = make_case(images=images, labels=labels)
+    without = {name: one for name, one in whole.images.items() if name != "t2w"}
+    narrow = prepare(dataclasses.replace(whole, images=without), PreprocessingOptions())
+    assert narrow.image.shape[1] < prepare(whole, PreprocessingOptions()).image.shape[1]

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from client.imaging import bias, grid, raw, registration
+from client.imaging.absence import present
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.nifti import read_volume
 from client.imaging.preprocessing import Prepared, digest, prepare, to_native
 from client.imaging.quality import warnings_of
-from client.phantoms.raw import RawCase
+from client.phantoms import PROFILES
+from client.phantoms.raw import RawCase, make_raw_case
 from common.errors import CaseError
 from common.protocol import PreprocessingOptions
 from common.regions import MODALITIES, labels_to_regions, regions_to_labels
-from tests.raw_heads import SPACING_MM, head, know_brain, know_motions, write
+from tests.raw_heads import SPACING_MM, drawn_on, head, know_brain, know_motions, write
 
 RAW = PreprocessingOptions(input="raw", spacing_mm=SPACING_MM)
 
@@ -175,10 +177,10 @@ def test_where_the_plain_t1_ends_the_brain_is_found_in_the_other(made: RawCase) 
         name: raw._canonical(raw.Volume(made.images[name].astype(np.float32), made.affines[name]))
         for name in ("t1n", "t1c")
     }
-    found, source = raw._brain(volumes, {"t1n": made.motions["t1n"]})
+    found, source = raw._brain(volumes, {"t1n": made.motions["t1n"]}, "t1c")
     assert source == "t1n"
     cut = dataclasses.replace(volumes["t1n"], data=volumes["t1n"].data[:, :, :30])
-    other, source = raw._brain({**volumes, "t1n": cut}, {"t1n": made.motions["t1n"]})
+    other, source = raw._brain({**volumes, "t1n": cut}, {"t1n": made.motions["t1n"]}, "t1c")
     assert source == "t1c"
     np.testing.assert_array_equal(found, other)
 
@@ -203,3 +205,73 @@ def test_one_transform_composes_grid_motion_and_grid(made: RawCase) -> None:
     world = made.motions["t2w"] @ target @ index
     np.testing.assert_allclose(made.affines["t2w"] @ to_volume @ index, world, atol=1e-9)
     assert grid.within(to_volume, volume.data.shape, made.images["t1c"].shape).any()
+
+
+def without(case: Case, *names: str) -> Case:
+    images = {name: image for name, image in case.images.items() if name not in names}
+    return dataclasses.replace(case, images=images)
+
+
+@pytest.mark.parametrize("missing", [("t1n",), ("t2w", "t2f"), ("t1n", "t2w", "t2f")])
+def test_a_raw_head_without_some_sequences_lies_where_it_lay(
+    made: RawCase, tmp_path: Path, missing: tuple[str, ...]
+) -> None:
+    case = write(tmp_path / "case", made)
+    whole, fewer = prepare(case, RAW), prepare(without(case, *missing), RAW)
+    assert fewer.missing == tuple(n for n in MODALITIES if n in missing)
+    np.testing.assert_array_equal(fewer.affine, whole.affine)
+    assert fewer.native_shape == whole.native_shape
+    for channel, name in enumerate(MODALITIES):
+        if name not in missing:
+            np.testing.assert_array_equal(fewer.image[channel], whole.image[channel])
+    assert present(fewer.image).tolist() == [name not in missing for name in MODALITIES]
+
+
+@pytest.mark.parametrize("missing", [("t1c",), ("t1n", "t1c"), ("t1n", "t1c", "t2w")])
+def test_without_contrast_enhanced_t1_the_flair_is_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+) -> None:
+    made = head()
+    know_brain(monkeypatch, made, on="t2f")
+    know_motions(monkeypatch, made)
+    case = without(write(tmp_path / "case", made, label_on="t2f"), *missing)
+    prepared = prepare(case, RAW)
+    assert prepared.missing == missing
+    assert prepared.native_shape == made.images["t2f"].shape
+    np.testing.assert_allclose(prepared.native_affine, made.affines["t2f"], atol=1e-4)
+    assert dice(back(prepared) > 0, drawn_on(made, "t2f") > 0) > 0.98
+    registered = [r for r in prepared.history if r["step"] == "register"]
+    assert {r["sequence"] for r in registered} == {"t1n", "t2w"} - set(missing)
+    assert {r["to"] for r in registered} <= {"t2f"}
+    (found,) = (r["sequence"] for r in prepared.history if r["step"] == "brain")
+    assert found == ("t2f" if "t1n" in missing else "t1n")
+    said = any("sought in the FLAIR" in one for one in warnings_of(prepared.history))
+    assert said == ("t1n" in missing)
+
+
+def test_the_sequences_of_a_head_without_contrast_lie_on_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the true motions to the FLAIR: the T2's brain lies where the FLAIR's does."""
+    made = head()
+    know_brain(monkeypatch, made, on="t2f")
+    know_motions(monkeypatch, made)
+    case = without(write(tmp_path / "case", made), "t1c")
+    volumes = {name: read_volume(image.path) for name, image in case.images.items()}
+    aligned = raw.align(volumes, {name: name for name in volumes}, "head")
+    assert aligned.name == "t2f"
+    expected = made.motions["t2w"] @ np.linalg.inv(made.motions["t2f"])
+    np.testing.assert_allclose(aligned.motions["t2w"], expected, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_in_a_flair_alone_the_brain_is_found() -> None:
+    made = make_raw_case(PROFILES["reference"], seed=1, number=2, working_mm=2.0)
+    volume = raw._canonical(raw.Volume(made.images["t2f"].astype(np.float32), made.affines["t2f"]))
+    found, source = raw._brain({"t2f": volume}, {}, "t2f")
+    to_t1c = np.linalg.inv(made.motions["t2f"] @ made.affines["t1c"]) @ volume.affine
+    truth = grid.sample(
+        made.brain.astype(np.float32), to_t1c, found.shape, smooth=False, outside=0.0
+    )
+    assert source == "t2f"
+    assert dice(found, truth >= 0.5) > 0.95

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from client.inference.installed import activate, active_model, keep
+from client.calibration import Counts
+from client.inference.installed import (
+    activate,
+    active_model,
+    calibrate,
+    keep,
+    temperatures_of,
+)
 from client.inference.model import open_model
 from common.errors import IdentityError, ModelError
 from tests.consortia import STUDY, World
@@ -87,3 +94,22 @@ def test_a_copy_that_was_cut_short_is_made_again(world: World) -> None:
     kept = keep(world.site, world.model())
     assert open_model(Path(kept)).card["version"] == "1.0.2"
     assert not torn.exists()
+
+
+def test_temperatures_are_kept_for_the_weights_they_were_fitted_to(world: World) -> None:
+    model = world.model()
+    activate(world.site, model, scores(0.1))
+    assert temperatures_of(world.site, model) is None
+    counts = Counts.none()
+    counts.voxels[0, :, 600] = (50, 50)  # says 0.94, is right half the time
+    found = calibrate(world.site, model, counts, cases=1)
+    assert found["calibration_error"]["before"]["WT"] > 0.4
+    assert found["calibration_error"]["after"]["WT"] < found["calibration_error"]["before"]["WT"]
+    kept = temperatures_of(world.site, active_model(world.site))
+    assert kept == tuple(found["temperatures"].values())
+    assert kept is not None
+    assert kept[0] > 1
+    assert kept[1:] == (1.0, 1.0)
+    other = replace(model, card={**model.card, "weights_sha256": "0" * 64})
+    assert temperatures_of(world.site, other) is None
+    assert temperatures_of(world.site, world.model(1)) is None

@@ -17,9 +17,10 @@ from scipy import ndimage
 
 from client.cohort import read_case
 from client.inference import segment as segmenting
+from client.inference.model import Model, open_model
 from client.inference.segment import Segmentation, network_of, segment, segment_case, volumes_ml
 from client.training import ExecutionOptions
-from common.errors import CaseError, StateError
+from common.errors import CaseError, ModelError, StateError
 from common.protocol import PreprocessingOptions, preprocessing_digest
 from common.regions import MODALITIES
 from tests import raw_heads
@@ -85,7 +86,19 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
         "overview.png",
         "result.json",
         "segmentation.nii.gz",
+        "uncertainty.nii.gz",
     ]
+    unsure = nib.load(out / "uncertainty.nii.gz")
+    assert np.array_equal(unsure.affine, source.affine)
+    percent = np.asarray(unsure.dataobj)
+    assert (percent.dtype, percent.shape) == (np.uint8, source.shape)
+    brain = np.any([nib.load(i.path).get_fdata() != 0 for i in found.images.values()], axis=0)
+    assert 0 < percent.max() <= 100
+    assert not percent[~ndimage.binary_dilation(brain, iterations=2)].any()
+    assert set(result["confidence"]) == {"WT", "TC", "ET"}
+    assert all(0 <= value <= 1 for value in result["confidence"].values())
+    assert (result["calibrated"], result["together_with"]) == (False, [])
+    assert result["postprocessing"]["thresholds"] == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL", "IRA"])
@@ -104,6 +117,61 @@ def test_the_orientation_changes_nothing_in_the_patient(
     back = nib.apply_orientation(other.labels, turn)
     assert back.shape == straight.labels.shape
     assert (back != straight.labels).mean() < 0.01
+
+
+def test_postprocessing_is_the_protocols(world: World, case: Path) -> None:
+    model = world.model()
+    network = network_of(model)
+
+    def found(**options: Any) -> np.ndarray:
+        changed = model.protocol.postprocessing.model_copy(update=options)
+        protocol = model.protocol.model_copy(update={"postprocessing": changed})
+        other = dataclasses.replace(model, protocol=protocol)
+        return segment_case(read_case(case), other, network, execution=PLAIN).labels
+
+    low, high = found(thresholds=(0.1, 0.1, 0.1)), found(thresholds=(0.9, 0.1, 0.1))
+    assert np.count_nonzero(low) > np.count_nonzero(high)
+    without = found(thresholds=(0.1, 0.1, 0.1), smallest_et_mm3=1e7)
+    assert np.count_nonzero(low == 3) > 0
+    assert not np.count_nonzero(without == 3)
+    assert np.array_equal(low > 0, without > 0)
+
+
+def test_temperatures_change_confidence_and_no_label(world: World, case: Path) -> None:
+    model = world.model()
+    network = network_of(model)
+    plain = segment_case(read_case(case), model, network, execution=PLAIN)
+    cool = segment_case(
+        read_case(case), model, network, execution=PLAIN, temperatures=(4.0, 4.0, 4.0)
+    )
+    assert np.array_equal(plain.labels, cool.labels)
+    assert plain.uncertainty is not None
+    assert cool.uncertainty is not None
+    assert np.abs(cool.uncertainty - plain.uncertainty).max() > 0.01
+    assert cool.confidence != plain.confidence
+
+
+def test_several_models_predict_together(world: World, case: Path, tmp_path: Path) -> None:
+    first, second = (open_model(folder) for folder in world.releases)
+    result = segment(case, tmp_path / "out", first, execution=PLAIN, trusted=True, others=[second])
+    assert result["model"] == first.identity
+    assert result["together_with"] == [second.identity]
+    alone = segment_case(read_case(case), first, network_of(first), execution=PLAIN)
+    both = [network_of(first), network_of(second)]
+    together = segment_case(read_case(case), first, both, execution=PLAIN)
+    assert alone.confidence != together.confidence
+    assert together.confidence == result["confidence"]
+
+
+def test_models_of_another_preprocessing_do_not_predict_together(
+    world: World, case: Path, tmp_path: Path
+) -> None:
+    model = world.model()
+    protocol = model.protocol.model_copy(update={"preprocessing_sha256": "0" * 64})
+    other = dataclasses.replace(model, protocol=protocol)
+    with pytest.raises(ModelError, match="prepared differently"):
+        segment(case, tmp_path / "out", model, execution=PLAIN, trusted=True, others=[other])
+    assert not (tmp_path / "out").exists()
 
 
 def test_volumes_add_up() -> None:
@@ -210,3 +278,99 @@ def test_what_makes_a_preparation_doubtful_is_said(
     model = dataclasses.replace(world.model(), protocol=protocol)
     result = segment(tmp_path / "case", tmp_path / "out", model, execution=PLAIN, trusted=True)
     assert any("t2f shows only" in warning for warning in result["warnings"])
+
+
+def lenient(model: Model, **changes: Any) -> Model:
+    """Return a model as if its study had had sequence dropout."""
+    training = model.protocol.training.model_copy(update={"sequence_dropout": 0.5})
+    protocol = model.protocol.model_copy(update={"training": training, **changes})
+    return dataclasses.replace(model, protocol=protocol)
+
+
+def lacking(case: Path, target: Path, *names: str) -> Path:
+    folder = turned(case, target, "RAS")
+    for name in names:
+        next(folder.glob(f"*-{name}.nii.gz")).unlink()
+    return folder
+
+
+@pytest.mark.parametrize("missing", [("t1n",), ("t1c", "t2w"), ("t1n", "t2w", "t2f")])
+def test_a_case_that_lacks_sequences_is_segmented_with_a_warning(
+    world: World, case: Path, tmp_path: Path, missing: tuple[str, ...]
+) -> None:
+    folder = lacking(case, tmp_path / "case", *missing)
+    out = tmp_path / "out"
+    result = segment(folder, out, lenient(world.model()), execution=PLAIN, trusted=True)
+    assert result["missing"] == list(missing)
+    assert result["grid_of"] == ("t2f" if "t1c" in missing else "t1c")
+    assert set(result["inputs"]) == set(MODALITIES) - set(missing)
+    (record,) = (one for one in result["preparation"] if one["step"] == "missing")
+    assert record["sequences"] == list(missing)
+    words = " ".join(result["warnings"])
+    assert all(f"({name})" in words for name in missing)
+    assert ("nothing shows which tumour takes up contrast" in words) == ("t1c" in missing)
+    assert ("With one sequence alone" in words) == (len(missing) == 3)
+    assert nib.load(out / "segmentation.nii.gz").shape == nib.load(out / "uncertainty.nii.gz").shape
+    for low, high in result["range_ml"].values():
+        assert 0 <= low <= high
+    assert imread(out / "overview.png")[..., :3].std() > 0.05
+
+
+def test_the_uncertainty_lies_in_the_brain_on_the_inputs_grid(
+    world: World, case: Path, tmp_path: Path
+) -> None:
+    folder = turned(case, tmp_path / "case", "PIR")
+    out = tmp_path / "out"
+    result = segment(folder, out, world.model(), execution=PLAIN, trusted=True)
+    assert (result["missing"], result["grid_of"]) == ([], "t1c")
+    source = nib.load(read_case(folder).images["t1c"].path)
+    found = nib.load(out / "uncertainty.nii.gz")
+    assert found.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(found.affine, source.affine)
+    values = np.asarray(found.dataobj)
+    assert 0 < values.max() <= 100
+    far = ndimage.binary_dilation(np.asarray(source.dataobj) != 0, iterations=2)
+    assert not values[~far].any()
+
+
+@pytest.mark.parametrize("missing", [("t1n",), ("t1c",), ("t2f", "t2w")])
+def test_a_model_that_never_learnt_it_refuses_what_lacks_a_sequence(
+    world: World, case: Path, tmp_path: Path, missing: tuple[str, ...]
+) -> None:
+    folder = lacking(case, tmp_path / "case", *missing)
+    with pytest.raises(CaseError, match=r"sequence_dropout = 0") as caught:
+        segment(folder, tmp_path / "out", world.model(), execution=PLAIN, trusted=True)
+    assert caught.value.code == "case-sequence"
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_contrast_enhanced_t1_and_flair_nothing_can_be_said(
+    world: World, case: Path, tmp_path: Path
+) -> None:
+    folder = lacking(case, tmp_path / "case", "t1c", "t2f")
+    with pytest.raises(CaseError, match="t1c or t2f must be there") as caught:
+        segment(folder, tmp_path / "out", lenient(world.model()), execution=PLAIN, trusted=True)
+    assert caught.value.code == "case-sequence"
+    assert not (tmp_path / "out").exists()
+
+
+def test_raw_input_without_t1_is_segmented_on_the_grid_of_the_flair(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = raw_heads.head()
+    raw_heads.know_brain(monkeypatch, made, on="t2f")
+    raw_heads.know_motions(monkeypatch, made)
+    case = raw_heads.write(tmp_path / "case", made, label_on=None)
+    for name in ("t1n", "t1c"):
+        case.images[name].path.unlink()
+    options = PreprocessingOptions(input="raw", spacing_mm=6.0)
+    model = lenient(world.model(), preprocessing=options)
+    out = tmp_path / "out"
+    result = segment(tmp_path / "case", out, model, execution=PLAIN, trusted=True)
+    assert result["grid_of"] == "t2f"
+    for name in ("segmentation", "uncertainty"):
+        image = nib.load(out / f"{name}.nii.gz")
+        assert image.shape == made.images["t2f"].shape
+        np.testing.assert_allclose(image.affine, made.affines["t2f"], atol=1e-4)
+    assert any("sought in the FLAIR" in warning for warning in result["warnings"])
+    assert imread(out / "overview.png")[..., :3].std() > 0.05

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.imaging.absence import blank
 from client.imaging.nifti import Volume
 from client.imaging.preprocessing import Prepared
 from client.quality.measures import CaseMeasures, measure
@@ -27,8 +28,10 @@ class Head:
     affine: Any
 
     def prepared(self) -> Prepared:
-        stack = np.stack([self.images[name] for name in MODALITIES])
+        nothing = np.zeros_like(self.labels)
+        stack = np.stack([self.images.get(name, nothing) for name in MODALITIES])
         scored = np.where(stack != 0, (stack - 500) / 100, 0).astype(np.float32)
+        blank(scored, tuple(name in self.images for name in MODALITIES))
         x, y, z = self.labels.shape
         return Prepared(scored, self.labels, self.affine, (x, y, z), self.affine, ())
 

@@ -135,3 +135,19 @@ def test_of_a_whole_head_the_brain_alone_is_measured(head: Any) -> None:
     assert found.cut_off == {}
     for name, one in found.sequences.items():
         assert one.snr == pytest.approx(stripped.sequences[name].snr, rel=0.05)
+
+
+@pytest.mark.parametrize("missing", [("t1n",), ("t1c",), ("t1n", "t1c", "t2w")])
+def test_only_what_is_there_is_measured(head: Any, missing: tuple[str, ...]) -> None:
+    whole = head.measures()
+    for name in missing:
+        del head.images[name]
+    found = head.measures()
+    assert found.missing == missing
+    assert found.reference == ("t2f" if "t1c" in missing else "t1c")
+    assert tuple(found.sequences) == tuple(n for n in MODALITIES if n not in missing)
+    assert found.sequences[found.reference].shift_mm == 0
+    for name, one in found.sequences.items():
+        assert one == whole.sequences[name]
+    assert found.brain_ml == whole.brain_ml
+    assert (found.voxels_sha256 == whole.voxels_sha256) is False

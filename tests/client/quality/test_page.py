@@ -125,3 +125,27 @@ def test_a_browser_draws_it(make_head: Any, tmp_path: Path) -> None:
     assert drawn.shape == (1400, 1000)
     assert (drawn < 60).mean() > 0.1  # the pictures' black
     assert (drawn > 240).mean() > 0.3
+
+
+def test_a_sequence_that_is_missing_is_said_where_its_picture_would_be(
+    head: Any, make_head: Any
+) -> None:
+    del head.images["t2w"]
+    picture = pixels(head)
+    whole = pixels(make_head())
+    t1n, t1c, t2w, t2f = (picture[:, 128 * n : 128 * (n + 1)] for n in range(4))
+    assert (t2w == t2w[:1]).mean() > 0.8, "black but for a line of text"
+    assert t2w.max() > 100
+    np.testing.assert_array_equal(t2w[:128], t2w[128:256])
+    for place, tile in ((0, t1n), (1, t1c), (3, t2f)):
+        np.testing.assert_array_equal(tile, whole[:, 128 * place : 128 * (place + 1)])
+
+
+def test_the_page_names_what_a_case_lacks(head: Any, tmp_path: Path) -> None:
+    del head.images["t1c"]
+    page = write(tmp_path, {"one": head})
+    assert "t1c is missing" in page
+    assert '<td>t1c</td><td colspan="6" class="doubt">missing</td>' in page
+    assert "from t2f" in page
+    value = json.loads((tmp_path / "quality.json").read_text())
+    assert (value["cases"][0]["missing"], value["cases"][0]["reference"]) == (["t1c"], "t2f")

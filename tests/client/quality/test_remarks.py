@@ -57,12 +57,15 @@ def test_nothing_is_said_of_sound_cases() -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "kind", "words"),
     [
+        ({"missing": ("t1n",)}, "missing", "doubt", "t1n is missing"),
+        ({"missing": ("t1n", "t2w")}, "missing", "doubt", "t1n and t2w are missing"),
         ({"brain_ml": 300.0}, "brain-volume", "doubt", "300 mL"),
         ({"brain_ml": 3100.0}, "brain-volume", "doubt", "3100 mL"),
         ({"cut_off": {"superior": 0.4}}, "cut-off", "note", "superior end (40%)"),
         ({"t1c": {"snr": 3.0}}, "noise", "doubt", "t1c is noisy"),
         ({"t1c": {"slice_jump": 0.6}}, "slice-jump", "doubt", "60% brighter or darker"),
         ({"t1c": {"shift_mm": 9.0}}, "shift", "doubt", "9 mm from t1c"),
+        ({"t1c": {"shift_mm": 9.0}, "reference": "t2f"}, "shift", "doubt", "9 mm from t2f"),
         ({"t1c": {"spacing_mm": (1, 1, 7)}}, "coarse", "note", "7.0 mm"),
         ({"mask": mask(outside_brain=0.3)}, "mask-outside", "doubt", "30% of the mask"),
         ({"mask": mask(parts=90)}, "mask-parts", "doubt", "90 pieces"),
@@ -130,3 +133,12 @@ def test_few_cases_have_no_outliers() -> None:
 def test_doubts_come_first() -> None:
     noted, doubted = case(0, cut_off={"superior": 0.4}), case(1, brain_ml=300.0)
     assert [one.kind for one in remarks([noted, doubted])] == ["doubt", "note"]
+
+
+def test_heads_are_known_again_by_one_sequence_only() -> None:
+    """A FLAIR looks like no T1: what they have in common is no sign of one head."""
+    one, other = case(0), replace(case(1), sketch=case(0).sketch)
+    assert [r.code for r in remarks([one, other])] == ["same-head"]
+    assert remarks([one, replace(other, reference="t2f")]) == []
+    both = [replace(each, reference="t2f") for each in (one, other)]
+    assert [r.code for r in remarks(both)] == ["same-head"]

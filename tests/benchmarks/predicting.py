@@ -1,0 +1,86 @@
+"""Predict one case in one way in a process of its own; print what that took and gave, as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from monai.inferers.inferer import SlidingWindowInferer
+from numpy.typing import NDArray
+
+from client import windows
+from client.execution import ExecutionOptions, choose_execution
+from client.prediction import predict
+from common.networks import build, load_arrays
+from common.protocol import NetworkOptions
+from common.weights import load
+
+NETWORK: Final = NetworkOptions(size="base")
+OVERLAP: Final = 0.5
+THREADS: Final = 2
+
+Chances = NDArray[np.float32]
+
+
+def with_monai(network: torch.nn.Module, image: Chances, side: int) -> Chances:
+    """Return the probabilities as MONAI's inferer gives them, set up as for BraTS."""
+    inferer = SlidingWindowInferer((side, side, side), 1, overlap=OVERLAP, mode="gaussian")
+    with torch.inference_mode():
+        logits = inferer(torch.from_numpy(image)[None], network)
+        found: Chances = logits[0].sigmoid_().numpy()
+    return found
+
+
+def with_gliofed(execution: ExecutionOptions) -> Callable[[torch.nn.Module, Chances, int], Chances]:
+    def way(network: torch.nn.Module, image: Chances, side: int) -> Chances:
+        return predict(network, image, crop_size=(side, side, side), execution=execution)
+
+    return way
+
+
+def with_same_windows(network: torch.nn.Module, image: Chances, side: int) -> Chances:
+    """Return what gliofed gives where no axis is seen whole, so that its windows are MONAI's."""
+    windows.WHOLE = 1.0
+    return with_gliofed(choose_execution("cpu"))(network, image, side)
+
+
+WAYS: Final[Mapping[str, Callable[[], Callable[[torch.nn.Module, Chances, int], Chances]]]] = {
+    "MONAI": lambda: with_monai,
+    "gliofed, windows as MONAI's": lambda: with_same_windows,
+    "gliofed, float32": lambda: with_gliofed(ExecutionOptions()),
+    "gliofed": lambda: with_gliofed(choose_execution("cpu")),
+}
+
+
+def report(folder: Path, way: str, side: int) -> dict[str, Any]:
+    """Predict the case in ``folder`` and leave its mask there."""
+    torch.set_num_threads(THREADS)
+    network = build(NETWORK, seed=0).eval()
+    load_arrays(network, load(folder / "weights.safetensors"))
+    image = np.load(folder / "image.npy")
+    chosen = WAYS[way]()
+    before = peak_bytes()
+    began = time.perf_counter()
+    chances = chosen(network, image, side)
+    seconds = time.perf_counter() - began
+    peak = peak_bytes()
+    np.save(folder / "found.npy", chances > 0.5)
+    return {"seconds": seconds, "peak_bytes": peak, "before_bytes": before}
+
+
+def peak_bytes() -> int:
+    """Return the most memory of this process alone; ``getrusage`` tells that of its parent too."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[0])
+
+
+if __name__ == "__main__":
+    found = report(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    sys.stdout.write(json.dumps(found))
