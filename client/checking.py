@@ -45,7 +45,11 @@ def check_site(
         {"case": r.case, "file": r.file, "reason": r.reason, "code": r.code} for r in cohort.refused
     ]
     work = functools.partial(
-        check_case, cache=site.folder / "cache", options=options, drawn=report is not None
+        check_case,
+        cache=site.folder / "cache",
+        options=options,
+        limit_bytes=site.settings.machine.cache_bytes,
+        drawn=report is not None,
     )
     raw = options.input == "raw"
     workers = workers_for(cases, raw=raw) if workers is None else workers

@@ -145,7 +145,10 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Read and prepare every case; say what cannot be used, what is doubtful, missing, and why."""
+    """Read and prepare every case; say what cannot be used, what is doubtful, missing, and why.
+
+    Prepared cases stay in DIR/cache for training; cache_gb in site.toml limits what they take.
+    """
     from client.checking import check_site
     from common.protocol import PreprocessingOptions
 

@@ -16,7 +16,6 @@ import datetime as dt
 import logging
 import math
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,9 +82,11 @@ class Participation:
             reply = self._news(order, Reply(refusal(order, error), what="a refusal"))
             if reply.news:
                 self._record("order refused", order, code=error.code, reason=_reason(error))
-        except Exception:  # noqa: BLE001  the site's edge: the text stays here, a code leaves
+        except Exception as error:  # noqa: BLE001  the site's edge: a code leaves
+            # The text may name a file, and so a patient: it stays in the log.
+            _LOG.exception("An order failed; the coordinator hears a code alone.")
             reply = Reply(refusal(order, GliofedError("unforeseen")), what="a failure")
-            self._record("order failed", order, reason=traceback.format_exc()[-4000:])
+            self._record("order failed", order, code="internal", error=type(error).__name__)
         return let_out(self._site, order, protocol, reply)
 
     def _open(self, order: Order) -> tuple[Site, StudyProtocol]:

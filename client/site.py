@@ -83,6 +83,10 @@ gpus = 1
 precision = "auto"
 # CPU threads for training; 0 leaves the choice to torch.
 threads = 0
+# The most that prepared cases may take in the folder cache, in GB; 0 sets no limit. At its limit,
+# or on a full disk, those unused for longest are removed and prepared again when they are needed.
+# Leave room for all cases of the studies that run: about 0.07 GB each at 1 mm.
+cache_gb = 0
 """
 
 
@@ -129,6 +133,12 @@ class Machine(_Frozen):
     """CUDA devices that share the crops of each patient, at most one for each crop; 0 takes all."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
+    cache_gb: float = Field(default=0.0, ge=0, le=1e6)
+    """The most that prepared cases may take on the disk; 0 sets no limit."""
+
+    @property
+    def cache_bytes(self) -> int:
+        return round(self.cache_gb * 1e9)
 
 
 class SiteSettings(_Frozen):

@@ -384,5 +384,6 @@ def mean_dice(scores: RegionScores) -> dict[str, float]:
 def loaders(
     site: Site, options: PreprocessingOptions, cases: Sequence[Case]
 ) -> list[Callable[[], Prepared]]:
-    cache = PreparedCache(site.folder / "cache", options)
+    limit = site.settings.machine.cache_bytes
+    cache = PreparedCache(site.folder / "cache", options, limit_bytes=limit)
     return [functools.partial(cache.get, case) for case in cases]

@@ -88,8 +88,10 @@ class Worker:
             except GliofedError as error:
                 self._note("order refused", run=run.run_id, code=error.code, reason=str(error))
                 reply = _failure(message, error.code)
-            except Exception:  # noqa: BLE001  the process's edge: the text must not leave
-                self._note("order failed", run=run.run_id, reason=traceback.format_exc()[-4000:])
+            except Exception as error:  # noqa: BLE001  the process's edge: the text must not leave
+                traceback.print_exc()  # into the log; it may name a file, and so a patient
+                name = type(error).__name__
+                self._note("order failed", run=run.run_id, code="internal", error=name)
                 reply = _failure(message, "internal")
             push_message(client, dated(reply, message, worked_s=time.monotonic() - began), context)
             push_task_output(client, context, status, "")

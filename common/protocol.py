@@ -36,7 +36,7 @@ APPROVAL: Final = "study-approval"
 RELEASE: Final = "model-release"
 """Kind of the signed statement that names the files of a released model."""
 
-PREPROCESSING_ALGORITHMS: Final = {"brats": "brain-zscore/1", "raw": "raw-n4-rigid-brain-zscore/1"}
+PREPROCESSING_ALGORITHMS: Final = {"brats": "brain-zscore/1", "raw": "raw-n4-rigid-brain-zscore/2"}
 """Steps of ``client.imaging.preprocessing`` for each kind of input. Raise the version whenever any
 result changes."""
 

@@ -5,6 +5,7 @@ Everything is real but small: phantoms of 24 voxels, a network of two levels, cr
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from client import site as sites
 from client.inference.model import Model, open_model
 from client.participation import Participation
 from client.site import Site
-from common.identity import Identity
+from common.identity import Identity, Statement
 from common.protocol import (
     PROTOCOL,
+    RELEASE,
     PreprocessingOptions,
     StudyProtocol,
     preprocessing_digest,
@@ -185,3 +187,27 @@ class World:
 
     def model(self, number: int = 2) -> Model:
         return open_model(self.releases[number - 1])
+
+
+def sign_again(folder: Path, key: Identity, **changes: Any) -> None:
+    """Sign a release's files as they are now."""
+    body = Statement.load(folder / "release.json", what="release").body
+    files = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in body["files"]
+    }
+    key.sign(RELEASE, {**body, "files": files, **changes}).save(folder / "release.json")
+
+
+def change_card(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, **changes}))
+
+
+def prepared_as(release: Path, key: Identity, options: PreprocessingOptions) -> None:
+    """Change a release to that of a study with another preprocessing, and sign it again."""
+    own = preprocessing_digest(options)
+    body = Statement.load(release / "protocol.json", what="study protocol").body
+    changed = {"preprocessing": options.model_dump(mode="json"), "preprocessing_sha256": own}
+    key.sign(PROTOCOL, {**body, **changed}).save(release / "protocol.json")
+    change_card(release, preprocessing_sha256=own)
+    sign_again(release, key, preprocessing_sha256=own)

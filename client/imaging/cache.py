@@ -4,18 +4,19 @@ An entry is found by what goes into it: the SHA-256 of the files (of a DICOM ser
 files), their channels, the meaning of the mask's values and the preprocessing digest. Change any of
 them and it is another entry. An entry holds voxels and geometry, no path and no patient's name;
 nothing in it is trusted before its own SHA-256 was checked, and a damaged one is made again.
-Several processes may share a folder.
+Several processes may share a folder, and keep it within a limit (``eviction``).
 
 To know an image's SHA-256 without reading it again, the cache remembers it by paths, sizes, times
-and inodes, under the hash of the paths. ``retain`` removes what is of no use any more. Out of
-scope: limiting the cache's size; entries of other options lie in folders of their own and may be
-deleted at any time.
+and inodes, under the hash of the paths. ``retain`` removes what is of no use any more. Entries of
+other options lie in folders of their own and may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,12 +25,15 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.imaging import eviction
 from client.imaging.case import Case, Image
 from client.imaging.preprocessing import Prepared, digest, prepare
-from common.errors import CaseError
+from common.errors import CaseError, StateError
 from common.files import replacing, sweep, unwritable, write_bytes
 from common.protocol import PreprocessingOptions
 from common.regions import MODALITIES
+
+_LOG = logging.getLogger(__name__)
 
 _MAGIC: Final = b"gliofed prepared case 1\n"
 _ALIGN: Final = 64
@@ -41,8 +45,17 @@ _SETTLED_NS: Final = 2 * 10**9
 class PreparedCache:
     """Prepared cases in ``folder`` for one set of options."""
 
-    def __init__(self, folder: Path, options: PreprocessingOptions) -> None:
-        """Open or create the cache; raise StateError when the folder cannot be written."""
+    def __init__(
+        self, folder: Path, options: PreprocessingOptions, *, limit_bytes: int = 0
+    ) -> None:
+        """Open or create the cache; raise StateError when the folder cannot be written.
+
+        With ``limit_bytes`` all that is prepared in ``folder``, with whatever options, is kept
+        within it: what was unused for longest gives way.
+        """
+        self._folder = folder
+        self._limit = limit_bytes
+        self._began_ns = time.time_ns()
         self._options = options
         self._digest = digest(options)
         self._entries = folder / self._digest[:16]
@@ -57,8 +70,8 @@ class PreparedCache:
     def get(self, case: Case) -> Prepared:
         """Return the prepared ``case``; its arrays are mapped from disk, writes stay in memory.
 
-        Raises CaseError when the case cannot be prepared, StateError when the entry cannot be
-        written.
+        An entry for which the limit leaves no room is not kept. Raises CaseError when the case
+        cannot be prepared, StateError when the entry cannot be written.
         """
         path = self.place(case)
         found = self._load(path)
@@ -71,10 +84,39 @@ class PreparedCache:
                 do="Try again when nothing writes to them.",
                 code="case-changed",
             )
-        with replacing(path, mode=0o600) as partial, partial.open("wb") as file:
-            _write(file, prepared)
+        self._keep(path, prepared)
         loaded = self._load(path)
         return prepared if loaded is None else loaded
+
+    def _keep(self, path: Path, prepared: Prepared) -> None:
+        """Write an entry, within the limit if there is one; raise StateError."""
+        if not self._limit:
+            _put(path, prepared)
+            return
+        size = _size(prepared)
+        limit = f"{self._folder} keeps to cache_gb = {self._limit / 1e9:g}"
+        try:
+            with eviction.alone(self._folder):
+                over = eviction.used_bytes(self._folder) + size - self._limit
+                if size > self._limit or (over > 0 and self._make_room(over, limit) < over):
+                    _LOG.warning(
+                        "%s: a prepared case of %.2f GB is not kept, since nothing else can go.",
+                        limit,
+                        size / 1e9,
+                    )
+                    return
+                try:
+                    _put(path, prepared)
+                except StateError as error:
+                    full = f"The disk of {self._folder} is full"
+                    if error.code != "disk-full" or not self._make_room(size, full):
+                        raise
+                    _put(path, prepared)
+        except OSError as error:
+            raise unwritable(self._folder, error) from error
+
+    def _make_room(self, needed: int, why: str) -> int:
+        return eviction.make_room(self._folder, needed, why=why, began_ns=self._began_ns)
 
     def place(self, case: Case) -> Path:
         """Return where the entry of ``case`` is or would be; raise CaseError for unread files."""
@@ -114,8 +156,10 @@ class PreparedCache:
     def _load(self, path: Path) -> Prepared | None:
         """Map an entry; None when there is none or when it is damaged."""
         try:
-            identity = _identity(path)
-            prepared = _read(path, check=self._checked.get(path) != identity)
+            with path.open("rb") as file:
+                eviction.use(file.fileno())
+                identity = _identity(path)[:3]  # to be used changes the fourth
+                prepared = _read(file, check=self._checked.get(path) != identity)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):  # damaged: made again, then replaced
@@ -192,6 +236,18 @@ def _read_note(note: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _put(path: Path, prepared: Prepared) -> None:
+    with replacing(path, mode=0o600) as partial, partial.open("wb") as file:
+        _write(file, prepared)
+
+
+def _size(prepared: Prepared) -> int:
+    """Return how many bytes ``_write`` writes."""
+    labels = 0 if prepared.labels is None else prepared.labels.nbytes
+    head = len(_MAGIC) + 36 + len(_header(prepared))
+    return head + -head % _ALIGN + 4 * prepared.image.size + labels
+
+
 def _write(file: BinaryIO, prepared: Prepared) -> None:
     """Write magic, header length, header in JSON, padding to 64 bytes, image, labels."""
     image = np.ascontiguousarray(prepared.image, "<f4")
@@ -199,16 +255,7 @@ def _write(file: BinaryIO, prepared: Prepared) -> None:
     sha256 = hashlib.sha256(image.data)
     if labels is not None:
         sha256.update(labels.data)
-    header = json.dumps(
-        {
-            "shape": image.shape,
-            "labels": labels is not None,
-            "affine": prepared.affine.tolist(),
-            "native_shape": prepared.native_shape,
-            "native_affine": prepared.native_affine.tolist(),
-            "history": prepared.history,
-        }
-    ).encode()
+    header = _header(prepared)
     sha256.update(header)
     head = _MAGIC + sha256.digest() + len(header).to_bytes(4, "little") + header
     file.write(head + bytes(-len(head) % _ALIGN))
@@ -217,24 +264,39 @@ def _write(file: BinaryIO, prepared: Prepared) -> None:
         file.write(labels.data)
 
 
-def _read(path: Path, *, check: bool) -> Prepared:
-    """Map an entry; raise OSError, ValueError, KeyError or TypeError when it is not whole."""
-    with path.open("rb") as file:
-        start = file.read(len(_MAGIC) + 36)
-        length = int.from_bytes(start[-4:], "little")
-        if len(start) < len(_MAGIC) + 36 or start[: len(_MAGIC)] != _MAGIC or length > _MOST_HEADER:
-            raise ValueError("not an entry")
-        text = file.read(length)
+def _header(prepared: Prepared) -> bytes:
+    return json.dumps(
+        {
+            "shape": prepared.image.shape,
+            "labels": prepared.labels is not None,
+            "affine": prepared.affine.tolist(),
+            "native_shape": prepared.native_shape,
+            "native_affine": prepared.native_affine.tolist(),
+            "history": prepared.history,
+        }
+    ).encode()
+
+
+def _read(file: BinaryIO, *, check: bool) -> Prepared:
+    """Map an open entry; raise OSError, ValueError, KeyError or TypeError when it is not whole.
+
+    A mapping keeps the file open, and so its lock, for as long as one of its arrays lives.
+    """
+    start = file.read(len(_MAGIC) + 36)
+    length = int.from_bytes(start[-4:], "little")
+    if len(start) < len(_MAGIC) + 36 or start[: len(_MAGIC)] != _MAGIC or length > _MOST_HEADER:
+        raise ValueError("not an entry")
+    text = file.read(length)
     header = json.loads(text)
     shape = tuple(int(n) for n in header["shape"])
     begin = len(start) + length
     begin += -begin % _ALIGN
     middle = begin + 4 * int(np.prod(shape))
     end = middle + (int(np.prod(shape[1:])) if header["labels"] else 0)
-    if path.stat().st_size != end:
+    if os.fstat(file.fileno()).st_size != end:
         raise ValueError("not of the length that its header says")
-    image = _map(path, "<f4", begin, shape)
-    labels = _map(path, "u1", middle, shape[1:]) if header["labels"] else None
+    image = _map(file, "<f4", begin, shape)
+    labels = _map(file, "u1", middle, shape[1:]) if header["labels"] else None
     if check:
         sha256 = hashlib.sha256(image.data)
         if labels is not None:
@@ -253,5 +315,5 @@ def _read(path: Path, *, check: bool) -> Prepared:
     )
 
 
-def _map(path: Path, dtype: str, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
-    return np.asarray(np.memmap(path, dtype, mode="c", offset=offset, shape=shape))
+def _map(file: BinaryIO, dtype: str, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    return np.asarray(np.memmap(file, dtype, mode="c", offset=offset, shape=shape))

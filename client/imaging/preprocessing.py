@@ -17,6 +17,7 @@ atlases, denoising.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,17 @@ class Prepared:
     native_shape: tuple[int, int, int]
     native_affine: NDArray[np.float64]
     history: tuple[dict[str, Any], ...]
+
+    @property
+    def input_sha256(self) -> str:
+        """SHA-256 (hex) of what the network reads and of where it lies; the mask is no part of it.
+
+        Of one case it is the same in training and in the clinic, or one of them is at fault.
+        """
+        sha256 = hashlib.sha256(repr(self.image.shape).encode())
+        sha256.update(np.ascontiguousarray(self.image, "<f4").data)
+        sha256.update(np.ascontiguousarray(self.affine, "<f8").data)
+        return sha256.hexdigest()
 
     @property
     def missing(self) -> tuple[str, ...]:

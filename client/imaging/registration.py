@@ -3,8 +3,11 @@
 Mattes' mutual information (Mattes et al. 2003) of images averaged to blocks: first of 4 mm, from
 where the scanner says that things are and from where the centres of mass agree, then of 2 mm from
 the better of the two, where one image is first laid over the other as that shows things, slices and
-all. The last step is taken with two independent draws of voxels: their mean is the result, and how
-far they disagree at the head's surface is what the result may be trusted to.
+all, and both are divided by their local mean: what N4 left of the coils' fields differs between
+sequences and would pull them apart by half a millimetre. The last step is taken with two
+independent draws of voxels: their mean is the result, and how far they disagree at the head's
+surface is what the result may be trusted to. It is taken twice where slices are thick, since
+images that were laid over each other a little askew seem to fit a little askew.
 
 Invariants: fixed seeds and one thread, so the same images give the same bits; the result is a rigid
 motion. Out of scope: whether the residual is good enough (``quality``).
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 _COARSE_MM: Final = 4.0
 _FINE_MM: Final = 2.0
+_LOCAL_MM: Final = 15.0  # standard deviation of the weights of a local mean
+_LEAST_MEAN: Final = 0.1  # added to a local mean, as a share of the largest: air stays dark
 _BINS: Final = 32
 _SEEDS: Final = (1, 2)
 _VOXELS: Final = 120_000  # that are compared in a step
@@ -69,6 +74,7 @@ class Registration:
             "library": itk.VERSION,
             "metric": f"Mattes mutual information, {_BINS} bins",
             "blocks_mm": [_COARSE_MM, _FINE_MM],
+            "local_mean_mm": _LOCAL_MM,
             "voxels": _VOXELS,
             "matrix": [[round(float(x), 9) for x in row] for row in self.matrix],
             "residual_mm": round(self.residual_mm, 3),
@@ -100,15 +106,17 @@ def register(fixed: Volume, moving: Volume) -> Registration:
     starts = [_improved(*pair, start, first=True) for start in (by_header, by_mass)]
     coarse = itk.matrix_of(min(starts, key=lambda found: found[1])[0])
 
-    pair = _blocks(sampled, _laid_over(other, sampled, coarse), _FINE_MM)
-    rest = sitk.Euler3DTransform(by_header)
-    found = [_improved(*pair, rest, first=False, seed=seed)[0] for seed in _SEEDS]
-    rest.SetParameters(np.mean([each.GetParameters() for each in found], axis=0).tolist())
+    matrix = coarse
+    for _ in range(2 if max(sampled.spacing_mm) > _FINE_MM + grid.SAME_MM else 1):
+        pair = _blocks(sampled, _laid_over(other, sampled, matrix), _FINE_MM, evened=True)
+        rest = sitk.Euler3DTransform(by_header)
+        found = [_improved(*pair, rest, first=False, seed=seed)[0] for seed in _SEEDS]
+        rest.SetParameters(np.mean([each.GetParameters() for each in found], axis=0).tolist())
+        matrix = matrix @ itk.matrix_of(rest)
     one, other_one = (itk.matrix_of(each) for each in found)
     centre = itk.point_of(rest.GetCenter())
     likeness = -_metric(*pair, rest)
     away = [-_metric(*pair, _shifted(rest, step)) for step in _steps()]
-    matrix = coarse @ itk.matrix_of(rest)
     if swapped:
         matrix = np.linalg.inv(matrix).astype(np.float64)
     return Registration(
@@ -119,15 +127,28 @@ def register(fixed: Volume, moving: Volume) -> Registration:
     )
 
 
-def _blocks(one: Volume, other: Volume, spacing_mm: float) -> tuple[sitk.Image, sitk.Image]:
+def _blocks(
+    one: Volume, other: Volume, spacing_mm: float, *, evened: bool = False
+) -> tuple[sitk.Image, sitk.Image]:
     from client.imaging import itk
 
     images = []
     for volume in (one, other):
         factors = np.floor(spacing_mm / grid.spacing_of(volume.affine) + 0.25)
         factors = np.maximum(1, factors).astype(int)
-        images.append(itk.to_itk(*grid.shrink(volume.data, volume.affine, factors)))
+        data, affine = grid.shrink(volume.data, volume.affine, factors)
+        images.append(itk.to_itk(_evened(data, affine) if evened else data, affine))
     return images[0], images[1]
+
+
+def _evened(data: NDArray[np.float32], affine: grid.Affine) -> NDArray[np.float32]:
+    """Divide an image by its local mean."""
+    bright: NDArray[np.float32] = np.maximum(data, np.float32(0))
+    sigma = _LOCAL_MM / grid.spacing_of(affine)
+    mean: NDArray[np.float32] = ndimage.gaussian_filter(bright, sigma, mode="nearest", truncate=3.0)
+    least = max(_LEAST_MEAN * float(mean.max()), float(np.finfo(np.float32).tiny))
+    divided: NDArray[np.float32] = data / (mean + np.float32(least))
+    return divided
 
 
 def _as_thick(image: Volume, sampled: Volume) -> Volume:

@@ -8,7 +8,7 @@ with a ``result.json`` is complete::
     uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.inference.doubt``)
     overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
     result.json           volumes and their ranges, confidence, model, inputs, what is missing,
-                          preparation, warnings, seconds
+                          preparation and its digest, warnings, seconds
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ RESEARCH_USE: Final = "Research use only: a person must review this segmentation
 class Segmentation:
     """A label map (X, Y, Z) on the grid ``affine`` of the input.
 
-    ``history`` says how the input was prepared. ``brain`` holds, of raw input, what is shown on
-    that grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z)
-    says from 0 to 1 how unsure each voxel is, ``range_ml`` each region's volume of sure and of
-    possible voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of
-    each region (``client.confidence``).
+    ``history`` says how the input was prepared, ``input_sha256`` what the network was given: a site
+    that trains on the case prepares the same. ``brain`` holds, of raw input, what is shown on that
+    grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z) says
+    from 0 to 1 how unsure each voxel is, ``range_ml`` each region's volume of sure and of possible
+    voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of each region
+    (``client.confidence``).
     """
 
     labels: NDArray[np.uint8]
     affine: NDArray[np.float64]
     history: tuple[dict[str, Any], ...] = ()
+    input_sha256: str = ""
     brain: Mapping[str, NDArray[np.float32]] | None = None
     uncertainty: NDArray[np.float32] | None = None
     range_ml: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -122,6 +124,7 @@ def segment_case(
         labels,
         prepared.native_affine,
         prepared.history,
+        prepared.input_sha256,
         _brain(prepared) if raw else None,
         to_native(uncertainty(truer)[None], prepared)[0],
         range_ml(chain([native], others), voxel_ml=voxel_mm3 / 1000),
@@ -201,6 +204,7 @@ def segment(
             for name, image in case.images.items()
         },
         "preparation": list(found.history),
+        "prepared_sha256": found.input_sha256,
         "warnings": [
             *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
             *_incomplete(case.missing),

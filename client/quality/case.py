@@ -34,11 +34,19 @@ class Checked:
 
 
 def check_case(
-    case: Case, *, cache: Path, options: PreprocessingOptions, drawn: bool = True
+    case: Case,
+    *,
+    cache: Path,
+    options: PreprocessingOptions,
+    limit_bytes: int = 0,
+    drawn: bool = True,
 ) -> Checked:
-    """Prepare one case and measure it, and draw it if ``drawn``; what is wrong is a result too."""
+    """Prepare one case and measure it, and draw it if ``drawn``; what is wrong is a result too.
+
+    ``limit_bytes`` is what the cache may take; 0 sets no limit.
+    """
     try:
-        prepared = PreparedCache(cache, options).get(case)
+        prepared = PreparedCache(cache, options, limit_bytes=limit_bytes).get(case)
         volumes = {name: read_image(image) for name, image in case.images.items()}
     except CaseError as error:
         return Checked(case, None, b"", reason=str(error), code=error.code)

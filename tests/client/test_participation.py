@@ -437,8 +437,11 @@ def test_wrong_settings_become_a_code(approving: Hospital, protocol: StudyProtoc
     assert (report.status, report.code, report.reason) == ("failed", "state", "")
 
 
-def test_an_unforeseen_failure_leaves_only_a_code(
-    approving: Hospital, protocol: StudyProtocol, monkeypatch: pytest.MonkeyPatch
+def test_an_unforeseen_failure_leaves_only_a_code_and_its_text_is_in_the_log_alone(
+    approving: Hospital,
+    protocol: StudyProtocol,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(*_: object, **__: object) -> Arrays:
         raise RuntimeError(SECRET)
@@ -457,7 +460,9 @@ def test_an_unforeseen_failure_leaves_only_a_code(
     assert (report.status, report.code, report.reason) == ("failed", "internal", "")
     assert list(reply.array_records) == []
     (failed,) = events(approving.site, "order failed")
-    assert SECRET in failed["reason"]
+    assert (failed["code"], failed["error"]) == ("internal", "RuntimeError")
+    assert SECRET not in approving.site.journal.path.read_text()
+    assert SECRET in caplog.text
 
 
 def test_words_about_a_case_never_leave_and_are_not_journalled(

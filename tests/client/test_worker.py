@@ -200,8 +200,12 @@ def test_what_is_no_order_leaves_as_a_code(site: Site, node: SuperNode) -> None:
     assert len(events(site, "order refused")) == 1
 
 
-def test_an_unforeseen_failure_leaves_as_a_code(
-    site: Site, node: SuperNode, initial: Content, monkeypatch: pytest.MonkeyPatch
+def test_an_unforeseen_failure_leaves_as_a_code_and_its_text_is_in_the_log_alone(
+    site: Site,
+    node: SuperNode,
+    initial: Content,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError(SECRET)
@@ -214,7 +218,9 @@ def test_an_unforeseen_failure_leaves_as_a_code(
     assert SECRET not in str(node.pushed)
     failed = events(site, "order failed")
     assert len(failed) == 2  # the worker went on to the second order
-    assert SECRET in failed[0]["reason"]
+    assert (failed[0]["code"], failed[0]["error"]) == ("internal", "RuntimeError")
+    assert SECRET not in site.journal.path.read_text()
+    assert SECRET in capsys.readouterr().err
 
 
 def test_a_supernode_that_is_away_is_waited_for(

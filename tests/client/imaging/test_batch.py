@@ -63,7 +63,7 @@ def test_workers_are_as_many_as_cpus_and_memory_allow(large: Case) -> None:
     assert workers_for([large], cpus=4, free=100 * GIB) == 4
     assert workers_for([large], cpus=64, free=8 * GIB) == 10
     assert workers_for([large], cpus=64, free=0) == 1
-    assert workers_for([large], raw=True, cpus=64, free=30 * GIB) == 5
+    assert workers_for([large], raw=True, cpus=64, free=30 * GIB) == 9
     assert workers_for([], cpus=1, free=8 * GIB) == 1
     assert workers_for([large]) >= 1
 

@@ -13,6 +13,7 @@ import pytest
 from client.imaging import brain, grid
 from client.imaging.brain import extract_brain
 from common.errors import CaseError, StateError
+from tests import real_heads
 
 COLIN = Path("/usr/share/mricron/templates/ch2.nii.gz")
 
@@ -67,3 +68,12 @@ def test_colins_brain_is_found_and_nothing_else_is_imported() -> None:
     assert 1.0 < found.sum() / inner.sum() < 1.2
     np.testing.assert_array_equal(found, extract_brain(np.ascontiguousarray(head)))
     assert "deepbet" not in sys.modules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", real_heads.HEADS)
+def test_the_brain_of_a_real_head_is_the_one_that_hd_bet_sees(name: str) -> None:
+    head = real_heads.place(name)
+    if head is None:
+        pytest.skip(f"The head {name} is not here: it comes with {real_heads.HEADS[name]}")
+    assert real_heads.brain_dice(name, head) >= 0.95

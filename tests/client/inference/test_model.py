@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,9 @@ from common.errors import GliofedError, IdentityError, ModelError
 from common.identity import Identity, Statement
 from common.protocol import RELEASE
 from common.weights import save
-from tests.consortia import World
+from tests.consortia import World, change_card, sign_again
 
 FILES = ("weights.safetensors", "protocol.json", "card.json", "card.md")
-
-
-def sign_again(folder: Path, key: Identity, **changes: Any) -> None:
-    """Sign the release's files as they are now."""
-    body = Statement.load(folder / "release.json", what="release").body
-    files = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in body["files"]
-    }
-    key.sign(RELEASE, {**body, "files": files, **changes}).save(folder / "release.json")
-
-
-def change_card(folder: Path, **changes: Any) -> None:
-    card = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps({**card, **changes}))
 
 
 def test_a_sound_release_opens(world: World) -> None:
