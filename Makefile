@@ -31,10 +31,13 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The starting weights that ship with the demo: trained on phantoms only.
-initial: $(INSTALLED)
-	$(BIN)/gliofed-site pretrain deploy/demo/protocol.toml --out deploy/demo/initial.safetensors \
-		--work .demo-pretraining
+# The starting weights that ship with the demo, of each network: trained on phantoms only.
+NETWORKS := segresnet segresnet_mingru dynunet unet
+initial: $(NETWORKS:%=deploy/demo/initial-%.safetensors)
+deploy/demo/initial-%.safetensors: $(INSTALLED)
+	mkdir -p .demo-pretraining
+	sed 's/^name = "[a-z_]*"/name = "$*"/' deploy/demo/protocol.toml > .demo-pretraining/$*.toml
+	$(BIN)/gliofed-site pretrain .demo-pretraining/$*.toml --out $@ --work .demo-pretraining/phantoms
 
 $(INSTALLED): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)

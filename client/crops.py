@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.augmentation import Turn, mirrored, recoloured
 from client.imaging.absence import PARTIAL, blank, present
 from common.errors import CaseError
 from common.protocol import TrainingOptions
@@ -37,7 +38,7 @@ Patient = Sequence[Callable[[], PreparedCase]]
 """One loader for each scan session of a patient, called when that scan is drawn."""
 
 Crops = tuple[torch.Tensor, torch.Tensor]
-"""Images (K, 4, *crop) float32 and regions (K, 3, *crop) uint8, on the CPU."""
+"""Images (K, 4, *crop) float32 and regions (K, 3, *crop) uint8, on one device."""
 
 
 def draw_crops(
@@ -46,8 +47,9 @@ def draw_crops(
     rng: np.random.Generator,
     *,
     count: int | None = None,
+    device: str = "cpu",
 ) -> Crops:
-    """Return ``count`` random crops of a case, ``crops_per_patient`` by default.
+    """Return ``count`` random crops of a case, ``crops_per_patient`` by default, on ``device``.
 
     With ``foreground_probability`` a crop is centred on a random tumour voxel, if there is one,
     else its place is uniform. Where the volume is smaller than the crop, zeros fill up. With
@@ -64,40 +66,68 @@ def draw_crops(
             code="case-unlabelled",
         )
     tumour = np.flatnonzero(labels)
-    images = np.zeros((count, case.image.shape[0], *options.crop_size), np.float32)
-    regions = np.zeros((count, 3, *options.crop_size), np.uint8)
-    for image, region in zip(images, regions, strict=True):
+    drawn = []
+    for _ in range(count):
         centre: Sequence[np.intp] | None = None
         if tumour.size and rng.random() < options.foreground_probability:
             centre = np.unravel_index(rng.choice(tumour), labels.shape)
-        source, target = _window(labels.shape, options.crop_size, centre, rng)
-        image[:, *target] = case.image[:, *source]
-        region[:, *target] = labels_to_regions(labels[source])
+        start = _start(labels.shape, options.crop_size, centre, rng)
+        turn = Turn.draw(rng) if options.augmentation == "full" else None
+        margin = turn.margin(options.crop_size) if turn else (0, 0, 0)
+        box, inside = _box(case.image, labels, start, options.crop_size, margin)
         if options.augmentation == "light":
-            _augment(image, region, rng)
+            _augment(box, inside, rng)
         if options.sequence_dropout and rng.random() < options.sequence_dropout:
-            blank(image, PARTIAL[rng.integers(len(PARTIAL))])
-    return torch.from_numpy(images), torch.from_numpy(regions)
+            blank(box, PARTIAL[rng.integers(len(PARTIAL))])
+        image, regions = torch.from_numpy(box).to(device), torch.from_numpy(inside).to(device)
+        if turn:
+            image, regions = turn.apply(image, regions, options.crop_size)
+        if options.augmentation == "full":
+            image, regions = mirrored(recoloured(image, rng), regions, rng)
+        drawn.append((image, regions))
+    images, masks = zip(*drawn, strict=True)
+    return torch.stack(images), torch.stack(masks)
 
 
-def _window(
+def _start(
     shape: Sequence[int],
     crop: Sequence[int],
     centre: Sequence[np.intp] | None,
     rng: np.random.Generator,
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return the slices to read from a volume and to write in a crop."""
-    source, target = [], []
+) -> tuple[int, ...]:
+    """Return where in a volume a crop begins; below 0 where the volume is smaller than the crop."""
+    start = []
     for axis, (size, wanted) in enumerate(zip(shape, crop, strict=True)):
-        taken, spare = min(size, wanted), max(0, size - wanted)
-        if centre is None:
-            start = int(rng.integers(0, spare + 1))
+        spare = size - wanted
+        if spare < 0:
+            start.append(-((wanted - size) // 2))
+        elif centre is None:
+            start.append(int(rng.integers(0, spare + 1)))
         else:
-            start = min(max(int(centre[axis]) - wanted // 2, 0), spare)
-        offset = (wanted - taken) // 2
-        source.append(slice(start, start + taken))
-        target.append(slice(offset, offset + taken))
-    return tuple(source), tuple(target)
+            start.append(min(max(int(centre[axis]) - wanted // 2, 0), spare))
+    return tuple(start)
+
+
+def _box(
+    image: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    start: Sequence[int],
+    crop: Sequence[int],
+    margin: Sequence[int],
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Return a box of the case as image and regions, with zeros where it is beyond the volume."""
+    sides = [wanted + 2 * beyond for wanted, beyond in zip(crop, margin, strict=True)]
+    source, target = [], []
+    for size, first, side, beyond in zip(labels.shape, start, sides, margin, strict=True):
+        begin = first - beyond
+        low, high = max(begin, 0), min(begin + side, size)
+        source.append(slice(low, high))
+        target.append(slice(low - begin, high - begin))
+    box = np.zeros((len(image), *sides), np.float32)
+    regions = np.zeros((3, *sides), np.uint8)
+    box[:, *target] = image[:, *source]
+    regions[:, *target] = labels_to_regions(labels[*source])
+    return box, regions
 
 
 def _augment(
@@ -116,7 +146,9 @@ def _augment(
         image[channel, brain] = values[channel]
 
 
-def draw_patient(patient: Patient, options: TrainingOptions, rng: np.random.Generator) -> Crops:
+def draw_patient(
+    patient: Patient, options: TrainingOptions, rng: np.random.Generator, *, device: str = "cpu"
+) -> Crops:
     """Return ``crops_per_patient`` crops, each from a random one of the patient's scans.
 
     Raises CaseError if a scan cannot be read.
@@ -124,7 +156,7 @@ def draw_patient(patient: Patient, options: TrainingOptions, rng: np.random.Gene
     drawn = rng.integers(0, len(patient), options.crops_per_patient)
     scans, counts = np.unique(drawn, return_counts=True)
     parts = [
-        draw_crops(patient[scan](), options, rng, count=int(count))
+        draw_crops(patient[scan](), options, rng, count=int(count), device=device)
         for scan, count in zip(scans, counts, strict=True)
     ]
     return torch.cat([images for images, _ in parts]), torch.cat([regions for _, regions in parts])

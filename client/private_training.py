@@ -1,7 +1,8 @@
 """Training under patient-level differential privacy (DP-SGD), exact on any network.
 
 One step: every patient is drawn with chance ``sampling_rate``; each drawn patient gives one
-gradient (``client.training``), which is clipped to the norm C = ``clipping_norm``; Gaussian noise
+gradient (``client.training``), which is clipped to the norm C = ``clipping_norm``
+(``client.clipping``); Gaussian noise
 of standard deviation ``noise_multiplier`` * C is added to the sum; the sum is divided by the
 public constant ``sampling_rate * nominal_patients``; the optimiser follows it, with what the site
 adds (``client.terms``).
@@ -28,7 +29,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,11 +39,14 @@ from typing import Final, Protocol
 import numpy as np
 import torch
 
+from client.clipping import Clip, clipper
+from client.clipping import clip as clip
 from client.noise import RandomBytes as RandomBytes
 from client.noise import SystemRandom as SystemRandom
 from client.noise import check_exact, uniforms
 from client.noise import grid as grid
 from client.noise import noise as noise
+from client.schedule import Place
 from client.terms import NO_TERMS, Terms
 from client.training import (
     BeforeStep,
@@ -63,8 +66,6 @@ from common.protocol import PrivacyOptions, TrainingOptions
 
 _LOG = logging.getLogger(__name__)
 
-_ROUNDING: Final = 2.0**-53
-_SQUARABLE: Final = (1e-100, 1e100)
 _BLOCK: Final = 2**16
 """Numbers at a time: what they need stays in the processor's cache."""
 
@@ -140,39 +141,16 @@ def sample(entropy: RandomBytes, count: int, *, rate: float) -> list[int]:
     return [int(place) for place in np.flatnonzero(uniforms(entropy, count) < rate)]
 
 
-def clip(gradient: torch.Tensor, clipping_norm: float) -> torch.Tensor:
-    """Return a flat float64 gradient, scaled down to ``clipping_norm`` if its L2 norm is above.
-
-    The result's true norm is never above it, whatever float64 rounds: the norm of n numbers is
-    computed to n / 2 + 5 roundings, however they are added, and so much less is allowed. A gradient
-    that is not finite becomes zero.
-    """
-    if not gradient.numel():
-        return gradient
-    lowest, highest = (float(extreme) for extreme in torch.aminmax(gradient))
-    largest = max(-lowest, highest)
-    if largest == 0.0:
-        return gradient
-    if not math.isfinite(largest):  # so are the extremes of NaN
-        return torch.zeros_like(gradient)
-    margin = 1 - (gradient.numel() + 16) * _ROUNDING
-    if _SQUARABLE[0] <= largest <= _SQUARABLE[1]:
-        length = float(torch.linalg.vector_norm(gradient))
-        if length <= clipping_norm * margin:
-            return gradient
-        return gradient * (clipping_norm / length * margin)
-    # The largest entry is taken out first: squares of huge entries would overflow.
-    scaled = gradient / largest
-    length = float(torch.linalg.vector_norm(scaled))
-    if largest * length <= clipping_norm * margin:
-        return gradient
-    return scaled * (clipping_norm / length * margin)
-
-
 def clipped_sum(
-    gradients: Iterable[torch.Tensor | None], zero: torch.Tensor, *, clipping_norm: float
+    gradients: Iterable[torch.Tensor | None],
+    zero: torch.Tensor,
+    *,
+    clipping_norm: float,
+    clip: Clip | None = None,
 ) -> tuple[torch.Tensor, int]:
     """Return the sum of the clipped gradients on the grid, and how many of them were None.
+
+    ``clip`` makes each no longer than ``clipping_norm``; by default it is the flat one.
 
     Clipped gradients are cut towards zero, to whole multiples of ``grid(clipping_norm)``, which
     never makes them longer. The sum is exact: the order does not matter.
@@ -180,13 +158,14 @@ def clipped_sum(
     Raises PrivacyError (code ``privacy-exact``) where it would not be.
     """
     unit = grid(clipping_norm)
+    clip = clip or clipper("flat", clipping_norm, [])
     total, missing = zero.clone(), 0
     for count, gradient in enumerate(gradients, start=1):
         check_exact(count, noise_multiplier=0.0, clipping_norm=clipping_norm)
         if gradient is None:
             missing += 1
         else:
-            clipped = clip(gradient, clipping_norm)
+            clipped = clip(gradient)
             for part, into in zip(
                 torch.split(clipped, _BLOCK), torch.split(total, _BLOCK), strict=True
             ):
@@ -220,6 +199,7 @@ def train_privately(
     execution: ExecutionOptions,
     subspace: Subspace | None = None,
     terms: Terms = NO_TERMS,
+    place: Place | None = None,
     entropy: RandomBytes | None = None,
     before_step: BeforeStep | None = None,
     progress: Progress | None = None,
@@ -227,9 +207,9 @@ def train_privately(
     """Train ``network`` in place for ``local_steps`` private steps and return its update.
 
     ``subspace`` is needed where low rank is trained. ``terms`` are added to what clipping and noise
-    made of the gradients. A step waits for ``before_step`` before it is charged. ``entropy`` is
-    ``SystemRandom()`` if it is None; with any other, as tests have it, the result says that it is
-    not ``safe``: who knows the entropy can take the noise off.
+    made of the gradients; ``place`` decides the learning rates. A step waits for ``before_step``
+    before it is charged. ``entropy`` is ``SystemRandom()`` if it is None; with any other, as tests
+    have it, the result says that it is not ``safe``: who knows the entropy can take the noise off.
 
     Raises PrivacyError: before anything, for a network with batch statistics, a protocol without
     privacy or one whose sums would not be exact; before a step that ``charge`` does not allow,
@@ -254,7 +234,8 @@ def train_privately(
         _LOG.warning("The noise is not from the operating system: the update must not leave.")
     started = time.monotonic()
     mechanism = Mechanism(privacy.noise_multiplier, privacy.sampling_rate)
-    learner = Learner(network, options, execution, subspace=subspace, terms=terms)
+    learner = Learner(network, options, execution, subspace=subspace, terms=terms, place=place)
+    clip = clipper(privacy.clipping, privacy.clipping_norm, learner.sizes)
     unusable = 0
     # Noise is drawn while gradients are computed. All other draws of a step come before it, so
     # that what each of them gets does not depend on who is faster.
@@ -266,7 +247,7 @@ def train_privately(
                 # A patient's crops have a seed of their own: they do not depend on who else is
                 # drawn.
                 draws = [
-                    drawing(patients[place], options, _generator(entropy))
+                    drawing(patients[place], options, _generator(entropy), device=execution.device)
                     for place in sample(entropy, len(patients), rate=privacy.sampling_rate)
                 ]
                 noises = background.submit(
@@ -280,6 +261,7 @@ def train_privately(
                     contributions(learner, draws, prefetch=execution.prefetch),
                     learner.zero(),
                     clipping_norm=privacy.clipping_norm,
+                    clip=clip,
                 )
                 total += noises.result().to(total.device)
                 learner.step(total / (privacy.sampling_rate * privacy.nominal_patients))

@@ -20,6 +20,7 @@ from client.evaluation import evaluate
 from client.imaging.cache import PreparedCache
 from client.phantoms import PROFILES, write_cohort
 from client.private_training import CountingCharge, train_privately
+from client.schedule import Place
 from client.studies import mean_dice
 from client.training import ExecutionOptions, Patient, Progress, Subspace, train
 from common.networks import build, load_arrays, state_arrays
@@ -77,7 +78,7 @@ def rehearse(
         progress("preprocessing", number, len(cohort.cases))
     seconds["preprocessing"] = time.monotonic() - began
     loaders: list[Patient] = [[functools.partial(cache.get, case)] for case in cohort.cases]
-    network = build(NetworkOptions(blocks_down=(1, 2, 2), blocks_up=(1, 1)), seed=0)
+    network = build(NetworkOptions(size="tiny"), seed=0)
     steps = 3
     training = TrainingOptions(local_steps=steps, crop_size=(32, 32, 32), learning_rate=1e-3)
     privacy = PrivacyOptions(sampling_rate=0.5, nominal_patients=max(1, patients))
@@ -242,6 +243,7 @@ def train_alone(
             progress(before + done, total * protocol.rounds)
 
         subspace = Subspace(protocol.seed, number + 1)
+        place = Place.of_round(number + 1, protocol.rounds, options)
         if private and protocol.private:
             train_privately(
                 network,
@@ -251,6 +253,7 @@ def train_alone(
                 CountingCharge(),
                 execution=execution,
                 subspace=subspace,
+                place=place,
                 progress=told,
             )
         else:
@@ -261,6 +264,7 @@ def train_alone(
                 seed=protocol.seed + number,
                 execution=execution,
                 subspace=subspace,
+                place=place,
                 progress=told,
             )
     return state_arrays(network)

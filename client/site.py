@@ -24,7 +24,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -36,7 +36,14 @@ from common.identity import Identity, Statement, fingerprint
 from common.journal import Journal
 from common.kit import Kit, Request, open_kit, sign_request
 from common.ledger import Ledger
-from common.protocol import APPROVAL, PROTOCOL, SiteName, StudyProtocol, parse_protocol
+from common.protocol import (
+    APPROVAL,
+    PROTOCOL,
+    NetworkName,
+    SiteName,
+    StudyProtocol,
+    parse_protocol,
+)
 
 _SETTINGS = """\
 # Settings of this hospital's gliofed site. gliofed reads this file and never changes it.
@@ -52,7 +59,7 @@ data = {data}
 max_epsilon = 10.0
 # Training without differential privacy: only if this says so and the study's protocol does too.
 allow_without_privacy = false
-networks = ["segresnet"]
+networks = ["segresnet", "segresnet_mingru", "dynunet", "unet"]
 # What may leave beside weight updates: "case_count" (in buckets), "privacy_spent", "withdrawals"
 # (the rounds that saw patients who have withdrawn since), "statistics" (histograms of volumes,
 # spacing or intensities, if a study asks for them; with noise, charged to the ledger).
@@ -88,7 +95,7 @@ class Policy(_Frozen):
 
     max_epsilon: float = Field(default=10.0, gt=0)
     allow_without_privacy: bool = False
-    networks: tuple[str, ...] = ("segresnet",)
+    networks: tuple[str, ...] = get_args(NetworkName)
     reports: tuple[Literal["case_count", "privacy_spent", "withdrawals", "statistics"], ...] = (
         "case_count",
         "privacy_spent",

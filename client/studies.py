@@ -23,6 +23,7 @@ from client.kept import Kept, Trained
 from client.patients import patients_key, pseudonym, withdrawn
 from client.preemption import yielding
 from client.private_training import LedgerCharge, train_privately
+from client.schedule import Place
 from client.series import cohort_of
 from client.site import Site
 from client.spending import accountant as accountant
@@ -40,7 +41,7 @@ from common.errors import CaseError, ConsentError, PrivacyError
 from common.low_rank import Subspace
 from common.metrics import RegionScores
 from common.networks import build, load_arrays, state_arrays
-from common.networks.segresnet import PaddedNetwork
+from common.networks.padded import PaddedNetwork
 from common.protocol import PreprocessingOptions, StudyProtocol, TrainingOptions
 from common.regions import REGIONS
 from common.weights import Arrays
@@ -155,6 +156,7 @@ def train_round(
             execution=execution_for(site.settings.machine),
             subspace=part.subspace,
             terms=part.terms,
+            place=part.place,
             before_step=yielding(site),
             progress=part.progress,
         )
@@ -210,6 +212,7 @@ def _train_privately(
                 execution=execution_for(site.settings.machine),
                 subspace=part.subspace,
                 terms=part.terms,
+                place=part.place,
                 before_step=yielding(site),
                 progress=part.progress,
             )
@@ -234,6 +237,7 @@ class _Part:
     seed: int
     subspace: Subspace
     terms: Terms
+    place: Place
     progress: Progress | None
 
 
@@ -248,6 +252,7 @@ def _parts(
     """Yield the trainings of a round, each with its network where it starts."""
     options, kept = protocol.training, Kept(site, protocol.study)
     subspace = Subspace(protocol.seed, round_number)
+    place = Place.of_round(round_number, protocol.rounds, options)
     terms = NO_TERMS
     if control is not None:
         terms = Terms(correction=correction(control, kept.own("control")))
@@ -258,6 +263,7 @@ def _parts(
         protocol.seed + round_number,
         subspace,
         terms,
+        place,
         _shifted(progress, 0, options),
     )
     if options.personal_lambda:
@@ -267,6 +273,7 @@ def _parts(
             protocol.seed + round_number + _PERSONAL_SEED,
             subspace,
             Terms(centre=weights),
+            place,
             _shifted(progress, options.local_steps, options),
         )
 

@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from client.crops import Crops as Crops
 from client.crops import Patient as Patient
@@ -38,11 +37,13 @@ from client.execution import ExecutionOptions as ExecutionOptions
 from client.execution import choose_device as choose_device
 from client.execution import choose_execution as choose_execution
 from client.execution import choose_precision as choose_precision
+from client.losses import LOSSES, Loss, over_levels
+from client.schedule import Place, learning_rate
 from client.terms import NO_TERMS, Drift, Terms
 from common.errors import CaseError, ProtocolError
 from common.low_rank import Subspace as Subspace
 from common.low_rank import basis
-from common.networks.segresnet import PaddedNetwork
+from common.networks.padded import PaddedNetwork
 from common.parameters import local_names, trained_shapes
 from common.protocol import TrainingOptions
 
@@ -76,23 +77,6 @@ class TrainingResult:
     local: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-def dice_bce(logits: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """Return soft Dice loss plus binary cross-entropy of each sample, shape (B,).
-
-    Dice is taken per sample and region with squared denominators (Milletari et al. 2016,
-    arXiv:1606.04797) and smoothed by 1, then averaged over the regions. No term joins two samples.
-    """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    truth = regions.to(logits.dtype)
-    axes = tuple(range(2, logits.dim()))
-    chance = logits.sigmoid()
-    overlap = (chance * truth).sum(axes)
-    volume = chance.square().sum(axes) + truth.square().sum(axes)
-    dice = 1 - (2 * overlap + 1) / (volume + 1)
-    entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return dice.mean(1) + entropy.flatten(1).mean(1)
-
-
 @dataclass
 class _Replica:
     """The network on one device, which computes the gradient of a share of a patient's crops."""
@@ -103,6 +87,7 @@ class _Replica:
     """A of each parameter that changes by low rank."""
     device: torch.device
     execution: ExecutionOptions
+    loss: Loss
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     """One for as long as the replica lives: cuDNN keeps its plans for each thread."""
 
@@ -115,8 +100,11 @@ class _Replica:
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.execution.precision == "bfloat16"
         ):
-            logits = self.network(images)
-        loss = dice_bce(logits, self._moved(regions)).mean()
+            if isinstance(self.network, PaddedNetwork) and self.network.deep:
+                levels = self.network.supervised(images)
+            else:
+                levels = [self.network(images)]
+        loss = over_levels(self.loss, levels, self._moved(regions)).mean()
         parts = torch.autograd.grad(
             loss, list(self.trained.values()), allow_unused=True, materialize_grads=True
         )
@@ -129,7 +117,7 @@ class _Replica:
         )
 
     def _moved(self, part: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and part.device.type == "cpu":
             return part.pin_memory().to(self.device, non_blocking=True)
         return part.to(self.device)
 
@@ -139,7 +127,8 @@ class Learner:
 
     The network is moved to the first device and trained in place; each further device has a copy,
     which follows it step by step. ``subspace`` is needed where low rank is trained. ``terms`` say
-    what each step follows beside the gradient that it is given.
+    what each step follows beside the gradient that it is given. ``place`` is where in the study it
+    begins, for the learning rate's schedule; without it the study is these steps.
 
     Raises ProtocolError if a group of the options has no parameter in the network, or (code
     ``model-subspace``) if low rank is to be trained without a subspace.
@@ -153,6 +142,7 @@ class Learner:
         *,
         subspace: Subspace | None = None,
         terms: Terms = NO_TERMS,
+        place: Place | None = None,
     ) -> None:
         network.to(execution.device).train()
         if execution.channels_last:
@@ -169,8 +159,8 @@ class Learner:
             parameter.grad = None
         # More devices than crops would have nothing to do.
         self._replicas = [
-            _replica(network if place == 0 else copy.deepcopy(network), name, execution)
-            for place, name in enumerate(execution.devices[: options.crops_per_patient])
+            _replica(network if number == 0 else copy.deepcopy(network), name, execution, options)
+            for number, name in enumerate(execution.devices[: options.crops_per_patient])
         ]
         trained = self._replicas[0].trained
         self._before = {name: p.detach().clone() for name, p in trained.items()}
@@ -196,7 +186,12 @@ class Learner:
             for replica in self._replicas:
                 replica.bases[name] = torch.from_numpy(known).to(parameter.dtype).to(replica.device)
         leading = list(self._leading.values())
-        self.size = sum(values.numel() for values in leading)
+        self.sizes = [values.numel() for values in leading]
+        """Of the arrays that a flat gradient is made of, in its order."""
+        self.size = sum(self.sizes)
+        self._options = options
+        self._place = place or Place(0, options.local_steps)
+        self._steps = 0
         self._drift = Drift(
             terms,
             mu=options.proximal_mu,
@@ -238,14 +233,17 @@ class Learner:
 
     def step(self, gradient: torch.Tensor) -> None:
         """Let the optimiser follow ``gradient``, which is flat, and the site's terms."""
-        sizes = [values.numel() for values in self._leading.values()]
         for (name, values), flat in zip(
-            self._leading.items(), torch.split(gradient, sizes), strict=True
+            self._leading.items(), torch.split(gradient, self.sizes), strict=True
         ):
             part, added = flat.reshape(values.shape), self._drift.added(name)
             if added is not None:
                 part = part + added
             values.grad = part.to(values.dtype).to(values.device)
+        rate = learning_rate(self._options, self._place.done + self._steps, self._place.total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._steps += 1
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         first = self._replicas[0]
@@ -277,20 +275,25 @@ def _array(values: torch.Tensor) -> NDArray[np.float32]:
     return np.array(values.detach().float().cpu().contiguous().numpy())
 
 
-def _replica(network: torch.nn.Module, device: str, execution: ExecutionOptions) -> _Replica:
+def _replica(
+    network: torch.nn.Module, device: str, execution: ExecutionOptions, options: TrainingOptions
+) -> _Replica:
     network = network.to(device)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    return _Replica(network, trained, {}, torch.device(device), execution)
+    return _Replica(network, trained, {}, torch.device(device), execution, LOSSES[options.loss])
 
 
 def drawing(
-    patient: Patient, options: TrainingOptions, rng: np.random.Generator
+    patient: Patient, options: TrainingOptions, rng: np.random.Generator, *, device: str = "cpu"
 ) -> Callable[[], Crops | None]:
-    """Return the task of drawing a patient's crops, which gives None if a scan is unreadable."""
+    """Return the task of drawing a patient's crops, which gives None if a scan is unreadable.
+
+    ``device`` is where they are augmented, and are then.
+    """
 
     def draw() -> Crops | None:
         try:
-            return draw_patient(patient, options, rng)
+            return draw_patient(patient, options, rng, device=device)
         except CaseError as error:
             # Stopping here would tell that this patient was drawn; the log stays in the hospital.
             _LOG.warning("A patient's contribution counts as zero. %s", error)
@@ -340,14 +343,15 @@ def train(
     execution: ExecutionOptions,
     subspace: Subspace | None = None,
     terms: Terms = NO_TERMS,
+    place: Place | None = None,
     before_step: BeforeStep | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train ``network`` in place for ``local_steps`` without privacy, and return its update.
 
     Each step takes the next ``patients_per_step`` patients of a shuffled round through all, or
-    all if they are fewer, and follows the mean of their gradients and ``terms``. ``seed`` decides
-    all draws.
+    all if they are fewer, and follows the mean of their gradients and ``terms``, at the learning
+    rates of ``place``. ``seed`` decides all draws.
 
     Raises CaseError (code ``case-none``) without patients, ProtocolError as ``Learner`` does.
     """
@@ -357,7 +361,7 @@ def train(
         )
     started = time.monotonic()
     rng = np.random.default_rng(seed)
-    learner = Learner(network, options, execution, subspace=subspace, terms=terms)
+    learner = Learner(network, options, execution, subspace=subspace, terms=terms, place=place)
     queue: deque[int] = deque()
     unusable = 0
     for step in range(options.local_steps):
@@ -369,7 +373,7 @@ def train(
                 queue.extend(int(place) for place in rng.permutation(len(patients)))
             batch.append(queue.popleft())
         draws = [
-            drawing(patients[place], options, child)
+            drawing(patients[place], options, child, device=execution.device)
             for place, child in zip(batch, rng.spawn(len(batch)), strict=True)
         ]
         total = learner.zero()

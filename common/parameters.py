@@ -16,11 +16,27 @@ from common.errors import ProtocolError
 from common.protocol import TrainingOptions
 
 _SEGRESNET: Final = {
-    "norms": re.compile(r"(^|\.)(norm\d+|conv_final\.0)\.(weight|bias)$"),
-    "head": re.compile(r"(^|\.)conv_final\.\d+\."),
-    "last_decoder": re.compile(r"(^|\.)(up_layers|up_samples)\.{last}\."),
+    "norms": r"(^|\.)(norm\d+|conv_final\.0)\.(weight|bias)$",
+    "head": r"(^|\.)conv_final\.\d+\.",
+    "last_decoder": r"(^|\.)(up_layers|up_samples)\.{last}\.",
 }
-GROUPS: Final = {"segresnet": _SEGRESNET}
+GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
+    "segresnet": _SEGRESNET,
+    "segresnet_mingru": {**_SEGRESNET, "recurrent": r"(^|\.)bottleneck\."},
+    "dynunet": {
+        "norms": r"(^|\.)norm\d+\.(weight|bias)$",
+        "head": r"(^|\.)output_block\.",
+        "last_decoder": r"(^|\.)upsamples\.{last}\.",
+    },
+    "unet": {
+        "norms": r"\.adn\.N\.(weight|bias)$",
+        "head": r"(^|\.)model\.2\.1\.",
+        "last_decoder": r"(^|\.)model\.2\.0\.",
+    },
+}
+"""Of each network, a pattern of names for each group; ``{last}`` is the decoder's last block."""
+
+_DECODER_BLOCK: Final = re.compile(r"(^|\.)(?:up_layers|upsamples)\.(\d+)\.")
 LOW_RANK: Final = "low_rank"
 """The group of convolutions that change by a product of low rank; see ``common.low_rank``."""
 
@@ -32,7 +48,8 @@ def trainable_names(names: Iterable[str], network: str, groups: tuple[str, ...])
     """Return the sorted subset of parameter ``names`` that ``groups`` of ``network`` stand for.
 
     Groups: ``all``; ``norms`` (scale and shift of every normalisation); ``head`` (the last
-    normalisation and convolution); ``last_decoder`` (the decoder block at full resolution).
+    normalisation and convolution); ``last_decoder`` (the decoder block at full resolution);
+    ``recurrent`` (what joins the slices, in a network that has it).
     Raises ProtocolError if a group has no parameter in this network.
     """
     known = sorted(names)
@@ -47,12 +64,10 @@ def trainable_names(names: Iterable[str], network: str, groups: tuple[str, ...])
                 do=f"Choose of: {', '.join(('all', *known_groups))}.",
                 code="model-group",
             )
-        pattern = known_groups[group].pattern
         last = max(
-            (int(found[1]) for name in known if (found := re.search(r"up_layers\.(\d+)\.", name))),
-            default=0,
+            (int(found[2]) for name in known if (found := _DECODER_BLOCK.search(name))), default=0
         )
-        compiled = re.compile(pattern.replace("{last}", str(last)))
+        compiled = re.compile(known_groups[group].replace("{last}", str(last)))
         members = {name for name in known if compiled.search(name)}
         if not members:
             raise ProtocolError(

@@ -42,7 +42,8 @@ result changes."""
 
 Reportable = Literal["dice", "case_count", "privacy_spent", "withdrawals"]
 Crop = Annotated[int, Field(ge=8, le=512)]
-Group = Literal["norms", "head", "last_decoder"]
+NetworkName = Literal["segresnet", "segresnet_mingru", "dynunet", "unet"]
+Group = Literal["norms", "head", "last_decoder", "recurrent"]
 Trainable = Literal["all", "low_rank"] | Group
 
 
@@ -51,19 +52,18 @@ class _Frozen(BaseModel):
 
 
 class NetworkOptions(_Frozen):
-    """Which network of ``common.networks`` and its size."""
+    """Which network of ``common.networks``, and how large."""
 
-    name: Literal["segresnet"] = "segresnet"
-    filters: int = Field(default=8, ge=8, le=64, multiple_of=8)
-    blocks_down: tuple[int, ...] = (1, 2, 2, 4)
-    blocks_up: tuple[int, ...] = (1, 1, 1)
+    name: NetworkName = "segresnet"
+    size: Literal["tiny", "small", "base"] = "small"
+    """About 0.1, 1 and 5 million parameters. Under privacy noise grows with the root of it."""
+    deep_supervision: bool = False
+    """Whether coarser levels are trained towards the labels too."""
 
     @model_validator(mode="after")
-    def _levels(self) -> NetworkOptions:
-        if len(self.blocks_up) != len(self.blocks_down) - 1 or len(self.blocks_down) < 2:
-            raise ValueError("blocks_up must be one shorter than blocks_down, and both not empty")
-        if any(not 1 <= n <= 8 for n in (*self.blocks_down, *self.blocks_up)):
-            raise ValueError("each level has 1 to 8 blocks")
+    def _heads(self) -> NetworkOptions:
+        if self.deep_supervision and self.name == "unet":
+            raise ValueError("unet has no heads for deep_supervision")
         return self
 
 
@@ -93,13 +93,18 @@ class TrainingOptions(_Frozen):
     crop_size: tuple[Crop, Crop, Crop] = (64, 64, 64)
     crops_per_patient: int = Field(default=2, ge=1, le=16)
     foreground_probability: float = Field(default=0.66, ge=0, le=1)
-    augmentation: Literal["none", "light"] = "light"
+    augmentation: Literal["none", "light", "full"] = "light"
+    """``full`` is nnU-Net's; see ``client.augmentation``."""
     sequence_dropout: float = Field(default=0.0, ge=0, le=1)
     """Chance of a crop to lack some of its sequences, never both t1c and t2f: so that the network
     learns to do without them."""
-    loss: Literal["dice_bce"] = "dice_bce"
+    loss: Literal["dice_bce", "dice_focal"] = "dice_bce"
     optimizer: Literal["sgd", "adam"] = "adam"
     learning_rate: float = Field(gt=0, le=10)
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Over the whole study: cosine falls from ``learning_rate`` to 0 with the last round."""
+    warmup_steps: int = Field(default=0, ge=0, le=10_000)
+    """Steps of the study over which the learning rate rises from 0."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     trainable: tuple[Trainable, ...] = ("all",)
     """Groups of parameters; ``common.parameters`` says what each stands for."""
@@ -159,6 +164,8 @@ class PrivacyOptions(_Frozen):
     mode: Literal["patient-dp", "none"] = "patient-dp"
     noise_multiplier: float = Field(default=1.0, gt=0, le=1e4)
     clipping_norm: float = Field(default=1.0, gt=0)
+    clipping: Literal["flat", "per_layer", "automatic"] = "flat"
+    """How a patient's gradient comes to that norm: see ``client.clipping``."""
     sampling_rate: float = Field(default=0.1, gt=0, le=1)
     nominal_patients: int = Field(default=100, ge=1)
     delta: float = Field(default=1e-3, gt=0, lt=0.1)
@@ -218,6 +225,8 @@ class StudyProtocol(_Frozen):
             raise ValueError("scaffold needs training.optimizer sgd and training.momentum 0")
         if training.proximal_mu:
             raise ValueError("scaffold corrects the drift already: proximal_mu must be 0")
+        if training.schedule != "constant" or training.warmup_steps:
+            raise ValueError("scaffold needs one learning rate: schedule constant, no warmup_steps")
         return self
 
     @field_validator("reports")

@@ -39,7 +39,7 @@ _TINY: dict[str, Any] = {
     "title": "A tiny study",
     "expires": "2090-01-01",
     "rounds": 2,
-    "network": {"blocks_down": [1, 1], "blocks_up": [1]},
+    "network": {"size": "tiny"},
     "preprocessing": {"spacing_mm": 6.0},
     "training": {
         "local_steps": 2,

@@ -19,10 +19,19 @@ from numpy.typing import NDArray
 
 from common import parameters
 from common.errors import ModelError
-from common.networks.segresnet import PaddedNetwork, segresnet
+from common.networks.dynunet import dynunet
+from common.networks.mingru import segresnet_mingru
+from common.networks.padded import PaddedNetwork as PaddedNetwork
+from common.networks.segresnet import segresnet
+from common.networks.unet import unet
 from common.protocol import NetworkOptions
 
-NETWORKS: Final[Mapping[str, Callable[[NetworkOptions], PaddedNetwork]]] = {"segresnet": segresnet}
+NETWORKS: Final[Mapping[str, Callable[[NetworkOptions], PaddedNetwork]]] = {
+    "segresnet": segresnet,
+    "segresnet_mingru": segresnet_mingru,
+    "dynunet": dynunet,
+    "unet": unet,
+}
 
 
 def build(options: NetworkOptions, *, seed: int) -> PaddedNetwork:

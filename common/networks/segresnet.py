@@ -1,4 +1,4 @@
-"""SegResNet, the network that won BraTS 2018, as MONAI builds it, for volumes of any size.
+"""SegResNet, the network that won BraTS 2018, with MONAI's layers, for volumes of any size.
 
 Group norm and no dropout: the output for a patient depends on that patient alone, which private
 training needs. Activations are not in place, since per-patient hooks would see changed values.
@@ -9,48 +9,99 @@ arXiv:1810.11654.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
 import torch
 from monai.networks.nets.segresnet import SegResNet
-from torch.nn import functional
 
+from common.networks.padded import PaddedNetwork
 from common.protocol import NetworkOptions
 from common.regions import MODALITIES, REGIONS
 
-_GROUPS = 8
+_GROUPS: Final = 8
 
 
-class PaddedNetwork(torch.nn.Module):
-    """Pads the volume with zeros to a multiple of ``factor`` and crops the logits back.
+@dataclass(frozen=True)
+class _Plan:
+    filters: int
+    blocks_down: tuple[int, ...]
+    blocks_up: tuple[int, ...]
 
-    ``kind`` is the name of the network in a protocol.
+    @property
+    def deepest(self) -> int:
+        """Channels at the coarsest level."""
+        return self.filters << (len(self.blocks_down) - 1)
+
+
+_PLANS: Final = {
+    "tiny": _Plan(8, (1, 1, 1), (1, 1)),
+    "small": _Plan(8, (1, 2, 2, 4), (1, 1, 1)),
+    "base": _Plan(16, (1, 2, 2, 4), (1, 1, 1)),
+}
+
+
+class LeveledSegResNet(SegResNet):
+    """MONAI's SegResNet with a layer at its coarsest level and, if ``deep``, heads at others.
+
+    ``bottleneck`` keeps the shape of what it is given. Names of weights are MONAI's, with those of
+    ``bottleneck`` and ``heads`` beside them.
     """
 
-    def __init__(self, body: torch.nn.Module, *, factor: int, kind: str) -> None:
-        super().__init__()
-        self.body = body
-        self.factor = factor
-        self.kind = kind
+    def __init__(
+        self, plan: _Plan, bottleneck: Callable[[int], torch.nn.Module] | None, *, deep: bool
+    ) -> None:
+        super().__init__(
+            spatial_dims=3,
+            init_filters=plan.filters,
+            in_channels=len(MODALITIES),
+            out_channels=len(REGIONS),
+            act=("RELU", {"inplace": False}),
+            norm=("GROUP", {"num_groups": _GROUPS}),
+            blocks_down=plan.blocks_down,
+            blocks_up=plan.blocks_up,
+        )
+        self.bottleneck = bottleneck(plan.deepest) if bottleneck else torch.nn.Identity()
+        # The finest level has ``conv_final``.
+        coarser = range(1, len(plan.blocks_up)) if deep else ()
+        self.heads = torch.nn.ModuleList(
+            torch.nn.Conv3d(plan.filters * 2**level, len(REGIONS), 1) for level in coarser
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, 3, X, Y, Z) for images (B, 4, X, Y, Z)."""
-        x, y, z = images.shape[2:]
-        missing = [-size % self.factor for size in (x, y, z)]
-        if any(missing):
-            images = functional.pad(images, (0, missing[2], 0, missing[1], 0, missing[0]))
-        logits: torch.Tensor = self.body(images)
-        return logits[:, :, :x, :y, :z]
+        """Return logits (B, 3, X, Y, Z)."""
+        logits: torch.Tensor = self.conv_final(self._levels(images)[0])
+        return logits
+
+    def supervised(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logits of each level that has a head, the finest first."""
+        finest, *coarser = self._levels(images)
+        # zip ends with the heads: coarsest levels have none
+        pairs = zip(self.heads, coarser, strict=False)
+        return [self.conv_final(finest), *(head(level) for head, level in pairs)]
+
+    def _levels(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the decoder makes of each level, the finest first."""
+        deepest, down = self.encode(images)
+        levels = [self.bottleneck(deepest)]
+        for sample, layer, skip in zip(
+            self.up_samples, self.up_layers, reversed(down[:-1]), strict=True
+        ):
+            levels.append(layer(sample(levels[-1]) + skip))
+        return levels[::-1]
 
 
 def segresnet(options: NetworkOptions) -> PaddedNetwork:
     """Return the network of ``options`` with torch's default random weights."""
-    body = SegResNet(
-        spatial_dims=3,
-        init_filters=options.filters,
-        in_channels=len(MODALITIES),
-        out_channels=len(REGIONS),
-        act=("RELU", {"inplace": False}),
-        norm=("GROUP", {"num_groups": _GROUPS}),
-        blocks_down=options.blocks_down,
-        blocks_up=options.blocks_up,
-    )
-    return PaddedNetwork(body, factor=2 ** (len(options.blocks_down) - 1), kind="segresnet")
+    return leveled(options, None, kind="segresnet")
+
+
+def leveled(
+    options: NetworkOptions, bottleneck: Callable[[int], torch.nn.Module] | None, *, kind: str
+) -> PaddedNetwork:
+    """Return a SegResNet whose coarsest level goes through ``bottleneck(channels)``."""
+    plan = _PLANS[options.size]
+    body = LeveledSegResNet(plan, bottleneck, deep=options.deep_supervision)
+    factor = 2 ** (len(plan.blocks_down) - 1)
+    return PaddedNetwork(body, factor=factor, kind=kind, deep=options.deep_supervision)

@@ -12,6 +12,8 @@ data=${2:-}
 export OMP_NUM_THREADS=1             # several hospitals share this machine's cores
 patients=${DEMO_PATIENTS:-34}
 cores=$(nproc 2>/dev/null || echo 2)
+network=$(sed -n 's/^name = "\([a-z_]*\)".*/\1/p' "$here/protocol.toml")
+initial="$here/initial-$network.safetensors"   # trained on phantoms only: `make initial`
 
 pids=()
 finish() {
@@ -90,16 +92,16 @@ for privacy in private no-private; do
     for site in "${sites[@]}"; do
         # As many at a time as there are cores: more would only take turns.
         if [ ${#alone[@]} -ge "$cores" ]; then wait "${alone[0]}"; alone=("${alone[@]:1}"); fi
-        echo "\$ gliofed-site train-alone $site demo --initial initial.safetensors --$privacy" \
+        echo "\$ gliofed-site train-alone $site demo --initial initial-$network.safetensors --$privacy" \
             "--out $site-$privacy.safetensors"
-        gliofed-site train-alone "$site" demo --initial "$here/initial.safetensors" --"$privacy" \
+        gliofed-site train-alone "$site" demo --initial "$initial" --"$privacy" \
             --out "$site-$privacy.safetensors" & alone+=($!)
     done
 done
 for pid in "${alone[@]}"; do wait "$pid"; done
 
 heading "6. The study runs"
-run gliofed-server launch coordinator demo --initial "$here/initial.safetensors"
+run gliofed-server launch coordinator demo --initial "$initial"
 run gliofed-server status coordinator
 
 heading "7. The model is released and signed; a hospital verifies, scores and installs it"
@@ -115,7 +117,7 @@ run gliofed-clinic segment "$case" --out segmentation --site "${sites[0]}"
 heading "9. Was it worth it?"
 scored=()
 for site in "${sites[@]}"; do
-    weights=(--weights "$here/initial.safetensors" --weights model/weights.safetensors)
+    weights=(--weights "$initial" --weights model/weights.safetensors)
     for privacy in private no-private; do
         for other in "${sites[@]}"; do weights+=(--weights "$other-$privacy.safetensors"); done
     done

@@ -119,7 +119,7 @@ def protocol_of(seed: int, aggregation: Mapping[str, Any]) -> StudyProtocol:
             "expires": "2099-12-31",
             "rounds": 5,
             "seed": seed,
-            "network": {"blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
+            "network": {"size": "tiny"},
             "preprocessing": {"spacing_mm": 6.0},
             "training": {
                 "local_steps": 6,

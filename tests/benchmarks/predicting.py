@@ -22,7 +22,7 @@ from common.networks import build, load_arrays
 from common.protocol import NetworkOptions
 from common.weights import load
 
-NETWORK: Final = NetworkOptions(filters=16)
+NETWORK: Final = NetworkOptions(size="base")
 OVERLAP: Final = 0.5
 THREADS: Final = 2
 

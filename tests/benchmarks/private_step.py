@@ -21,7 +21,7 @@ from tests.benchmarks.result import Result
 from tests.benchmarks.stepping import Cost, stepper
 from tests.benchmarks.steps import CROPS, METHODS, PATIENTS
 
-FILTERS: Final = (8, 16)
+SIZES: Final = ("small", "base")
 SIDES: Final = (48, 64)
 TURNS: Final[Mapping[str, int]] = {"ordinary": 7, "ours": 7, "Opacus hooks": 2}
 """Of every other method, 1."""
@@ -36,13 +36,16 @@ def measure(folder: Path) -> Result:
     """Return seconds and peak memory of each method, for each network and crop."""
     del folder
     rows, facts, broken = [], [], []
-    for filters, side in itertools.product(FILTERS, SIDES):
-        size = sum(p.numel() for p in build(NetworkOptions(filters=filters), seed=0).parameters())
-        found = compare(filters=filters, side=side)
+    for size, side in itertools.product(SIZES, SIDES):
+        count = sum(
+            p.numel()
+            for p in build(NetworkOptions.model_validate({"size": size}), seed=0).parameters()
+        )
+        found = compare(size=size, side=side)
         for method, costs in found.items():
             rows.append(
                 [
-                    f"{size / 1e6:.1f} M, {side}^3",
+                    f"{count / 1e6:.1f} M, {side}^3",
                     method,
                     statistics.median(cost.seconds for cost in costs),
                     times(found, method, "ordinary"),
@@ -50,11 +53,11 @@ def measure(folder: Path) -> Result:
                     len(costs),
                 ]
             )
-        broken += [f"{size / 1e6:.1f} M, {side}^3: {what}" for what in failures(found)]
+        broken += [f"{count / 1e6:.1f} M, {side}^3: {what}" for what in failures(found)]
         facts.append(
             {
-                "filters": filters,
-                "parameters": size,
+                "size": size,
+                "parameters": count,
                 "side": side,
                 "times_ordinary": {name: times(found, name, "ordinary") for name in found},
                 "hooks_times_ours": times(found, "Opacus hooks", "ours"),
@@ -74,12 +77,12 @@ def measure(folder: Path) -> Result:
     )
 
 
-def compare(*, filters: int, side: int) -> dict[str, list[Cost]]:
+def compare(*, size: str, side: int) -> dict[str, list[Cost]]:
     """Return the costs of the turns of each method."""
     found: dict[str, list[Cost]] = {method: [] for method in METHODS}
     with ExitStack() as running:
         steppers = {
-            method: running.enter_context(stepper(method, filters=filters, side=side))
+            method: running.enter_context(stepper(method, size=size, side=side))
             for method in METHODS
         }
         for turn in range(max(TURNS.values())):

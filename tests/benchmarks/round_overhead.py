@@ -18,11 +18,11 @@ from tests.benchmarks.result import Result
 from tests.benchmarks.stock import seconds_per_round
 from tests.deployment.stack import PROTOCOL, Stack, running_stack
 
-NETWORK: Final = NetworkOptions(filters=16, blocks_down=(1, 2, 2, 4), blocks_up=(1, 1, 1))
+NETWORK: Final = NetworkOptions(size="base")
 ROUNDS: Final = 8
 MOST_S: Final = 6.0
 SITES: Final = ("north", "south")
-_NETWORK = "filters = 16\nblocks_down = [1, 2, 2, 4]\nblocks_up = [1, 1, 1]"
+_NETWORK = 'size = "base"'
 
 
 def measure(folder: Path) -> Result:
@@ -52,7 +52,7 @@ def _ours(folder: Path) -> list[float]:
     with running_stack(folder) as stack:
         for seed, name in enumerate(SITES):
             stack.enrol(name, seed=seed, patients=4)
-        text = PROTOCOL.replace("blocks_down = [1, 1]\nblocks_up = [1]", _NETWORK)
+        text = PROTOCOL.replace('size = "tiny"', _NETWORK)
         stack.publish("idle", text=text, rounds=ROUNDS, local_steps=1)
         stack.start("server")
         for name in SITES:

@@ -140,7 +140,7 @@ def protocol(changes: Mapping[str, Any]) -> StudyProtocol:
             "title": "What sites add",
             "expires": "2090-01-01",
             "rounds": ROUNDS,
-            "network": {"blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
+            "network": {"size": "tiny"},
             "preprocessing": {"spacing_mm": 6.0},
             "training": {
                 "local_steps": 20,

@@ -97,7 +97,7 @@ def protocol_of(messages: Mapping[str, Any]) -> StudyProtocol:
             "title": "Small messages",
             "expires": "2099-12-31",
             "rounds": 5,
-            "network": {"blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
+            "network": {"size": "tiny"},
             "preprocessing": {"spacing_mm": 3.75},
             "training": {
                 "local_steps": 6,

@@ -1,6 +1,6 @@
 """Processes that take training steps when they are told to, and say what each has cost.
 
-``python -m tests.benchmarks.stepping METHOD FILTERS SIDE`` answers each line of its standard input
+``python -m tests.benchmarks.stepping METHOD SIZE SIDE`` answers each line of its standard input
 with one step. Each method has a process of its own, so that its memory is its own, and all those
 of a comparison wait for their turns, so that they see the same machine. Needs Linux, whose
 ``/proc`` keeps and resets the high water mark of a process.
@@ -62,10 +62,10 @@ class Stepper:
 
 
 @contextmanager
-def stepper(method: str, *, filters: int, side: int) -> Iterator[Stepper]:
+def stepper(method: str, *, size: str, side: int) -> Iterator[Stepper]:
     """Start the process of ``method`` and end it afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__, method, str(filters), str(side)],
+        [sys.executable, "-m", __name__, method, size, str(side)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -99,7 +99,7 @@ def _status(name: str) -> int:
     raise RuntimeError(f"/proc does not tell {name}.")
 
 
-def main(method: str, filters: int, side: int) -> None:
+def main(method: str, size: str, side: int) -> None:
     """Serve steps until the input ends."""
     import torch
 
@@ -109,8 +109,8 @@ def main(method: str, filters: int, side: int) -> None:
     for message in OPACUS_SAYS:
         warnings.filterwarnings("ignore", message, UserWarning)
     prepare = METHODS[method]
-    prepare(work(filters=filters, side=_WARMING_SIDE))()
-    step = prepare(work(filters=filters, side=side))
+    prepare(work(size=size, side=_WARMING_SIDE))()
+    step = prepare(work(size=size, side=side))
     meter = _Meter.start()
     for _ in sys.stdin:
         seconds, elapsed = time.process_time(), time.perf_counter()
@@ -125,4 +125,4 @@ def main(method: str, filters: int, side: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -19,8 +19,9 @@ from opacus.grad_sample import prepare_module
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
+from client.losses import dice_bce
 from client.private_training import CountingCharge, train_privately
-from client.training import ExecutionOptions, Patient, dice_bce, draw_patient
+from client.training import ExecutionOptions, Patient, draw_patient
 from common.networks import build
 from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
 from tests.opacus_ready import OutOfPlace
@@ -60,10 +61,10 @@ class Work:
         return torch.optim.Adam(self.network.parameters(), self.options.learning_rate)
 
 
-def work(*, filters: int, side: int) -> Work:
+def work(*, size: str, side: int) -> Work:
     """Return a SegResNet and patients with random scans of side ``side``."""
     rng = np.random.default_rng(0)
-    network = build(NetworkOptions(filters=filters), seed=0).train()
+    network = build(NetworkOptions.model_validate({"size": size}), seed=0).train()
     options = TrainingOptions(
         local_steps=1,
         crop_size=(side, side, side),

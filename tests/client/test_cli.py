@@ -346,7 +346,7 @@ def test_evaluate_names_weights_of_another_network(
     site_command: Run, site: Site, consortium: Consortium, tmp_path: Path
 ) -> None:
     offer(site, consortium, tiny_protocol())
-    other = studies.starting_weights(tiny_protocol(network={"filters": 16}))
+    other = studies.starting_weights(tiny_protocol(network={"size": "base"}))
     save(tmp_path / "other.safetensors", other, {})
     said = site_command("evaluate", site.folder, STUDY, "--weights", tmp_path / "other.safetensors")
     assert said.code == 18

@@ -29,8 +29,9 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch.func import functional_call
 
+from client.losses import dice_bce
 from client.private_training import clip, clipped_sum, grid
-from client.training import Crops, ExecutionOptions, Learner, contributions, dice_bce
+from client.training import Crops, ExecutionOptions, Learner, contributions
 from common.low_rank import Subspace, basis
 from common.networks import NETWORKS, build
 from common.parameters import GROUPS, update_shapes
@@ -84,11 +85,7 @@ class Case:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 return MONAI[self.network]()
-        # Three levels, so that the last decoder is not the only one.
-        options = NetworkOptions.model_validate(
-            {"name": self.network, "blocks_down": (1, 1, 1), "blocks_up": (1, 1)}
-        )
-        return build(options, seed=0)
+        return build(NetworkOptions.model_validate({"name": self.network, "size": "tiny"}), seed=0)
 
     def network_in(self, dtype: torch.dtype) -> torch.nn.Module:
         network = self.build()
@@ -352,7 +349,13 @@ def test_bfloat16_keeps_the_bound_and_the_direction(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*NETWORKS, *(name for name in MONAI if name.startswith("SegResNet")), "DynUNet"]
+    "name",
+    [
+        "segresnet",
+        "segresnet_mingru",
+        *(name for name in MONAI if name.startswith("SegResNet")),
+        "DynUNet",
+    ],
 )
 def test_opacus_does_not_bear_the_network_as_it_is(name: str) -> None:
     case = Case(name, ("all",), 1)

@@ -11,7 +11,7 @@ from common.protocol import NetworkOptions
 from common.segmentation_options import PredictionOptions
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions()
 CROP = (16, 16, 16)
 

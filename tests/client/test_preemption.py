@@ -21,7 +21,7 @@ from common.weights import digest
 from tests.client.test_training import cohort, options
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions(prefetch=0)
 WANTED = options(local_steps=4, crops_per_patient=1)
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from client.clipping import clipper
+from client.losses import dice_bce
 from client.noise import MOST_CONTRIBUTIONS, grid
 from client.private_training import (
     CountingCharge,
@@ -27,7 +29,6 @@ from client.training import (
     Patient,
     Subspace,
     TrainingResult,
-    dice_bce,
     draw_patient,
     train,
 )
@@ -38,7 +39,7 @@ from common.privacy import Cap, History, Mechanism
 from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions(prefetch=0)
 OPTIONS = TrainingOptions(
     local_steps=3,
@@ -393,3 +394,25 @@ def test_factors_of_low_rank_are_clipped_and_noised() -> None:
     assert np.linalg.norm(moved) == pytest.approx(1e-3, rel=1e-5)
     noised = result(privacy(sampling_rate=1.0), []) * constant
     assert noised.std() == pytest.approx(0.5, rel=6 / math.sqrt(2 * noised.size))
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
+def test_gradients_are_clipped_as_the_protocol_says(clipping: str) -> None:
+    options = OPTIONS.model_copy(
+        update={"augmentation": "none", "optimizer": "sgd", "momentum": 0.0, "local_steps": 1}
+    )
+    quiet = privacy(
+        noise_multiplier=1e-12, clipping_norm=0.05, sampling_rate=1.0, clipping=clipping
+    )
+    patients = cohort(2)
+    result = train_privately(
+        build(TINY, seed=0), patients, options, quiet, CountingCharge(), execution=PLAIN
+    )
+    learner = Learner(build(TINY, seed=0), options, PLAIN)
+    clip_one = clipper(quiet.clipping, 0.05, learner.sizes)
+    total = sum(
+        clip_one(learner.gradient(draw_patient(one, options, np.random.default_rng(0))))
+        for one in patients
+    )
+    expected = -options.learning_rate * total.numpy() / quiet.nominal_patients
+    assert np.allclose(flat(result.update), expected, rtol=1e-3, atol=1e-7)

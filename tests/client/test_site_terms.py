@@ -13,9 +13,10 @@ import torch
 
 from client import studies
 from client.kept import Kept
+from client.losses import dice_bce
 from client.site import Site
 from client.terms import next_control
-from client.training import dice_bce, draw_patient
+from client.training import draw_patient
 from common import journal
 from common.files import unwritable
 from common.networks import build, load_arrays, trainable_names

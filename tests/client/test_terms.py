@@ -12,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from client.losses import LOSSES, dice_bce
 from client.private_training import CountingCharge, train_privately
 from client.terms import Terms, correction, next_control
-from client.training import ExecutionOptions, Learner, Patient, dice_bce, draw_patient, train
+from client.training import ExecutionOptions, Learner, Patient, draw_patient, train
 from common.low_rank import Subspace, basis
 from common.networks import build, state_arrays, trainable_names
 from common.protocol import AggregationOptions, NetworkOptions, PrivacyOptions, TrainingOptions
@@ -23,7 +24,7 @@ from server.aggregation import RULES, control
 from tests.client.test_training import Prepared, cohort, options, phantom
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions(prefetch=0)
 PRIVACY = PrivacyOptions(sampling_rate=1.0, nominal_patients=2, clipping_norm=0.5)
 
@@ -297,7 +298,7 @@ def federated(rounds: int, *, scaffold: bool) -> list[Arrays]:
 def test_scaffold_is_the_papers_and_ends_where_fedavg_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("client.training.dice_bce", squares)
+    monkeypatch.setitem(LOSSES, "dice_bce", squares)
     rounds = 30
     ends = {}
     for scaffold in (False, True):

@@ -8,13 +8,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from client.losses import LOSSES, dice_bce
+from client.schedule import Place, learning_rate
 from client.training import (
     ExecutionOptions,
     Learner,
     Patient,
     Subspace,
     contributions,
-    dice_bce,
     draw_patient,
     drawing,
     train,
@@ -26,7 +27,7 @@ from common.parameters import update_shapes
 from common.protocol import NetworkOptions, TrainingOptions
 
 torch.set_num_threads(1)
-TINY = NetworkOptions(filters=8, blocks_down=(1, 1), blocks_up=(1,))
+TINY = NetworkOptions(size="tiny")
 PLAIN = ExecutionOptions(prefetch=0)
 
 
@@ -345,3 +346,38 @@ def test_a_failing_device_is_heard() -> None:
 
 def _fail(*_: object) -> None:
     raise RuntimeError("no memory")
+
+
+@pytest.mark.parametrize("loss", ["dice_bce", "dice_focal"])
+def test_coarser_levels_are_trained_where_the_protocol_says_so(loss: str) -> None:
+    deep = NetworkOptions(name="dynunet", size="tiny", deep_supervision=True)
+    wanted = options(loss=loss, augmentation="none")
+    images, regions = draw_patient(cohort(1)[0], wanted, np.random.default_rng(0))
+    reference = build(deep, seed=0).double()
+    total = torch.zeros((), dtype=torch.float64)
+    for image, truth in zip(images.double(), regions, strict=True):
+        fine, coarse = reference.supervised(image[None])
+        halved = torch.nn.functional.avg_pool3d(truth[None].double(), 2)
+        total += (2 * LOSSES[loss](fine, truth[None]) + LOSSES[loss](coarse, halved))[0] / 3
+    parts = torch.autograd.grad(total / 2, list(reference.parameters()))
+    learner = Learner(build(deep, seed=0).double(), wanted, PLAIN)
+    expected = torch.cat([part.flatten() for part in parts])
+    assert torch.allclose(learner.gradient((images, regions)), expected, atol=1e-12)
+
+
+def test_the_learning_rate_follows_the_study() -> None:
+    wanted = options(
+        optimizer="sgd", momentum=0.0, schedule="cosine", warmup_steps=1, learning_rate=0.1
+    )
+    moved = []
+    for number in (1, 2, 3):
+        network = build(TINY, seed=0)
+        learner = Learner(network, wanted, PLAIN, place=Place.of_round(number, 3, wanted))
+        for _ in range(2):
+            before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+            learner.step(torch.ones(learner.size, dtype=torch.float64))
+            after = torch.cat([p.detach().flatten() for p in network.parameters()])
+            moved.append(float((before - after).mean()))
+    assert moved == pytest.approx([learning_rate(wanted, step, 6) for step in range(6)], rel=1e-3)
+    assert moved[0] == pytest.approx(0.1, rel=1e-3)
+    assert moved[-1] < 0.02

@@ -214,7 +214,7 @@ def test_a_name_that_could_be_a_part_is_refused(options: MessageOptions) -> None
 @pytest.fixture(scope="module")
 def segresnet() -> Arrays:
     """An update of the shapes of the real network, of noise as private training gives it."""
-    shapes = sizes(networks.state_arrays(networks.build(NetworkOptions(filters=16), seed=0)))
+    shapes = sizes(networks.state_arrays(networks.build(NetworkOptions(size="base"), seed=0)))
     numbers = rng()
     return {
         name: np.float32(1e-3) * numbers.standard_normal(shape, np.float32)

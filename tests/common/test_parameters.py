@@ -42,7 +42,7 @@ def test_groups_add_up_and_the_order_of_names_does_not_matter() -> None:
     ("names", "network", "groups", "said"),
     [
         (NAMES, "segresnet", ("encoder",), "no group of parameters named encoder"),
-        (NAMES, "unet", ("head",), "unet has no group"),
+        (NAMES, "resnet", ("head",), "resnet has no group"),
         (NAMES, "", ("head",), "given has no group"),
         (("other.weight",), "segresnet", ("head",), "no parameters in the group head"),
         (("other.weight",), "segresnet", ("last_decoder",), "no parameters in the group"),

@@ -26,7 +26,7 @@ DATA: dict[str, Any] = {
     "aggregation": {"quorum": 2},
     "privacy": {},
 }
-DIGEST = "abaae2e4e4a9619cd81c17f86c28d434b56ebcbbaa629cfd29670a25c27ff31f"
+DIGEST = "4a08fdb23f2feab00b9fcfe56d701f242ad919d8a1f3b6aa7d9995303ed80fd7"
 TOML = """\
 study = "demo"
 title = "A study"
@@ -62,8 +62,8 @@ WRONG: dict[str, Any] = {
     "evaluate_every": 0,
     "reports": ["dice", "names"],
     "preprocessing_sha256": "abc",
-    "network.filters": 9,
-    "network.name": "unet",
+    "network.name": "resnet",
+    "network.size": "large",
     "network.depth": 3,
     "preprocessing.spacing_mm": 0.1,
     "preprocessing.margin_mm": -1.0,
@@ -110,10 +110,10 @@ def test_a_missing_key_is_named(missing: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"network.blocks_up": [1, 1]}, "network: .*one shorter"),
-        ({"network.blocks_down": [1], "network.blocks_up": []}, "network: .*one shorter"),
-        ({"network.blocks_down": [1, 2, 2, 9]}, "network: .*1 to 8 blocks"),
-        ({"network.blocks_down": [1, 2, 0, 1]}, "network: .*1 to 8 blocks"),
+        (
+            {"network.name": "unet", "network.deep_supervision": True},
+            "network: .*unet has no heads",
+        ),
         ({"preprocessing.clip_percentiles": [99, 1]}, "preprocessing: .*rising"),
         ({"preprocessing.clip_percentiles": [0, 101]}, "preprocessing: .*rising"),
         ({"training.trainable": []}, "training: .*at least one"),

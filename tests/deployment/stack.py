@@ -41,8 +41,7 @@ expires = 2099-12-31
 rounds = {rounds}
 evaluate_every = {rounds}
 [network]
-blocks_down = [1, 1]
-blocks_up = [1]
+size = "tiny"
 [preprocessing]
 spacing_mm = 6.0
 [training]

@@ -92,7 +92,7 @@ def _(trial: Trial) -> None:
 @cell("2 Mbit/s, network of 1.7 MB", "always")
 def _(trial: Trial) -> None:
     trial.wire.rate_bit_s = 2e6
-    trial.launch(filters=16, deadline_s=90)
+    trial.launch(size="small", deadline_s=90)
 
 
 @cell("50 kbit/s, too slow for the deadline", "always", out=(ONLY_NORTH,))

@@ -36,9 +36,7 @@ expires = 2099-12-31
 rounds = {rounds}
 evaluate_every = {rounds}
 [network]
-filters = {filters}
-blocks_down = [1, 1, 1]
-blocks_up = [1, 1]
+size = "{size}"
 [preprocessing]
 spacing_mm = 6.0
 [training]
@@ -53,7 +51,7 @@ max_epsilon = 10
 """
 _SLOW_BIT_S: Final = 1e6
 _UNDER_WAY_BYTES: Final = 120_000
-"""More than all calls of a few seconds, less than half of a network of 8 filters."""
+"""More than all calls of a few seconds, less than half of a tiny network."""
 
 
 @dataclass
@@ -76,7 +74,7 @@ class Trial:
         self,
         *,
         deadline_s: float = 60.0,
-        filters: int = 8,
+        size: str = "tiny",
         odd: Mapping[str, str] | None = None,
     ) -> None:
         """Launch the study, which all three approve, and wait until its first round is opened.
@@ -89,7 +87,7 @@ class Trial:
             rounds=ROUNDS,
             local_steps=LOCAL_STEPS,
             deadline_s=deadline_s,
-            filters=filters,
+            size=size,
         )
         self.stack.wait_for_offer(self.study, *SITES, timeout_s=150)
         for name in SITES:
