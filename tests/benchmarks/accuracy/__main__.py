@@ -1,0 +1,60 @@
+"""Do the runs that are not done yet, then write the table and the curves."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+from common import console
+from tests.benchmarks.accuracy import table
+from tests.benchmarks.accuracy.cohorts import hospitals
+from tests.benchmarks.accuracy.plan import RUNS
+from tests.benchmarks.accuracy.runs import RESULTS, done, path_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.accuracy", description=__doc__
+    )
+    parser.add_argument("--hours", type=float, default=6.0, help="begin no run after that")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--only", default="", help="runs whose name begins so")
+    parser.add_argument("--work", type=Path, default=Path(".bench/accuracy"))
+    chosen = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    wanted = [run for run in RUNS if run.key.startswith(chosen.only)]
+    # First seeds first: a row with one seed is worth more than another with three.
+    due = [
+        (run, seed)
+        for place in range(max(len(run.seeds) for run in wanted))
+        for run in wanted
+        for seed in run.seeds[place : place + 1]
+        if not path_of(run, seed).exists()
+    ]
+    for cohort in sorted({run.cohort for run, _ in due}):
+        run = next(run for run, _ in due if run.cohort == cohort)
+        hospitals(cohort, chosen.work, run.protocol)
+    if any(run.pretrained for run, _ in due):
+        hospitals("outside", chosen.work, next(r for r, _ in due if r.pretrained).protocol)
+    ends = time.monotonic() + 3600 * chosen.hours
+    with ProcessPoolExecutor(
+        chosen.workers, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        running: set[Future[str]] = set()
+        while due or running:
+            while due and len(running) < chosen.workers and time.monotonic() < ends:
+                running.add(pool.submit(done, *due.pop(0), chosen.work))
+            if not running:
+                console.say(f"{len(due)} runs are left; the same command goes on with them.")
+                break
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                console.say(future.result())
+    table.write(RESULTS, RUNS)
+
+
+if __name__ == "__main__":
+    main()
