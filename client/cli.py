@@ -213,8 +213,8 @@ def install(
     calibration: dict[str, Any] | None = None
     if parts.validation:
         with console.working("Calibrating on the site's own validation patients"):
-            found = work.score_fully(site, opened.protocol, [opened.weights], parts.validation)
-        calibration = calibrate(site, opened, found.counts, cases=len(parts.validation))
+            found = work.calibration_counts(site, opened.protocol, opened.weights, parts.validation)
+        calibration = calibrate(site, opened, found, cases=len(parts.validation))
     if json:
         console.show_json(
             {"model": opened.identity, "active": active, **kept, "calibration": calibration}

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.calibration import Counts
 from client.cohort import Split, split
 from client.evaluation import Evaluation, evaluate, evaluate_fully, predictions
 from client.execution import execution_for as execution_for
@@ -45,7 +46,7 @@ from common.metrics import RegionScores
 from common.networks import build, load_arrays, state_arrays
 from common.networks.padded import PaddedNetwork
 from common.protocol import PreprocessingOptions, StudyProtocol, TrainingOptions
-from common.regions import REGIONS
+from common.regions import REGIONS, labels_to_regions
 from common.weights import Arrays
 
 _LOG = logging.getLogger(__name__)
@@ -373,6 +374,16 @@ def predicted(
         execution=execution_for(site.settings.machine),
         prediction=protocol.prediction,
     )
+
+
+def calibration_counts(
+    site: Site, protocol: StudyProtocol, weights: Arrays, cases: Sequence[Case]
+) -> Counts:
+    """Return how true the probabilities of ``weights`` are over the site's ``cases``."""
+    total = Counts.none()
+    for chances, truth in predicted(site, protocol, weights, cases):
+        total += Counts.of_case(chances, labels_to_regions(truth))
+    return total
 
 
 def mean_dice(scores: RegionScores) -> dict[str, float]:

@@ -3,12 +3,16 @@
 SegResNet of 4.7 million parameters, trained for a few minutes on phantoms of 1 mm, so that masks
 mean something; windows of 128^3 with an overlap of a half and Gaussian weights; two threads. Each
 way takes its turn in a process of its own; a ratio is the median of the ratios within the turns.
+Where gliofed looks at the brain's box alone its windows are others than MONAI's and group norm sees
+less of the void: its Dice is then another, which need not be lower. ``GLIOFED_BENCH_TURNS`` other
+turns than 2, of about a minute each for MONAI on an idle machine.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,15 +36,15 @@ from tests.benchmarks.result import Result
 
 SHAPE: Final = (240, 240, 155)
 SIDE: Final = 128
-TURNS: Final = 2
+TURNS: Final = int(os.environ.get("GLIOFED_BENCH_TURNS", "2"))
 PATIENTS: Final = 4
 """Phantoms to train on; one more is predicted."""
 TRAINING: Final = TrainingOptions(
-    local_steps=80,
-    crop_size=(64, 64, 64),
-    crops_per_patient=2,
+    local_steps=240,
+    crop_size=(48, 48, 48),
+    crops_per_patient=1,
     patients_per_step=1,
-    learning_rate=2e-3,
+    learning_rate=1e-3,
 )
 
 MOST_TIME: Final = 0.5
@@ -69,18 +73,24 @@ def measure(folder: Path) -> Result:
             "dice": dict(zip(REGIONS, of[0]["dice"], strict=True)),
             "dice_with_monai": same,
         }
-    ours, theirs = facts["gliofed"], facts["MONAI"]
-    apart = max(abs(ours["dice"][region] - theirs["dice"][region]) for region in REGIONS)
+    ours, exact, theirs = (facts[way] for way in ("gliofed", "gliofed, MONAI's windows", "MONAI"))
+    gained = [exact["dice"][region] - theirs["dice"][region] for region in REGIONS]
+    in_box = min(ours["dice"][region] - theirs["dice"][region] for region in REGIONS)
     return Result(
         title=f"Predicting {' x '.join(map(str, SHAPE))} voxels on {THREADS} threads",
         columns=["way", "seconds", "times MONAI", "peak MB", *REGIONS, "agreement"],
         rows=rows,
-        promise=f"at most {MOST_TIME} times MONAI's time, it takes {ours['times_monai']:.3f}; Dice "
-        f"within {MOST_DICE}, it is {apart:.4f}; less memory, by "
-        f"{(theirs['peak_bytes'] - ours['peak_bytes']) / 1e6:.0f} MB",
-        holds=ours["times_monai"] <= MOST_TIME
-        and apart <= MOST_DICE
-        and ours["peak_bytes"] < theirs["peak_bytes"],
+        promise=f"through MONAI's windows at most {MOST_TIME} times its time, it takes "
+        f"{exact['times_monai']:.3f}, with Dice within {MOST_DICE}, it is from "
+        f"{min(gained):+.4f} to {max(gained):+.4f}; in the brain's box alone "
+        f"{ours['times_monai']:.3f} times its time and no region's Dice lower by more, the least "
+        f"gain is {in_box:+.4f}; less memory, both",
+        holds=all(
+            one["times_monai"] <= MOST_TIME and one["peak_bytes"] < theirs["peak_bytes"]
+            for one in (exact, ours)
+        )
+        and max(map(abs, gained)) <= MOST_DICE
+        and in_box >= -MOST_DICE,
         facts=facts,
     )
 
