@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA ?=
 DEMO ?= .demo
+HOURS ?= 6
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: demo test test-slow bench check initial clean
+.PHONY: demo test test-slow bench bench-accuracy check initial clean
 
 # Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
 # make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms.
@@ -24,6 +25,10 @@ test-slow: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+# Hours on two cores; goes on where it was broken off. DATA=FOLDER adds the runs on your own hospitals.
+bench-accuracy: $(INSTALLED)
+	GLIOFED_BENCH_DATA=$(DATA) $(BIN)/python -m tests.benchmarks.accuracy --hours $(HOURS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

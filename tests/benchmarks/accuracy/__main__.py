@@ -13,6 +13,7 @@ from tests.benchmarks.accuracy import table
 from tests.benchmarks.accuracy.cohorts import hospitals
 from tests.benchmarks.accuracy.plan import RUNS
 from tests.benchmarks.accuracy.runs import RESULTS, done, path_of
+from tests.benchmarks.federation import data_folder
 
 
 def main() -> None:
@@ -25,11 +26,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".bench/accuracy"))
     chosen = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    wanted = [run for run in RUNS if run.key.startswith(chosen.only)]
+    skipped = () if data_folder() else ("folder",)
+    wanted = [run for run in RUNS if run.key.startswith(chosen.only) and run.cohort not in skipped]
     # First seeds first: a row with one seed is worth more than another with three.
     due = [
         (run, seed)
-        for place in range(max(len(run.seeds) for run in wanted))
+        for place in range(max((len(run.seeds) for run in wanted), default=0))
         for run in wanted
         for seed in run.seeds[place : place + 1]
         if not path_of(run, seed).exists()
