@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 DATA ?=
 DEMO ?= .demo
 HOURS ?= 6
+CORES ?= auto
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
@@ -18,7 +19,7 @@ demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo/demo.sh $(DEMO) $(DATA)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -m "not slow" -n $(CORES) --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
