@@ -40,11 +40,11 @@ TURNS: Final = int(os.environ.get("GLIOFED_BENCH_TURNS", "2"))
 PATIENTS: Final = 4
 """Phantoms to train on; one more is predicted."""
 TRAINING: Final = TrainingOptions(
-    local_steps=240,
-    crop_size=(48, 48, 48),
-    crops_per_patient=1,
+    local_steps=80,
+    crop_size=(64, 64, 64),
+    crops_per_patient=2,
     patients_per_step=1,
-    learning_rate=1e-3,
+    learning_rate=2e-3,
 )
 
 MOST_TIME: Final = 0.5
