@@ -7,7 +7,7 @@ toolkit, and is never imported here. Invariant: the weights are those that were 
 nothing is downloaded. Runs on the CPU in float32 wherever it runs, so that a mask does not depend
 on which device a hospital has.
 
-Out of scope: whether the mask can be believed (``quality``).
+Out of scope: whether the mask can be believed (``plausibility``).
 """
 
 from __future__ import annotations

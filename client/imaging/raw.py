@@ -21,7 +21,7 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.imaging import grid, quality
+from client.imaging import grid, plausibility
 from client.imaging.absence import NEEDED
 from client.imaging.bias import correct_bias
 from client.imaging.brain import METHOD, SPACING_MM, extract_brain
@@ -68,7 +68,7 @@ def align(volumes: Mapping[str, Volume], titles: Mapping[str, str], case: str) -
     The reference is the first of ``absence.NEEDED`` that is there.
 
     Raises CaseError: ``case-affine`` (sheared axes), ``case-coverage`` (a slab), or what
-    ``quality`` and ``extract_brain`` raise.
+    ``plausibility`` and ``extract_brain`` raise.
     """
     names = [name for name in MODALITIES if name in volumes]
     first = next(name for name in NEEDED if name in volumes)
@@ -91,12 +91,12 @@ def align(volumes: Mapping[str, Volume], titles: Mapping[str, str], case: str) -
         reference = corrected[first]
         moving = (corrected[name] for name in others)
         for name, found in zip(others, pool.map(partial(register, reference), moving), strict=True):
-            warnings += quality.judge_registration(name, titles[name], found, reference=first)
+            warnings += plausibility.judge_registration(name, titles[name], found, reference=first)
             motions[name] = found.matrix
             history.append({**found.record(), "sequence": name, "to": first})
     brain, source = _brain(corrected, motions, first)
     spacing_mm = grid.spacing_of(reference.affine)
-    warnings += quality.judge_brain(brain, spacing_mm, case, source=source, reference=first)
+    warnings += plausibility.judge_brain(brain, spacing_mm, case, source=source, reference=first)
     covered = {}
     for name in names:
         seen = grid.within(
@@ -105,7 +105,7 @@ def align(volumes: Mapping[str, Volume], titles: Mapping[str, str], case: str) -
             brain.shape,
         )
         covered[name] = np.count_nonzero(seen & brain) / np.count_nonzero(brain)
-        warnings += quality.judge_coverage(name, titles[name], covered[name])
+        warnings += plausibility.judge_coverage(name, titles[name], covered[name])
     history += [
         {
             "step": "brain",

@@ -10,7 +10,7 @@ surface is what the result may be trusted to. It is taken twice where slices are
 images that were laid over each other a little askew seem to fit a little askew.
 
 Invariants: fixed seeds and one thread, so the same images give the same bits; the result is a rigid
-motion. Out of scope: whether the residual is good enough (``quality``).
+motion. Out of scope: whether the residual is good enough (``plausibility``).
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
+from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
-from client.imaging.quality import warnings_of
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
 from client.inference.model import Model
 from client.inference.picture import draw_overview

@@ -11,7 +11,7 @@ from pathlib import Path
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.images import read_image
-from client.imaging.quality import warnings_of
+from client.imaging.plausibility import warnings_of
 from client.quality.measures import CaseMeasures, measure
 from client.quality.thumbnails import thumbnail
 from common.errors import CaseError

@@ -22,6 +22,7 @@ from tests.benchmarks import (
     privacy_check,
     private_step,
     raw_preparation,
+    raw_rivals,
     round_overhead,
     server_memory,
     site_terms,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "poisoning": poisoning.measure,
     "dicom_input": dicom_input.measure,
     "raw_preparation": raw_preparation.measure,
+    "raw_rivals": raw_rivals.measure,
     "prediction": prediction.measure,
     "missing_sequences": missing_sequences.measure,
 }

@@ -48,7 +48,7 @@ def measure(folder: Path) -> Result:
         case = make_raw_case(profile, seed=11, number=number)
         found = _prepared(folder / f"case-{number}", case)
         errors = {
-            name: _errors(case, name, np.array(found["motions"][name]))
+            name: errors_mm(case, name, np.array(found["motions"][name]))
             for name in MODALITIES
             if name != "t1c"
         }
@@ -113,7 +113,7 @@ def _prepared(folder: Path, case: RawCase) -> dict[str, Any]:
     return found
 
 
-def _errors(case: RawCase, name: str, found: NDArray[np.float64]) -> tuple[float, float]:
+def errors_mm(case: RawCase, name: str, found: NDArray[np.float64]) -> tuple[float, float]:
     """Return the mean and largest distance between found and true places of the brain's voxels."""
     affine = case.affines["t1c"]
     points = np.argwhere(case.brain) @ affine[:3, :3].T + affine[:3, 3]

@@ -14,8 +14,8 @@ from client.imaging.absence import present
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
 from client.imaging.nifti import read_volume
+from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, digest, prepare, to_native
-from client.imaging.quality import warnings_of
 from client.phantoms import PROFILES
 from client.phantoms.raw import RawCase, make_raw_case
 from common.errors import CaseError

@@ -10,7 +10,7 @@ import pytest
 
 from client.imaging import registration
 from client.imaging.nifti import Volume
-from client.imaging.quality import judge_registration
+from client.imaging.plausibility import judge_registration
 from client.imaging.registration import Registration, register
 from client.phantoms.raw import RawCase
 from common.errors import CaseError

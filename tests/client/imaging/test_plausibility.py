@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from client.imaging.quality import (
+from client.imaging.plausibility import (
     judge_brain,
     judge_coverage,
     judge_registration,
