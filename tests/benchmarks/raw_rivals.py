@@ -38,11 +38,11 @@ OURS: Final = {
     "normalise": "resampling, z-score",
 }
 THEIRS: Final = {
-    "n4": "N4 of T1c",
     "ANTsRegistrator": "registration of three, ANTs",
     "GreedyRegistrator": "registration of three, Greedy",
     "NiftyRegRegistrator": "registration of three, NiftyReg",
     "normalise": "percentiles",
+    "n4": "N4 of T1c",  # last: it takes longest
 }
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
 _COSTS: Final = ("cpu_s", "seconds", "peak_mb")
