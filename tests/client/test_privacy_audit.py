@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client import privacy_audit, private_training
+from client import clipping, privacy_audit, private_training
 from client.accountant import epsilon
 from client.privacy_audit import audit_privacy, check
 from client.private_training import RandomBytes
@@ -112,13 +112,13 @@ def test_the_study_gives_norm_and_crops(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(privacy_audit, "LEAST_CANARIES", 512)
     seen: list[tuple[float, int]] = []
 
-    def noted(gradient: torch.Tensor, clipping_norm: float) -> torch.Tensor:
-        found = real_clip(gradient, clipping_norm)
+    def noted(gradient: torch.Tensor, clipping_norm: float, **ways: float) -> torch.Tensor:
+        found = real_clip(gradient, clipping_norm, **ways)
         seen.append((float(torch.linalg.vector_norm(found)), int((found != 0).sum())))
         return found
 
-    real_clip = private_training.clip
-    monkeypatch.setattr(private_training, "clip", noted)
+    real_clip = clipping.clip
+    monkeypatch.setattr(clipping, "clip", noted)
     crops: list[int] = []
     real_gradient = Learner.gradient
 
