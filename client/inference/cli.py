@@ -40,10 +40,15 @@ def segment(
             help="Take a DICOM series for t1n, t1c, t2w, t2f or none, this once; may be repeated.",
         ),
     ] = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(metavar="RESULT_DIR", help="An earlier result of this patient to compare."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Segment one case: mask and uncertainty on the input's grid, volumes in mL, a picture.
+    """Segment one case: mask and uncertainty on the input's grid, measurements, a report.
 
+    The report (HTML and PDF) has volumes in mL, RANO diameters, sides, outlines and doubt.
     A case may lack sequences, but not t1c and t2f both, if the model was trained for that.
     """
     from client.inference.installed import active_model, temperatures_of
@@ -80,6 +85,7 @@ def segment(
             decide=decide,
             others=others,
             temperatures=temperatures,
+            prior=prior,
         )
     if json:
         console.show_json(result)
@@ -110,7 +116,8 @@ def segment(
         + (", calibrated here." if result["calibrated"] else "; it was never calibrated here.")
     )
     console.say(
-        f"Written to {out}: segmentation.nii.gz, uncertainty.nii.gz, overview.png, result.json."
+        f"Written to {out}: report.html, report.pdf, segmentation.nii.gz, uncertainty.nii.gz, "
+        "overview.png, result.json."
     )
 
 

@@ -1,71 +1,66 @@
-"""The picture of a segmentation: contours on FLAIR and contrast-enhanced T1, R and L marked."""
+"""The pictures of a segmentation: contours on FLAIR and contrast-enhanced T1, R and L marked.
+
+A second picture shows, on the same slices, where the model is unsure.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
-from common.files import replacing
+from client.inference.findings import Diameters
 from common.regions import LABEL_COLOURS, LABEL_NAMES, LABELS
 
-_SLICES = 4
-_LINES = {"ED": 1.2, "ET": 2.4, "NCR": 1.0}
+_SLICES: Final = 5
+_LINES: Final = {"ED": 1.2, "ET": 2.4, "NCR": 1.0}
 """Width of each contour, in the order of drawing: necrosis lies on the thicker line around it."""
-_TITLES = {"t2f": "FLAIR", "t1c": "T1 with contrast"}
+_TITLES: Final = {"t2f": "FLAIR", "t1c": "T1 with contrast"}
+_UNSURE_SHOWN: Final = 0.1
+"""From here on doubt is coloured."""
 
 
-def draw_overview(
-    path: Path,
+def overview(
     images: Mapping[str, NDArray[np.float32]],
     labels: NDArray[np.uint8],
     affine: NDArray[np.float64],
     *,
     volumes: Mapping[str, float],
-) -> None:
-    """Write a PNG with axial slices spread over the tumour, or over the brain if there is none.
+    diameters: Diameters | None = None,
+) -> bytes:
+    """Return a PNG with axial slices spread over the tumour, or over the brain if there is none.
 
     ``images`` and ``labels`` are (X, Y, Z) on the grid ``affine``. Seen as radiologists do: the
-    patient's right is on the left.
+    patient's right is on the left. The slice of ``diameters`` is among them, with both drawn.
     """
     turned = {name: _las(image, affine) for name, image in images.items()}
     mask = _las(labels, affine)
-    shown = _slices(mask, next(iter(turned.values())))
+    shown = _slices(mask, next(iter(turned.values())), diameters.slice - 1 if diameters else None)
     width, height = _window(next(iter(turned.values())) > 0)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    order = np.abs(nib.orientations.io_orientation(affine)[:, 0].argsort())
-    x_mm, y_mm, _ = spacing[order]
     figure = Figure(figsize=(3 * _SLICES, 3.2 * len(turned) + 0.7), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(turned), _SLICES, squeeze=False)
     for row, (name, image) in zip(axes, turned.items(), strict=True):
-        inside = image[image > 0]
-        high = float(np.percentile(inside, 99)) if inside.size else 1.0
+        high = _brightest(image)
         for panel, z in zip(row, shown, strict=True):
-            panel.imshow(
-                image[width, height, z].T,
-                cmap="gray",
-                origin="lower",
-                vmin=0,
-                vmax=high,
-                aspect=float(y_mm / x_mm),
-                interpolation="bilinear",
-            )
+            _draw(panel, image[width, height, z], high=high, aspect=_aspect(affine))
             for label, line in _LINES.items():
                 part = LABELS[label] == mask[width, height, z].T
                 if np.any(part):
                     panel.contour(part, [0.5], colors=LABEL_COLOURS[label], linewidths=line)
-            title = f"{_TITLES[name]}, slice {z + 1} of {image.shape[2]}"
-            panel.set_title(title, color="white", fontsize=9)
-            panel.text(0.02, 0.5, "R", color="white", transform=panel.transAxes, fontsize=9)
-            panel.text(0.93, 0.5, "L", color="white", transform=panel.transAxes, fontsize=9)
-            panel.set_axis_off()
+            if diameters is not None and z == diameters.slice - 1:
+                for ends in (diameters.long_ends, diameters.across_ends):
+                    x, y = _placed(ends, affine, labels.shape, (width.start, height.start))
+                    panel.plot(x, y, color="white", linewidth=1, linestyle=(0, (4, 2)))
+            _name(panel, f"{_TITLES[name]}, slice {z + 1} of {image.shape[2]}")
     handles = [
         Line2D(
             [],
@@ -76,14 +71,127 @@ def draw_overview(
         for label in LABELS
     ]
     figure.legend(
-        handles=handles, loc="lower center", ncols=3, labelcolor="white", frameon=False, fontsize=9
+        handles=handles, loc="lower center", ncols=3, labelcolor="white", frameon=False, fontsize=11
     )
+    return _png(figure, bottom=0.06)
+
+
+def doubtful(
+    images: Mapping[str, NDArray[np.float32]],
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    *,
+    uncertainty: NDArray[np.float32],
+    diameters: Diameters | None = None,
+) -> bytes:
+    """Return a PNG of ``overview``'s slices, in its last image, coloured where the model is unsure.
+
+    ``uncertainty`` (X, Y, Z) runs from 0 (sure) to 1.
+    """
+    name, image = list(images.items())[-1]
+    first = _las(next(iter(images.values())), affine)
+    image, doubt, mask = _las(image, affine), _las(uncertainty, affine), _las(labels, affine)
+    shown = _slices(mask, first, diameters.slice - 1 if diameters else None)
+    width, height = _window(first > 0)
+    figure = Figure(figsize=(3 * _SLICES, 4.0), facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, _SLICES, squeeze=False)[0]
+    for panel, z in zip(axes, shown, strict=True):
+        _draw(panel, image[width, height, z], high=_brightest(image), aspect=_aspect(affine))
+        part = doubt[width, height, z].T
+        colours = panel.imshow(
+            np.ma.masked_less(part, _UNSURE_SHOWN),
+            cmap="plasma",
+            origin="lower",
+            vmin=0,
+            vmax=1,
+            alpha=0.75,
+            aspect=_aspect(affine),
+            interpolation="nearest",
+        )
+        outline = mask[width, height, z].T > 0
+        if np.any(outline):
+            panel.contour(outline, [0.5], colors="white", linewidths=1)
+        _name(panel, f"{_TITLES[name]}, slice {z + 1} of {image.shape[2]}")
+    bar = figure.colorbar(
+        colours, cax=figure.add_axes((0.3, 0.12, 0.4, 0.03)), orientation="horizontal"
+    )
+    bar.set_ticks([0, 0.5, 1], labels=["0 sure", "50", "100 a guess"])
+    bar.ax.tick_params(colors="white", labelsize=11)
+    return _png(figure, bottom=0.2)
+
+
+def _draw(panel: Any, plane: NDArray[np.float32], *, high: float, aspect: float) -> None:
+    panel.imshow(
+        plane.T,
+        cmap="gray",
+        origin="lower",
+        vmin=0,
+        vmax=high,
+        aspect=aspect,
+        interpolation="bilinear",
+    )
+
+
+def _name(panel: Any, title: str) -> None:
+    panel.set_title(title, color="white", fontsize=11)
+    panel.text(0.02, 0.5, "R", color="white", transform=panel.transAxes, fontsize=13)
+    panel.text(0.93, 0.5, "L", color="white", transform=panel.transAxes, fontsize=13)
+    panel.set_axis_off()
+
+
+def _png(figure: Figure, *, bottom: float) -> bytes:
     figure.text(
-        0.5, 0.985, "Research use only; not reviewed", color="#ff6b6b", ha="center", va="top"
+        0.5,
+        0.985,
+        "Research use only; not reviewed",
+        color="#ff6b6b",
+        ha="center",
+        va="top",
+        fontsize=12,
     )
-    figure.tight_layout(rect=(0, 0.06, 1, 0.96))
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, facecolor=figure.get_facecolor())
+    panels = [one for one in figure.axes if one.get_title()]
+    height = figure.get_size_inches()[1]
+    rows = len(panels) // _SLICES
+    figure.subplots_adjust(
+        left=0.005,
+        right=0.995,
+        bottom=bottom,
+        top=1 - 0.62 / height,
+        wspace=0.02,
+        hspace=0.28 / (height / rows),
+    )
+    file = io.BytesIO()
+    figure.savefig(
+        file, format="png", dpi=110, facecolor=figure.get_facecolor(), metadata={"Software": None}
+    )
+    return file.getvalue()
+
+
+def _brightest(image: NDArray[np.float32]) -> float:
+    inside = image[image > 0]
+    return float(np.percentile(inside, 99)) if inside.size else 1.0
+
+
+def _aspect(affine: NDArray[np.float64]) -> float:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    order = np.abs(nib.orientations.io_orientation(affine)[:, 0].argsort())
+    x_mm, y_mm, _ = spacing[order]
+    return float(y_mm / x_mm)
+
+
+def _placed(
+    ends: Sequence[Sequence[float]],
+    affine: NDArray[np.float64],
+    shape: tuple[int, ...],
+    corner: tuple[int, int],
+) -> tuple[list[float], list[float]]:
+    """Return where points in mm of the world lie in a panel whose window begins at ``corner``."""
+    source = nib.orientations.io_orientation(affine)
+    turn = nib.orientations.ornt_transform(source, nib.orientations.axcodes2ornt(("L", "A", "S")))
+    turned = affine @ nib.orientations.inv_ornt_aff(turn, shape)
+    voxels = apply_affine(np.linalg.inv(turned), np.asarray(ends, np.float64))
+    return list(voxels[:, 0] - corner[0]), list(voxels[:, 1] - corner[1])
 
 
 def _las(data: NDArray, affine: NDArray[np.float64]) -> NDArray:  # type: ignore[type-arg]
@@ -94,8 +202,21 @@ def _las(data: NDArray, affine: NDArray[np.float64]) -> NDArray:  # type: ignore
     return np.asarray(nib.orientations.apply_orientation(data, turn))
 
 
-def _slices(mask: NDArray[np.uint8], image: NDArray[np.float32]) -> list[int]:
-    """Return ``_SLICES`` axial slices with equal shares of the tumour, or brain, between them."""
+def _slices(
+    mask: NDArray[np.uint8], image: NDArray[np.float32], must: int | None = None
+) -> list[int]:
+    """Return ``_SLICES`` axial slices with equal shares of the tumour, or brain, between them.
+
+    ``must`` takes the place of the nearest of them.
+    """
+    chosen = _spread(mask, image)
+    if must is not None and must not in chosen:
+        nearest = min(range(_SLICES), key=lambda one: abs(chosen[one] - must))
+        chosen[nearest] = must
+    return sorted(chosen)
+
+
+def _spread(mask: NDArray[np.uint8], image: NDArray[np.float32]) -> list[int]:
     area = ((mask if mask.any() else image) > 0).sum(axis=(0, 1))
     depth = image.shape[2]
     places = np.flatnonzero(area) if area.any() else np.arange(depth)

@@ -7,12 +7,17 @@ with a ``result.json`` is complete::
                           input, the grid of the contrast-enhanced T1, without it of the FLAIR)
     uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.inference.doubt``)
     overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
-    result.json           volumes and their ranges, confidence, model, inputs, what is missing,
-                          preparation and its digest, warnings, seconds
+    report.html           all that a clinician reads on one page, in one file (``report.content``)
+    report.pdf            the same on paper
+    result.json           volumes and their ranges, lesions, change, confidence, model, inputs, what
+                          is missing, preparation and its digest, warnings, seconds; its fields are
+                          those of ``record.Result``, and of ``result.schema.json``
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,18 +39,30 @@ from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
 from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
+from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
+from client.inference.findings import findings
+from client.inference.midline import midline_of
 from client.inference.model import Model
-from client.inference.picture import draw_overview
+from client.inference.picture import doubtful, overview
+from client.inference.record import (
+    RESULT_VERSION,
+    Result,
+    federation_json,
+    findings_json,
+    read_prior,
+)
+from client.inference.report.content import content
+from client.inference.report.page import page
+from client.inference.report.sheet import sheet
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.training import ExecutionOptions
 from common.errors import ModelError, StateError
-from common.files import write_json
+from common.files import write_bytes, write_json
 from common.networks import build, load_arrays
 from common.regions import LABELS, MODALITIES, MODALITY_NAMES, REGIONS
 
-RESULT_VERSION: Final = 1
 _SHOWN: Final = ("t2f", "t1c")
 RESEARCH_USE: Final = "Research use only: a person must review this segmentation."
 
@@ -151,20 +168,23 @@ def segment(
     decide: Decide = undecided,
     others: Sequence[Model] = (),
     temperatures: Temperatures | None = None,
+    prior: Path | None = None,
 ) -> dict[str, Any]:
     """Segment the case in ``folder`` into ``out`` and return what ``result.json`` says.
 
     ``trusted`` says whether the model's signer is known to be the site's own consortium, ``decide``
     which sequence a person takes a DICOM series for. ``others`` predict together with ``model``,
     whose protocol says how the result is processed. ``temperatures`` are those fitted at this site,
-    None without. Raises CaseError, ModelError (the others take another input), StateError (``out``
-    is not empty, or the disk is full).
+    None without. ``prior`` is the folder of an earlier result to compare with. Raises CaseError,
+    ModelError (the others take another input), StateError (``out`` is not empty, the disk is full,
+    or ``prior`` holds no result).
     """
     started = time.monotonic()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
     for other in others:
         check_together(model, other)
+    before = None if prior is None else read_prior(prior)
     case = read_case(folder, decide=decide)
     found = segment_case(
         case,
@@ -181,16 +201,34 @@ def segment(
     images = found.brain or {
         name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
     }
-    draw_overview(out / "overview.png", images, found.labels, found.affine, volumes=volumes)
-    result = {
+    brain = np.any([image > 0 for image in images.values()], axis=0)
+    measured = findings(found.labels, found.affine, midline_of(brain, found.affine))
+    largest = measured.lesions[0].diameters if measured.lesions else None
+    result: dict[str, Any] = {
         "result_version": RESULT_VERSION,
+        "case": folder.resolve().name,
+        "study_date": _study_date(case),
+        "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
         "volumes_ml": volumes,
         "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
         "missing": list(case.missing),
         "grid_of": case.reference,
         "confidence": dict(found.confidence),
         "calibrated": temperatures is not None,
+        "findings": findings_json(measured),
+        "change": None
+        if before is None
+        else change(
+            before,
+            volumes_ml=volumes,
+            range_ml=found.range_ml,
+            of=measured.of,
+            lesions=len(measured.lesions),
+            sum_of_products_mm2=round(measured.sum_of_products_mm2, 1),
+            model_sha256=model.identity["weights_sha256"],
+        ).model_dump(mode="json"),
         "model": model.identity,
+        "federation": federation_json(model.card),
         "together_with": [other.identity for other in others],
         "postprocessing": model.protocol.postprocessing.model_dump(mode="json"),
         "precision": execution.prediction_precision,
@@ -212,8 +250,28 @@ def segment(
         ],
         "seconds": round(time.monotonic() - started, 3),
     }
+    seen = overview(images, found.labels, found.affine, volumes=volumes, diameters=largest)
+    unsure = found.uncertainty
+    report = content(
+        Result.model_validate(result),
+        overview=seen,
+        doubtful=None
+        if unsure is None
+        else doubtful(images, found.labels, found.affine, uncertainty=unsure, diameters=largest),
+    )
+    write_bytes(out / "overview.png", seen)
+    write_bytes(out / "report.html", page(report))
+    write_bytes(out / "report.pdf", sheet(report))
+    result["seconds"] = round(time.monotonic() - started, 3)
     write_json(out / "result.json", result)
     return result
+
+
+def _study_date(case: Case) -> str | None:
+    """Return the date of a DICOM study; the session of other cases is any word."""
+    found = re.fullmatch(r"(\d{4})(\d{2})(\d{2})", case.session)
+    dicom = any(image.parts for image in case.images.values())
+    return "-".join(found.groups()) if dicom and found else None
 
 
 def check_together(model: Model, other: Model) -> None:

@@ -18,6 +18,7 @@ from scipy import ndimage
 from client.cohort import read_case
 from client.inference import segment as segmenting
 from client.inference.model import Model, open_model
+from client.inference.record import Result
 from client.inference.segment import Segmentation, network_of, segment, segment_case, volumes_ml
 from client.training import ExecutionOptions
 from common.errors import CaseError, ModelError, StateError
@@ -79,11 +80,28 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
     }
     assert result["model"] == world.model().identity
     assert result["seconds"] > 0
+    assert Result.model_validate(result).model_dump(mode="json") == result
+    assert result["case"] == "case"
+    assert (result["study_date"], result["change"]) == (None, None)
+    assert result["findings"]["side"] in {"left", "right", "midline", "both", None}
+    assert [one["site"] for one in result["federation"]["sites"]] == ["north"]
+    assert (out / "report.pdf").read_bytes().startswith(b"%PDF-")
+    html = (out / "report.html").read_text()
+    assert f"{result['volumes_ml']['WT']:.1f}" in html
+    assert result["model"]["weights_sha256"] in html
+    again = segment(
+        folder, tmp_path / "again", world.model(), execution=PLAIN, trusted=True, prior=out
+    )
+    assert again["change"]["prior"] == "out"
+    assert again["change"]["same_model"] is True
+    assert {one["percent"] for one in again["change"]["volumes_ml"].values()} <= {0.0, None}
     picture = imread(out / "overview.png")
     assert picture.shape[0] > 300
     assert picture[..., :3].std() > 0.05
     assert sorted(p.name for p in out.iterdir()) == [
         "overview.png",
+        "report.html",
+        "report.pdf",
         "result.json",
         "segmentation.nii.gz",
         "uncertainty.nii.gz",

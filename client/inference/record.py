@@ -1,0 +1,217 @@
+"""What ``result.json`` says, field by field: the source of ``result.schema.json``.
+
+``RESULT_VERSION`` rises when a field changes its meaning or goes; new fields leave it, and have a
+default here, so that older results of the same version can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.inference.change import Before, Change
+from client.inference.findings import Findings
+from common.errors import StateError
+
+RESULT_VERSION: Final = 1
+
+Millilitres = Annotated[float, Field(ge=0)]
+Millimetres = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Sequence = Literal["t1n", "t1c", "t2w", "t2f"]
+Region = Literal["WT", "TC", "ET"]
+Side = Literal["left", "right", "midline", "both"]
+World = tuple[float, float, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Identity(_Part):
+    """The model that predicted."""
+
+    name: str
+    version: str
+    round: int
+    weights_sha256: Sha256
+    preprocessing_sha256: Sha256
+
+
+class Input(_Part):
+    """One sequence, as it was read; ``sha256`` is of its content."""
+
+    file: str
+    channel: int | None
+    series: str | None
+    sha256: Sha256
+
+
+class Measured(_Part):
+    """A lesion: 26-connected, at least 50 mm3. Ends are in mm of the world (RAS)."""
+
+    volume_ml: Millilitres
+    side: Side | None
+    measurable: bool
+    long_mm: Millimetres
+    across_mm: Millimetres
+    product_mm2: Annotated[float, Field(ge=0)]
+    slice: Annotated[int, Field(ge=1, description="axial, counted from the feet, from 1")]
+    slices: Annotated[int, Field(ge=1)]
+    long_ends: tuple[World, World]
+    across_ends: tuple[World, World]
+
+
+class Lesions(_Part):
+    """``of`` is the region that was measured: ET, or WT where nothing enhances."""
+
+    of: Literal["ET", "WT"]
+    count: Annotated[int, Field(ge=0)]
+    side: Side | None
+    sum_of_products_mm2: Annotated[float, Field(ge=0)]
+    lesions: tuple[Measured, ...]
+
+
+class TrainedAt(_Part):
+    """What one site gave: rounds it took part in, and what its patients' privacy cost there."""
+
+    site: str
+    rounds: Annotated[int, Field(ge=0)]
+    epsilon: Annotated[float, Field(ge=0)] | None
+    delta: Annotated[float, Field(ge=0)] | None
+
+
+class Federation(_Part):
+    """From the model's signed card."""
+
+    consortium: str
+    private: bool
+    privacy_unit: str
+    intended_use: str
+    sites: tuple[TrainedAt, ...]
+
+
+class Result(_Part):
+    """A segmentation's result: research use only, until a person has reviewed it."""
+
+    result_version: Literal[1]
+    case: str = Field("", description="the folder or file that was given")
+    study_date: str | None = Field(None, description="of a DICOM study, YYYY-MM-DD")
+    made: str = Field("", description="when it was segmented, ISO 8601")
+    volumes_ml: dict[Literal["NCR", "ED", "ET", "TC", "WT"], Millilitres]
+    range_ml: dict[Region, tuple[Millilitres, Millilitres]]
+    missing: tuple[Sequence, ...]
+    grid_of: Sequence
+    confidence: dict[Region, Share]
+    calibrated: bool
+    findings: Lesions | None = None
+    change: Change | None = None
+    model: Identity
+    together_with: tuple[Identity, ...]
+    federation: Federation | None = None
+    postprocessing: dict[str, Any]
+    precision: str
+    inputs: dict[Sequence, Input]
+    preparation: tuple[dict[str, Any], ...]
+    prepared_sha256: str
+    warnings: tuple[str, ...]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of ``result.json``."""
+    body = Result.model_json_schema(mode="validation")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"gliofed-result-{RESULT_VERSION}",
+        **body,
+    }
+
+
+def federation_json(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``result.json`` says of who trained a model, from its card."""
+    spent: Mapping[str, Any] = card.get("privacy_spent") or {}
+    rounds: Mapping[str, int] = card.get("rounds_per_site") or {}
+    return {
+        "consortium": str(card.get("consortium", "")),
+        "private": bool(card.get("private")),
+        "privacy_unit": str(card.get("privacy_unit", "")),
+        "intended_use": str(card.get("intended_use", "")),
+        "sites": [
+            {
+                "site": str(site),
+                "rounds": int(rounds.get(site, 0)),
+                "epsilon": spent[site]["epsilon"] if site in spent else None,
+                "delta": spent[site]["delta"] if site in spent else None,
+            }
+            for site in card.get("sites", ())
+        ],
+    }
+
+
+def findings_json(found: Findings) -> dict[str, Any]:
+    """Return findings as ``result.json`` holds them."""
+    lesions = [
+        {
+            "volume_ml": round(one.volume_ml, 3),
+            "side": one.side,
+            "measurable": one.measurable,
+            "long_mm": round(one.diameters.long_mm, 1),
+            "across_mm": round(one.diameters.across_mm, 1),
+            "product_mm2": round(one.diameters.product_mm2, 1),
+            "slice": one.diameters.slice,
+            "slices": one.diameters.count,
+            "long_ends": [list(end) for end in one.diameters.long_ends],
+            "across_ends": [list(end) for end in one.diameters.across_ends],
+        }
+        for one in found.lesions
+    ]
+    return {
+        "of": found.of,
+        "count": len(found.lesions),
+        "side": found.side,
+        "sum_of_products_mm2": round(found.sum_of_products_mm2, 1),
+        "lesions": lesions,
+    }
+
+
+def read_prior(folder: Path) -> Before:
+    """Return what the result in ``folder`` measured.
+
+    Raises StateError if it holds none, or one of another version or without what it must say.
+    """
+    path = folder / "result.json"
+    do = "Give --prior the folder that an earlier `gliofed-clinic segment` wrote."
+    try:
+        found = Result.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise StateError(f"{folder} holds no result.json.", do=do, code="prior") from None
+    except OSError as error:
+        raise StateError(f"Cannot read {path}: {error.strerror}.", do=do, code="prior") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StateError(
+            f"{path} is not a result that this gliofed knows: {place}: {first['msg']}.",
+            do=do,
+            code="prior",
+        ) from None
+    except ValueError as error:
+        raise StateError(f"{path} is damaged: {error}.", do=do, code="prior") from error
+    measured = found.findings
+    return Before(
+        folder=folder.resolve().name,
+        case=found.case,
+        date=found.study_date or found.made[:10],
+        volumes_ml={str(name): value for name, value in found.volumes_ml.items()},
+        range_ml={str(name): ends for name, ends in found.range_ml.items()},
+        lesions=None if measured is None else measured.count,
+        of=None if measured is None else measured.of,
+        sum_of_products_mm2=None if measured is None else measured.sum_of_products_mm2,
+        model_sha256=found.model.weights_sha256,
+    )

@@ -1,0 +1,324 @@
+"""What the report says, in the order in which it is read; page and sheet both show just this.
+
+A pure function of ``result.json`` and the pictures, so that a report can be made again from a
+result's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from client.inference.change import BIDIMENSIONAL, VOLUMETRIC, Change
+from client.inference.record import Lesions, Result
+from common.regions import LABEL_NAMES, MODALITY_NAMES
+
+BANNER: Final = (
+    "RESEARCH USE ONLY. Made by a program, not reviewed: not for diagnosis or treatment."
+)
+
+_NAMES: Final = {**LABEL_NAMES, "TC": "tumour core (NCR + ET)", "WT": "whole tumour (all three)"}
+_OF: Final = {"ET": "enhancing", "WT": "whole-tumour"}
+_ORDER: Final = ("ET", "NCR", "ED", "TC", "WT")
+_MOST_LESIONS: Final = 6
+_NONE: Final = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """``numbers`` are the columns that hold numbers: they are set to the right."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Words:
+    """Sentences; ``grave`` are those that a reader must not miss."""
+
+    lines: tuple[str, ...]
+    grave: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    png: bytes
+    says: str
+
+
+Block = Table | Words | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    facts: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
+def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Report:
+    """Return the report of a result; ``doubtful`` is None where the model's doubt is not known."""
+    date = f"Study of {result.study_date}" if result.study_date else "Study date not in the files"
+    there = ", ".join(MODALITY_NAMES[name] for name in result.inputs)
+    facts = (
+        f"Case: {result.case or _NONE}",
+        f"{date}. Segmented {result.made[:16].replace('T', ' ') or _NONE}.",
+        f"Sequences: {there}. Measured on the grid of the {MODALITY_NAMES[result.grid_of]}.",
+    )
+    sections = (
+        Section("Volumes", (_volumes(result), Words(_volume_notes(result)))),
+        Section("Lesions and RANO diameters", _lesions(result.findings, result.grid_of)),
+        Section("Change against the prior", _change(result.change)),
+        Section("Checks of the input", _checks(result)),
+        Section(
+            "Outlines",
+            (
+                Picture(overview, "Outlines of the segmentation on axial slices"),
+                Words(
+                    (
+                        "Seen from the feet: R is the patient's right. Dashed: both diameters of "
+                        "the largest lesion, on the slice where they were measured.",
+                    )
+                ),
+            ),
+        ),
+        *(() if doubtful is None else (_doubt(doubtful),)),
+        Section("Model", _model(result)),
+    )
+    return Report("Brain tumour segmentation", facts, sections)
+
+
+def _volumes(result: Result) -> Table:
+    ranges = {str(name): ends for name, ends in result.range_ml.items()}
+    confidence = {str(name): one for name, one in result.confidence.items()}
+    rows = []
+    for name in _ORDER:
+        ends, expected = ranges.get(name), confidence.get(name)
+        rows.append(
+            (
+                name,
+                _NAMES[name],
+                f"{result.volumes_ml[name]:.1f}",
+                _NONE if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}",
+                _NONE if expected is None else f"{expected:.2f}",
+            )
+        )
+    head = ("", "Region", "Volume, mL", "Sure to possible, mL", "Expected Dice")
+    return Table(head, tuple(rows), numbers=(2, 3, 4))
+
+
+def _volume_notes(result: Result) -> tuple[str, ...]:
+    calibrated = (
+        "calibrated on this site's patients" if result.calibrated else "never calibrated here"
+    )
+    return (
+        "Sure to possible: voxels with a chance above 0.75 to those above 0.25. Expected Dice is "
+        f"what the model's own probabilities promise, {calibrated}; 1 is a perfect match.",
+    )
+
+
+def _lesions(found: Lesions | None, grid_of: str) -> tuple[Block, ...]:
+    if found is None:
+        return (Words(("Not measured.",)),)
+    if not found.lesions:
+        return (Words(("No lesion of 50 mm³ or more was found.",)),)
+    shown = found.lesions[:_MOST_LESIONS]
+    rows = tuple(
+        (
+            str(number),
+            one.side or _NONE,
+            f"{one.volume_ml:.1f}",
+            f"{one.long_mm:.0f} × {one.across_mm:.0f}",
+            f"{one.product_mm2:.0f}",
+            f"{one.slice} of {one.slices}",
+            "yes" if one.measurable else "no",
+        )
+        for number, one in enumerate(shown, start=1)
+    )
+    head = ("", "Side", "Volume, mL", "Diameters, mm", "Product, mm²", "Slice", "Measurable")
+    kind = _OF[found.of]
+    plural = "lesion" if found.count == 1 else "lesions"
+    sides = {"both": "on both sides", "midline": "across the midline", None: "side not told"}
+    where = sides.get(found.side, f"on the {found.side}")
+    more = found.count - len(shown)
+    lines = [
+        f"{found.count} {kind} {plural}, {where}. Sum of products of the measurable: "
+        f"{found.sum_of_products_mm2:.0f} mm²."
+        + (f" The {more} smallest are not listed." if more else ""),
+        "Longest diameter and the longest at a right angle to it, on axial slices of the "
+        f"{MODALITY_NAMES[grid_of]}. Measurable (RANO 2.0): both at least 10 mm, on two slices. A "
+        "diameter crosses necrosis; cysts and surgical cavities are not told from it.",
+    ]
+    if found.of == "WT":
+        lines.insert(0, "Nothing enhances: the whole tumour, as FLAIR shows it, was measured.")
+    return (Table(head, rows, numbers=(2, 3, 4)), Words(tuple(lines)))
+
+
+def _change(found: Change | None) -> tuple[Block, ...]:
+    if found is None:
+        return (Words(("No earlier result was given (--prior).",)),)
+    rows = [
+        (
+            f"{name}, mL",
+            f"{found.volumes_ml[name].before:.1f}",
+            f"{found.volumes_ml[name].now:.1f}",
+            _percent(found.volumes_ml[name].percent),
+        )
+        for name in ("ET", "TC", "WT")
+        if name in found.volumes_ml
+    ]
+    if found.sum_of_products_mm2 is not None:
+        products = found.sum_of_products_mm2
+        rows.append(
+            (
+                f"Sum of products ({found.of}), mm²",
+                f"{products.before:.0f}",
+                f"{products.now:.0f}",
+                _percent(products.percent),
+            )
+        )
+    if found.lesions is not None:
+        rows.append(("Lesions", str(found.lesions[0]), str(found.lesions[1]), ""))
+    lines = [
+        f"Response category by the numbers alone, of the {found.of}: by volume: "
+        f"{found.volumetric or 'not told'} (thresholds {_thresholds(VOLUMETRIC)}); by diameters: "
+        f"{found.bidimensional or 'not told'} (thresholds {_thresholds(BIDIMENSIONAL)}). An aid, "
+        "no RANO assessment: new lesions, steroids, the patient's state, the smallest earlier "
+        "measurement and confirmation are for a person.",
+        "That both results are of one patient is for a person to see: gliofed does not check it.",
+    ]
+    if found.within_ranges:
+        lines.append(
+            f"The ranges of {', '.join(found.within_ranges)} then and now overlap: their change "
+            "may be the model's doubt."
+        )
+    if not found.same_model:
+        lines.append("Another model made the earlier result: a change may be the models'.")
+    head = (
+        f"Prior: {found.prior_case or found.prior}",
+        found.prior_date or "then",
+        "now",
+        "Change",
+    )
+    return (Table(head, tuple(rows), numbers=(1, 2, 3)), Words(tuple(lines)))
+
+
+def _thresholds(ends: tuple[float, float]) -> str:
+    return f"{_percent(ends[0], digits=0)}, {_percent(ends[1], digits=0)}"
+
+
+def _percent(value: float | None, *, digits: int = 1) -> str:
+    return _NONE if value is None else f"{value:+.{digits}f}\u00a0%".replace("-", "−")
+
+
+def _doubt(picture: bytes) -> Section:
+    return Section(
+        "Where the model is unsure",
+        (
+            Picture(picture, "Uncertainty of the segmentation on axial slices"),
+            Words(
+                (
+                    "Colour is the doubt about a voxel's label, from 10 of 100; the white line is "
+                    "the whole tumour. The model cannot doubt what it never saw.",
+                )
+            ),
+        ),
+    )
+
+
+def _checks(result: Result) -> tuple[Block, ...]:
+    steps = preparation_words(result.preparation)
+    return (
+        Words(result.warnings, grave=True),
+        Words(
+            (
+                *steps,
+                "Whether this scan is unlike all that the model learnt from is not measured: look "
+                "at the outlines.",
+            )
+        ),
+    )
+
+
+def preparation_words(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what was done to the images, a sentence a kind of step."""
+    by_step: dict[str, list[Mapping[str, Any]]] = {}
+    for record in history:
+        by_step.setdefault(str(record.get("step")), []).append(record)
+    lines = []
+    for record in by_step.get("missing", ()):
+        names = ", ".join(MODALITY_NAMES.get(name, name) for name in record["sequences"])
+        lines.append(f"Missing: {names}.")
+    if by_step.get("n4"):
+        names = ", ".join(_named(record) for record in by_step["n4"])
+        lines.append(f"Shading was evened out in: {names}.")
+    if by_step.get("register"):
+        fits = ", ".join(
+            f"{_named(one)} (two estimates differ by {one['residual_mm']:.1f} mm)"
+            for one in by_step["register"]
+        )
+        target = MODALITY_NAMES.get(str(by_step["register"][0].get("to")), "reference")
+        lines.append(f"Laid over the {target}: {fits}.")
+    for record in by_step.get("brain", ()):
+        if "volume_ml" in record:
+            lines.append(
+                f"The brain was found in the {_named(record)}: {record['volume_ml']:.0f} mL."
+            )
+        else:
+            lines.append("The images came without the skull, on one grid.")
+    for record in by_step.get("quality", ()):
+        least = min(record["covered"].values(), default=1.0)
+        lines.append(f"Each sequence shows at least {100 * least:.0f} % of the brain.")
+    for record in by_step.get("resample", ()):
+        sizes = " × ".join(f"{one:.2g}" for one in record["from_mm"])
+        lines.append(f"Voxels of {sizes} mm were read at {record['to_mm']:g} mm.")
+    return tuple(lines)
+
+
+def _named(record: Mapping[str, Any]) -> str:
+    name = str(record.get("sequence"))
+    return MODALITY_NAMES.get(name, name)
+
+
+def _model(result: Result) -> tuple[Block, ...]:
+    one = result.model
+    lines = [
+        f"{one.name} {one.version}, round {one.round}. Weights SHA-256 {one.weights_sha256}.",
+        *(
+            f"Together with {other.name} {other.version}, round {other.round}, weights "
+            f"{other.weights_sha256[:16]}."
+            for other in result.together_with
+        ),
+    ]
+    found = result.federation
+    if found is None:
+        return (Words(tuple(lines)),)
+    lines.append(
+        f"Trained by {found.consortium or 'a consortium'} at {len(found.sites)} "
+        f"{'site' if len(found.sites) == 1 else 'sites'}, "
+        + (
+            f"with differential privacy (unit: {found.privacy_unit})."
+            if found.private
+            else "WITHOUT differential privacy."
+        )
+        + f" Intended use: {found.intended_use}"
+    )
+    rows = tuple(
+        (
+            site.site,
+            str(site.rounds),
+            _NONE if site.epsilon is None else f"{site.epsilon:.2f}",
+            _NONE if site.delta is None else f"{site.delta:g}",
+        )
+        for site in found.sites
+    )
+    head = ("Site", "Rounds", "Epsilon", "Delta")
+    return (Words(tuple(lines)), Table(head, rows, numbers=(1, 2, 3)))
