@@ -7,6 +7,8 @@ with a ``result.json`` is complete::
                           input, the grid of the contrast-enhanced T1, without it of the FLAIR)
     uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.inference.doubt``)
     overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
+    *.dcm                 of DICOM input, the same as objects of its study
+                          (``client.inference.dicom_results``)
     result.json           volumes and their ranges, confidence, model, inputs, what is missing,
                           preparation and its digest, warnings, seconds
 """
@@ -175,6 +177,7 @@ def segment(
     )
     volumes = volumes_ml(found)
     write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
+    percent = None
     if found.uncertainty is not None:
         percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
         write_volume(out / "uncertainty.nii.gz", percent, found.affine)
@@ -182,6 +185,20 @@ def segment(
         name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
     }
     draw_overview(out / "overview.png", images, found.labels, found.affine, volumes=volumes)
+    objects = {}
+    drawn_on = case.images[case.reference]
+    if drawn_on.parts:
+        from client.inference.dicom_results.written import write_results  # not for NIfTI
+
+        objects = write_results(
+            out,
+            drawn_on,
+            found.labels,
+            found.affine,
+            percent=percent,
+            volumes_ml=volumes,
+            model=model.identity,
+        )
     result = {
         "result_version": RESULT_VERSION,
         "volumes_ml": volumes,
@@ -205,6 +222,7 @@ def segment(
         },
         "preparation": list(found.history),
         "prepared_sha256": found.input_sha256,
+        "dicom": objects,
         "warnings": [
             *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
             *_incomplete(case.missing),
