@@ -16,6 +16,11 @@ app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
+_PACS = (
+    "Root of the PACS's DICOMweb service. Credentials: GLIOFED_PACS_USER and "
+    "GLIOFED_PACS_PASSWORD, or GLIOFED_PACS_TOKEN, in the environment."
+)
+
 
 @app.callback()
 def _group() -> None:
@@ -24,8 +29,10 @@ def _group() -> None:
 
 @app.command()
 def segment(
-    case: Annotated[Path, typer.Argument(help="Folder or DICOM zip of one case.")],
     out: Annotated[Path, typer.Option(help="Folder for the result, made new.")],
+    case: Annotated[
+        Path | None, typer.Argument(help="Folder or DICOM zip of one case, or --study.")
+    ] = None,
     model: Annotated[
         list[Path] | None,
         typer.Option(
@@ -40,12 +47,25 @@ def segment(
             help="Take a DICOM series for t1n, t1c, t2w, t2f or none, this once; may be repeated.",
         ),
     ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="UID", help="Fetch this study (StudyInstanceUID) from --pacs."),
+    ] = None,
+    pacs: Annotated[str | None, typer.Option(metavar="URL", help=_PACS)] = None,
+    send: Annotated[
+        bool, typer.Option("--send", help="Store the DICOM objects of the result in --pacs.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Segment one case: mask and uncertainty on the input's grid, volumes in mL, a picture.
 
-    A case may lack sequences, but not t1c and t2f both, if the model was trained for that.
+    A case may lack sequences, but not t1c and t2f both, if the model was trained for that. From
+    DICOM the result is written as DICOM too: segmentation, report and uncertainty.
     """
+    if (case is None) == (study is None):
+        raise typer.BadParameter("Give either a folder or --study.", param_hint="CASE")
+    if (study is not None or send) and pacs is None:
+        raise typer.BadParameter("Give the address of the PACS.", param_hint="--pacs")
     from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
@@ -70,9 +90,9 @@ def segment(
         others = [open_model(folder, signer=chosen.signer) for folder in model[1:]]
     else:
         raise ModelError("Say which model to use.", do="Give either --model or --site.")
-    with job, console.working("Segmenting"):
+    with _case(case, study, pacs) as folder, job, console.working("Segmenting"):
         result = run_segment(
-            case,
+            folder,
             out,
             chosen,
             execution=choose_execution(),
@@ -81,6 +101,7 @@ def segment(
             others=others,
             temperatures=temperatures,
         )
+    sent = _send(out, pacs) if send and pacs else 0
     if json:
         console.show_json(result)
         return
@@ -109,9 +130,34 @@ def segment(
         "Confidence is the Dice that the model's probabilities let expect"
         + (", calibrated here." if result["calibrated"] else "; it was never calibrated here.")
     )
-    console.say(
-        f"Written to {out}: segmentation.nii.gz, uncertainty.nii.gz, overview.png, result.json."
-    )
+    files = ("segmentation.nii.gz", "uncertainty.nii.gz", "overview.png", *result["dicom"])
+    console.say(f"Written to {out}: {', '.join(files)}, result.json.")
+    if sent:
+        console.say(f"Stored {sent} objects in {pacs}.")
+
+
+@app.command()
+def send(
+    result: Annotated[Path, typer.Argument(help="Folder of a result that was made from DICOM.")],
+    pacs: Annotated[str, typer.Option(metavar="URL", help=_PACS)],
+) -> None:
+    """Store the DICOM objects of a result in the PACS."""
+    console.say(f"Stored {_send(result, pacs)} objects in {pacs}.")
+
+
+def _case(case: Path | None, study: str | None, pacs: str | None) -> AbstractContextManager[Path]:
+    """Return the case's folder, fetched from the PACS for as long as it is needed."""
+    if case is not None:
+        return nullcontext(case)
+    from client.inference.pacs import fetched
+
+    return fetched(pacs or "", study or "")
+
+
+def _send(result: Path, pacs: str) -> int:
+    from client.inference import pacs as archive
+
+    return archive.send(pacs, result)
 
 
 def main() -> None:
