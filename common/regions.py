@@ -38,6 +38,14 @@ LABEL_NAMES: Final = {
 LABEL_COLOURS: Final = {"NCR": "#d62728", "ED": "#2ca02c", "ET": "#ffbf00"}
 
 
+LABEL_CODES: Final = {
+    "NCR": ("6574001", "SCT", "Necrosis"),
+    "ED": ("79654002", "SCT", "Edema"),
+    "ET": ("C113842", "NCIt", "Enhancing Lesion"),
+}
+"""Value, scheme and meaning of each label in SNOMED CT or the NCI Thesaurus."""
+
+
 def labels_to_regions(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return the region masks, shape (3, *labels.shape), in the order of ``REGIONS``."""
     return np.stack([np.isin(labels, values) for values in REGIONS.values()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import shutil
 
@@ -29,3 +30,17 @@ def named(variable: str, what: str) -> str:
     if found is None:
         pytest.skip(f"{variable} names no Python with {what}")
     return found
+
+
+def packaged(package: str, name: str) -> str:
+    """Return the path of a program in a Python package's ``bin``; skip the test without it.
+
+    Fails where CI installs it.
+    """
+    try:
+        found = importlib.resources.files(package) / "bin" / name
+    except ModuleNotFoundError:
+        if os.environ.get("CI"):
+            pytest.fail(f"{package} is not installed, and gliofed[dev] should have installed it")
+        pytest.skip(f"{package} is not installed")
+    return str(found)

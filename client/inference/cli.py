@@ -16,6 +16,11 @@ app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
+_PACS = (
+    "Root of the PACS's DICOMweb service. Credentials: GLIOFED_PACS_USER and "
+    "GLIOFED_PACS_PASSWORD, or GLIOFED_PACS_TOKEN, in the environment."
+)
+
 
 @app.callback()
 def _group() -> None:
@@ -24,8 +29,10 @@ def _group() -> None:
 
 @app.command()
 def segment(
-    case: Annotated[Path, typer.Argument(help="Folder or DICOM zip of one case.")],
     out: Annotated[Path, typer.Option(help="Folder for the result, made new.")],
+    case: Annotated[
+        Path | None, typer.Argument(help="Folder or DICOM zip of one case, or --study.")
+    ] = None,
     model: Annotated[
         list[Path] | None,
         typer.Option(
@@ -44,13 +51,26 @@ def segment(
         Path | None,
         typer.Option(metavar="RESULT_DIR", help="An earlier result of this patient to compare."),
     ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="UID", help="Fetch this study (StudyInstanceUID) from --pacs."),
+    ] = None,
+    pacs: Annotated[str | None, typer.Option(metavar="URL", help=_PACS)] = None,
+    send: Annotated[
+        bool, typer.Option("--send", help="Store the DICOM objects of the result in --pacs.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Segment one case: mask and uncertainty on the input's grid, measurements, a report.
 
-    The report (HTML and PDF) has volumes in mL, RANO diameters, sides, outlines and doubt.
-    A case may lack sequences, but not t1c and t2f both, if the model was trained for that.
+    The report (HTML and PDF) has volumes in mL, RANO diameters, sides, outlines and doubt. From
+    DICOM the result is written as DICOM too: segmentation, report, uncertainty, document. A case
+    may lack sequences, but not t1c and t2f both, if the model was trained for that.
     """
+    if (case is None) == (study is None):
+        raise typer.BadParameter("Give either a folder or --study.", param_hint="CASE")
+    if (study is not None or send) and pacs is None:
+        raise typer.BadParameter("Give the address of the PACS.", param_hint="--pacs")
     from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
@@ -75,9 +95,9 @@ def segment(
         others = [open_model(folder, signer=chosen.signer) for folder in model[1:]]
     else:
         raise ModelError("Say which model to use.", do="Give either --model or --site.")
-    with job, console.working("Segmenting"):
+    with _case(case, study, pacs) as folder, job, console.working("Segmenting"):
         result = run_segment(
-            case,
+            folder,
             out,
             chosen,
             execution=choose_execution(),
@@ -87,6 +107,7 @@ def segment(
             temperatures=temperatures,
             prior=prior,
         )
+    sent = _send(out, pacs) if send and pacs else 0
     if json:
         console.show_json(result)
         return
@@ -115,10 +136,35 @@ def segment(
         "Confidence is the Dice that the model's probabilities let expect"
         + (", calibrated here." if result["calibrated"] else "; it was never calibrated here.")
     )
-    console.say(
-        f"Written to {out}: report.html, report.pdf, segmentation.nii.gz, uncertainty.nii.gz, "
-        "overview.png, result.json."
-    )
+    pictures = ("segmentation.nii.gz", "uncertainty.nii.gz", "overview.png")
+    files = ("report.html", "report.pdf", *pictures, *result["dicom"], "result.json")
+    console.say(f"Written to {out}: {', '.join(files)}.")
+    if sent:
+        console.say(f"Stored {sent} objects in {pacs}.")
+
+
+@app.command()
+def send(
+    result: Annotated[Path, typer.Argument(help="Folder of a result that was made from DICOM.")],
+    pacs: Annotated[str, typer.Option(metavar="URL", help=_PACS)],
+) -> None:
+    """Store the DICOM objects of a result in the PACS."""
+    console.say(f"Stored {_send(result, pacs)} objects in {pacs}.")
+
+
+def _case(case: Path | None, study: str | None, pacs: str | None) -> AbstractContextManager[Path]:
+    """Return the case's folder, fetched from the PACS for as long as it is needed."""
+    if case is not None:
+        return nullcontext(case)
+    from client.inference.pacs import fetched
+
+    return fetched(pacs or "", study or "")
+
+
+def _send(result: Path, pacs: str) -> int:
+    from client.inference import pacs as archive
+
+    return archive.send(pacs, result)
 
 
 def main() -> None:

@@ -119,6 +119,7 @@ class Result(_Part):
     inputs: dict[Sequence, Input]
     preparation: tuple[dict[str, Any], ...]
     prepared_sha256: str
+    dicom: dict[str, str] = Field({}, description="DICOM objects: SOPInstanceUID by file's name")
     warnings: tuple[str, ...]
     seconds: Annotated[float, Field(ge=0)]
 

@@ -9,6 +9,8 @@ with a ``result.json`` is complete::
     overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
     report.html           all that a clinician reads on one page, in one file (``report.content``)
     report.pdf            the same on paper
+    *.dcm                 of DICOM input, the same as objects of its study
+                          (``client.inference.dicom_results``)
     result.json           volumes and their ranges, lesions, change, confidence, model, inputs, what
                           is missing, preparation and its digest, warnings, seconds; its fields are
                           those of ``record.Result``, and of ``result.schema.json``
@@ -19,7 +21,8 @@ from __future__ import annotations
 import datetime as dt
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -193,78 +196,110 @@ def segment(
         execution=execution,
         temperatures=temperatures or AS_IT_IS,
     )
-    volumes = volumes_ml(found)
-    write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
-    if found.uncertainty is not None:
-        percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
-        write_volume(out / "uncertainty.nii.gz", percent, found.affine)
-    images = found.brain or {
-        name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
-    }
-    brain = np.any([image > 0 for image in images.values()], axis=0)
-    measured = findings(found.labels, found.affine, midline_of(brain, found.affine))
-    largest = measured.lesions[0].diameters if measured.lesions else None
-    result: dict[str, Any] = {
-        "result_version": RESULT_VERSION,
-        "case": folder.resolve().name,
-        "study_date": _study_date(case),
-        "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "volumes_ml": volumes,
-        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
-        "missing": list(case.missing),
-        "grid_of": case.reference,
-        "confidence": dict(found.confidence),
-        "calibrated": temperatures is not None,
-        "findings": findings_json(measured),
-        "change": None
-        if before is None
-        else change(
-            before,
-            volumes_ml=volumes,
-            range_ml=found.range_ml,
-            of=measured.of,
-            lesions=len(measured.lesions),
-            sum_of_products_mm2=round(measured.sum_of_products_mm2, 1),
-            model_sha256=model.identity["weights_sha256"],
-        ).model_dump(mode="json"),
-        "model": model.identity,
-        "federation": federation_json(model.card),
-        "together_with": [other.identity for other in others],
-        "postprocessing": model.protocol.postprocessing.model_dump(mode="json"),
-        "precision": execution.prediction_precision,
-        "inputs": {
-            name: {
-                "file": image.path.name,
-                "channel": image.index,
-                "series": image.series or None,
-                "sha256": content_sha256(image),
-            }
-            for name, image in case.images.items()
-        },
-        "preparation": list(found.history),
-        "prepared_sha256": found.input_sha256,
-        "warnings": [
-            *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
-            *_incomplete(case.missing),
-            *case.notes,
-        ],
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    seen = overview(images, found.labels, found.affine, volumes=volumes, diameters=largest)
-    unsure = found.uncertainty
-    report = content(
-        Result.model_validate(result),
-        overview=seen,
-        doubtful=None
-        if unsure is None
-        else doubtful(images, found.labels, found.affine, uncertainty=unsure, diameters=largest),
-    )
-    write_bytes(out / "overview.png", seen)
-    write_bytes(out / "report.html", page(report))
-    write_bytes(out / "report.pdf", sheet(report))
-    result["seconds"] = round(time.monotonic() - started, 3)
-    write_json(out / "result.json", result)
+    with _all_or_nothing(out):
+        volumes = volumes_ml(found)
+        write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
+        percent = None
+        if found.uncertainty is not None:
+            percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
+            write_volume(out / "uncertainty.nii.gz", percent, found.affine)
+        images = found.brain or {
+            name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
+        }
+        brain = np.any([image > 0 for image in images.values()], axis=0)
+        measured = findings(found.labels, found.affine, midline_of(brain, found.affine))
+        largest = measured.lesions[0].diameters if measured.lesions else None
+        result: dict[str, Any] = {
+            "result_version": RESULT_VERSION,
+            "case": folder.resolve().name,
+            "study_date": _study_date(case),
+            "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "volumes_ml": volumes,
+            "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
+            "missing": list(case.missing),
+            "grid_of": case.reference,
+            "confidence": dict(found.confidence),
+            "calibrated": temperatures is not None,
+            "findings": findings_json(measured),
+            "change": None
+            if before is None
+            else change(
+                before,
+                volumes_ml=volumes,
+                range_ml=found.range_ml,
+                of=measured.of,
+                lesions=len(measured.lesions),
+                sum_of_products_mm2=round(measured.sum_of_products_mm2, 1),
+                model_sha256=model.identity["weights_sha256"],
+            ).model_dump(mode="json"),
+            "model": model.identity,
+            "federation": federation_json(model.card),
+            "together_with": [other.identity for other in others],
+            "postprocessing": model.protocol.postprocessing.model_dump(mode="json"),
+            "precision": execution.prediction_precision,
+            "inputs": {
+                name: {
+                    "file": image.path.name,
+                    "channel": image.index,
+                    "series": image.series or None,
+                    "sha256": content_sha256(image),
+                }
+                for name, image in case.images.items()
+            },
+            "preparation": list(found.history),
+            "prepared_sha256": found.input_sha256,
+            "dicom": {},
+            "warnings": [
+                *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
+                *_incomplete(case.missing),
+                *case.notes,
+            ],
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        seen = overview(images, found.labels, found.affine, volumes=volumes, diameters=largest)
+        unsure = found.uncertainty
+        report = content(
+            Result.model_validate(result),
+            overview=seen,
+            doubtful=None
+            if unsure is None
+            else doubtful(
+                images, found.labels, found.affine, uncertainty=unsure, diameters=largest
+            ),
+        )
+        write_bytes(out / "overview.png", seen)
+        write_bytes(out / "report.html", page(report))
+        write_bytes(out / "report.pdf", sheet(report))
+        drawn_on = case.images[case.reference]
+        if drawn_on.parts:
+            from client.inference.dicom_results.written import write_results  # not for NIfTI
+
+            result["dicom"] = write_results(
+                out,
+                drawn_on,
+                found.labels,
+                found.affine,
+                percent=percent,
+                volumes_ml=volumes,
+                model=model.identity,
+                diameters_mm={}
+                if largest is None
+                else {measured.of: (largest.long_mm, largest.across_mm)},
+            )
+        result["seconds"] = round(time.monotonic() - started, 3)
+        write_json(out / "result.json", result)
     return result
+
+
+@contextmanager
+def _all_or_nothing(out: Path) -> Iterator[None]:
+    """Leave nothing in the folder ``out``, which was empty, if the result does not become whole."""
+    try:
+        yield
+    except BaseException:
+        for path in out.iterdir() if out.is_dir() else ():
+            path.unlink()
+        raise
 
 
 def _study_date(case: Case) -> str | None:

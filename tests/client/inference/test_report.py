@@ -114,6 +114,7 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
             {"step": "resample", "from_mm": [2.0, 2.0, 4.0], "to_mm": 1.0, "interpolated": True},
         ],
         "prepared_sha256": "1" * 64,
+        "dicom": {},
         "warnings": [
             "Research use only: a person must review this segmentation.",
             "Without T2 (t2w): the segmentation is less exact than with all four sequences.",

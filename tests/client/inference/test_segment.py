@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from matplotlib.image import imread
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
@@ -26,6 +27,7 @@ from common.protocol import PreprocessingOptions, preprocessing_digest
 from common.regions import MODALITIES
 from tests import raw_heads
 from tests.consortia import World
+from tests.scanners import write_study
 
 PLAIN = ExecutionOptions(prefetch=0)
 
@@ -117,6 +119,22 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
     assert all(0 <= value <= 1 for value in result["confidence"].values())
     assert (result["calibrated"], result["together_with"]) == (False, [])
     assert result["postprocessing"]["thresholds"] == [0.5, 0.5, 0.5]
+
+
+def test_of_a_dicom_study_the_result_is_dicom_too(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study = write_study(tmp_path / "study")
+    result = segment(study, out, world.model(), execution=PLAIN, trusted=True)
+    assert set(result["dicom"]) == {
+        "segmentation.dcm",
+        "report.dcm",
+        "uncertainty.dcm",
+        "document.dcm",
+    }
+    mask = pydicom.dcmread(out / "segmentation.dcm")
+    assert mask.SOPInstanceUID == result["dicom"]["segmentation.dcm"]
+    source = pydicom.dcmread(next((study / "5").iterdir()))
+    assert mask.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL", "IRA"])

@@ -1,0 +1,124 @@
+"""All DICOM objects of one result, each written whole or not at all::
+
+segmentation.dcm   the mask, binary, coded segments, on the source series' own frames
+report.dcm         volumes and diameters, TID 1500
+uncertainty.dcm    how unsure each voxel is, in percent
+document.dcm       report.pdf, encapsulated, where there is one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from client.imaging.case import Image
+from client.imaging.dicom.headers import DAMAGED, quiet
+from client.inference.dicom_results.document import make_document
+from client.inference.dicom_results.measurements import make_report
+from client.inference.dicom_results.segmentation import make_segmentation
+from client.inference.dicom_results.source import Source, read_source
+from client.inference.dicom_results.uncertainty import make_uncertainty
+from common.errors import CaseError
+from common.files import read_json, replacing
+
+
+def write_results(
+    out: Path,
+    image: Image,
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    *,
+    percent: NDArray[np.uint8] | None,
+    volumes_ml: Mapping[str, float],
+    model: Mapping[str, Any],
+    diameters_mm: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, str]:
+    """Write the objects into ``out`` and return the UID of each by its file's name.
+
+    ``image`` is the DICOM series on whose grid ``affine`` (RAS, mm) ``labels`` and ``percent`` lie,
+    both (column, row, slice); ``diameters_mm`` holds the longest diameter of a label or region and
+    the one at right angles to it, ``model`` its identity. Raises CaseError, StateError.
+    """
+    with quiet():  # pydicom's warnings quote headers
+        source = read_source(image, affine, labels.shape)
+        pdf = out / "report.pdf"
+        try:
+            made = _made(
+                source,
+                labels,
+                percent=percent,
+                volumes_ml=volumes_ml,
+                model=model,
+                diameters_mm=diameters_mm or {},
+                pdf=pdf.read_bytes() if pdf.exists() else None,
+            )
+        except DAMAGED as error:
+            raise CaseError(
+                f"No DICOM object can be made from the headers of {image.title} "
+                f"({type(error).__name__}).",
+                do="Export the series again from the archive, or convert it to NIfTI.",
+                code="case-headers",
+            ) from error
+        for name, dataset in made.items():
+            with replacing(out / name) as path:
+                dataset.save_as(path, enforce_file_format=True)
+    return {name: str(dataset.SOPInstanceUID) for name, dataset in made.items()}
+
+
+def _made(
+    source: Source,
+    labels: NDArray[np.uint8],
+    *,
+    percent: NDArray[np.uint8] | None,
+    volumes_ml: Mapping[str, float],
+    model: Mapping[str, Any],
+    diameters_mm: Mapping[str, tuple[float, float]],
+    pdf: bytes | None,
+) -> dict[str, Dataset]:
+    trackings = {name: hd.UID() for name in volumes_ml}
+    mask = make_segmentation(source, labels, model=model, trackings=trackings)
+    report = make_report(
+        source,
+        mask,
+        volumes_ml=volumes_ml,
+        diameters_mm=diameters_mm,
+        model=model,
+        trackings=trackings,
+    )
+    made: dict[str, Dataset] = {"segmentation.dcm": mask, "report.dcm": report}
+    if percent is not None:
+        made["uncertainty.dcm"] = make_uncertainty(source, percent, model=model)
+    if pdf is not None:
+        made["document.dcm"] = make_document(source, pdf, model=model)
+    return made
+
+
+def read_results(out: Path) -> list[Dataset]:
+    """Return the objects of the complete result in ``out``, none where there are none.
+
+    Raises CaseError (``case-file``) where one that ``result.json`` names is gone or another.
+    """
+    path = out / "result.json"
+    named = dict(read_json(path, what="result").get("dicom") or {}) if path.exists() else {}
+    found: list[Dataset] = []
+    for name, uid in named.items():
+        try:
+            dataset = pydicom.dcmread(out / Path(name).name)
+            same = str(dataset.SOPInstanceUID) == uid
+        except DAMAGED:
+            same = False
+        if not same:
+            raise CaseError(
+                f"{out / Path(name).name} is not the object that result.json names.",
+                do="Segment the case again.",
+                code="case-file",
+            )
+        found.append(dataset)
+    return found
