@@ -44,7 +44,7 @@ from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
-from client.inference.findings import findings
+from client.inference.findings import Diameters, findings
 from client.inference.midline import midline_of
 from client.inference.model import Model
 from client.inference.picture import doubtful, overview
@@ -196,99 +196,124 @@ def segment(
         execution=execution,
         temperatures=temperatures or AS_IT_IS,
     )
+    images = found.brain or {
+        name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
+    }
+    brain = np.any([image > 0 for image in images.values()], axis=0)
+    measured = findings(found.labels, found.affine, midline_of(brain, found.affine))
+    volumes = volumes_ml(found)
+    result: dict[str, Any] = {
+        "result_version": RESULT_VERSION,
+        "case": folder.resolve().name,
+        "study_date": _study_date(case),
+        "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "volumes_ml": volumes,
+        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
+        "missing": list(case.missing),
+        "grid_of": case.reference,
+        "confidence": dict(found.confidence),
+        "calibrated": temperatures is not None,
+        "findings": findings_json(measured),
+        "change": None
+        if before is None
+        else change(
+            before,
+            volumes_ml=volumes,
+            range_ml=found.range_ml,
+            of=measured.of,
+            lesions=len(measured.lesions),
+            sum_of_products_mm2=round(measured.sum_of_products_mm2, 1),
+            model_sha256=model.identity["weights_sha256"],
+        ).model_dump(mode="json"),
+        "model": model.identity,
+        "federation": federation_json(model.card),
+        "together_with": [other.identity for other in others],
+        "postprocessing": model.protocol.postprocessing.model_dump(mode="json"),
+        "precision": execution.prediction_precision,
+        "inputs": {
+            name: {
+                "file": image.path.name,
+                "channel": image.index,
+                "series": image.series or None,
+                "sha256": content_sha256(image),
+            }
+            for name, image in case.images.items()
+        },
+        "preparation": list(found.history),
+        "prepared_sha256": found.input_sha256,
+        "dicom": {},
+        "warnings": [
+            *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
+            *_incomplete(case.missing),
+            *case.notes,
+        ],
+        "seconds": round(time.monotonic() - started, 3),
+    }
     with _all_or_nothing(out):
-        volumes = volumes_ml(found)
-        write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
-        percent = None
-        if found.uncertainty is not None:
-            percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
-            write_volume(out / "uncertainty.nii.gz", percent, found.affine)
-        images = found.brain or {
-            name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
-        }
-        brain = np.any([image > 0 for image in images.values()], axis=0)
-        measured = findings(found.labels, found.affine, midline_of(brain, found.affine))
+        percent = _write_images(out, found)
         largest = measured.lesions[0].diameters if measured.lesions else None
-        result: dict[str, Any] = {
-            "result_version": RESULT_VERSION,
-            "case": folder.resolve().name,
-            "study_date": _study_date(case),
-            "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "volumes_ml": volumes,
-            "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
-            "missing": list(case.missing),
-            "grid_of": case.reference,
-            "confidence": dict(found.confidence),
-            "calibrated": temperatures is not None,
-            "findings": findings_json(measured),
-            "change": None
-            if before is None
-            else change(
-                before,
-                volumes_ml=volumes,
-                range_ml=found.range_ml,
-                of=measured.of,
-                lesions=len(measured.lesions),
-                sum_of_products_mm2=round(measured.sum_of_products_mm2, 1),
-                model_sha256=model.identity["weights_sha256"],
-            ).model_dump(mode="json"),
-            "model": model.identity,
-            "federation": federation_json(model.card),
-            "together_with": [other.identity for other in others],
-            "postprocessing": model.protocol.postprocessing.model_dump(mode="json"),
-            "precision": execution.prediction_precision,
-            "inputs": {
-                name: {
-                    "file": image.path.name,
-                    "channel": image.index,
-                    "series": image.series or None,
-                    "sha256": content_sha256(image),
-                }
-                for name, image in case.images.items()
-            },
-            "preparation": list(found.history),
-            "prepared_sha256": found.input_sha256,
-            "dicom": {},
-            "warnings": [
-                *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
-                *_incomplete(case.missing),
-                *case.notes,
-            ],
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        seen = overview(images, found.labels, found.affine, volumes=volumes, diameters=largest)
-        unsure = found.uncertainty
-        report = content(
-            Result.model_validate(result),
-            overview=seen,
-            doubtful=None
-            if unsure is None
-            else doubtful(
-                images, found.labels, found.affine, uncertainty=unsure, diameters=largest
-            ),
-        )
-        write_bytes(out / "overview.png", seen)
-        write_bytes(out / "report.html", page(report))
-        write_bytes(out / "report.pdf", sheet(report))
-        drawn_on = case.images[case.reference]
-        if drawn_on.parts:
-            from client.inference.dicom_results.written import write_results  # not for NIfTI
-
-            result["dicom"] = write_results(
-                out,
-                drawn_on,
-                found.labels,
-                found.affine,
-                percent=percent,
-                volumes_ml=volumes,
-                model=model.identity,
-                diameters_mm={}
-                if largest is None
-                else {measured.of: (largest.long_mm, largest.across_mm)},
+        _write_report(out, found, images, result, largest)
+        if case.images[case.reference].parts:
+            result["dicom"] = _write_dicom(
+                out, case, found, result, percent, {measured.of: largest} if largest else {}
             )
         result["seconds"] = round(time.monotonic() - started, 3)
         write_json(out / "result.json", result)
     return result
+
+
+def _write_images(out: Path, found: Segmentation) -> NDArray[np.uint8] | None:
+    """Write mask and uncertainty; return the uncertainty as it was written, in percent."""
+    write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
+    if found.uncertainty is None:
+        return None
+    percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
+    write_volume(out / "uncertainty.nii.gz", percent, found.affine)
+    return percent
+
+
+def _write_report(
+    out: Path,
+    found: Segmentation,
+    images: Mapping[str, NDArray[np.float32]],
+    result: Mapping[str, Any],
+    largest: Diameters | None,
+) -> None:
+    """Write the picture, and the report as page and as PDF."""
+    labels, affine, unsure = found.labels, found.affine, found.uncertainty
+    seen = overview(images, labels, affine, volumes=result["volumes_ml"], diameters=largest)
+    doubt = (
+        None
+        if unsure is None
+        else doubtful(images, labels, affine, uncertainty=unsure, diameters=largest)
+    )
+    report = content(Result.model_validate(result), overview=seen, doubtful=doubt)
+    write_bytes(out / "overview.png", seen)
+    write_bytes(out / "report.html", page(report))
+    write_bytes(out / "report.pdf", sheet(report))
+
+
+def _write_dicom(
+    out: Path,
+    case: Case,
+    found: Segmentation,
+    result: Mapping[str, Any],
+    percent: NDArray[np.uint8] | None,
+    diameters: Mapping[str, Diameters],
+) -> dict[str, str]:
+    """Write the result as DICOM objects, ``report.pdf`` among them; return their UIDs by name."""
+    from client.inference.dicom_results.written import write_results  # not for NIfTI
+
+    return write_results(
+        out,
+        case.images[case.reference],
+        found.labels,
+        found.affine,
+        percent=percent,
+        volumes_ml=result["volumes_ml"],
+        model=result["model"],
+        diameters_mm={name: (one.long_mm, one.across_mm) for name, one in diameters.items()},
+    )
 
 
 @contextmanager

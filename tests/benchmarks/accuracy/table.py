@@ -70,15 +70,16 @@ def _curves(path: Path, done: Sequence[Run], found: dict[str, list[dict[str, Any
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    cohorts = [cohort for cohort in COHORTS if any(run.cohort == cohort for run in done)]
+    drawn = [run for run in done if len(found[run.key][0]["curve"]) > 1]
+    cohorts = [cohort for cohort in COHORTS if any(run.cohort == cohort for run in drawn)]
     if not cohorts:
         return
     figure, axes = plt.subplots(1, len(cohorts), figsize=(6 * len(cohorts), 5), squeeze=False)
     for axis, cohort in zip(axes[0], cohorts, strict=True):
-        for run in done:
-            curves = [one["curve"] for one in found[run.key]]
-            if run.cohort != cohort or len(curves[0]) < 2:
+        for run in drawn:
+            if run.cohort != cohort:
                 continue
+            curves = [one["curve"] for one in found[run.key]]
             points = list(zip(*curves, strict=True))
             axis.plot(
                 [point[0]["round"] for point in points],

@@ -32,6 +32,12 @@ def case(cohort: Path) -> Path:
     return min(path for path in cohort.iterdir() if path.is_dir())
 
 
+def test_the_help_says_what_each_argument_is(clinic: Run) -> None:
+    said = " ".join(clinic("segment", "--help").out.split())
+    assert "Folder or DICOM zip of one case" in said
+    assert "Folder of a result" in " ".join(clinic("send", "--help").out.split())
+
+
 def test_segment_with_a_release(clinic: Run, world: World, case: Path, tmp_path: Path) -> None:
     said = clinic("segment", case, "--out", tmp_path / "out", "--model", world.release)
     assert said.code == 0

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from client.cohort import read_case
 from client.inference import segment as segmenting
+from client.inference.dicom_results import written
 from client.inference.model import Model, open_model
 from client.inference.record import Result
 from client.inference.segment import Segmentation, network_of, segment, segment_case, volumes_ml
@@ -135,6 +136,22 @@ def test_of_a_dicom_study_the_result_is_dicom_too(world: World, tmp_path: Path) 
     assert mask.SOPInstanceUID == result["dicom"]["segmentation.dcm"]
     source = pydicom.dcmread(next((study / "5").iterdir()))
     assert mask.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
+
+
+def test_a_result_that_does_not_become_whole_leaves_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    study = write_study(tmp_path / "study")
+
+    def refused(*_: Any, **__: Any) -> dict[str, str]:
+        assert (out / "report.pdf").exists(), "the objects are the last but one that is written"
+        raise CaseError("The headers are odd.", code="case-headers")
+
+    monkeypatch.setattr(written, "write_results", refused)
+    with pytest.raises(CaseError, match="odd"):
+        segment(study, out, world.model(), execution=PLAIN, trusted=True)
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL", "IRA"])
