@@ -103,6 +103,10 @@ def _check_card(card: Any, protocol: StudyProtocol, promised: tuple[str, str]) -
         raise ValueError("its card names another model")
     if (card["weights_sha256"], card["preprocessing_sha256"]) != promised:
         raise ValueError("its card is of other weights")
+    for part in ("prediction", "postprocessing"):  # older cards do not say
+        own = getattr(protocol, part).model_dump(mode="json")
+        if card.get(part, own) != own:
+            raise ValueError(f"its card names another {part} than its protocol")
     if not isinstance(card["round"], int):
         raise ValueError("its card names no round")
 

@@ -42,7 +42,7 @@ from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
-from client.imaging.plausibility import warnings_of
+from client.imaging.plausibility import judge_stripped, warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
@@ -116,12 +116,15 @@ def segment_case(
     ``model`` says how; ``networks`` are its own, and others that predict together with it.
     ``temperatures`` make the probabilities truer here; they change no label.
 
-    Raises CaseError: what ``prepare`` raises, or ``case-sequence`` where the model cannot do
-    without what is missing.
+    Raises CaseError: what ``prepare`` raises, ``case-sequence`` where the model cannot do without
+    what is missing, or ``case-brain`` where no brain is shown.
     """
     training = model.protocol.training
     check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
-    prepared = prepare(case, model.protocol.preprocessing)
+    options = model.protocol.preprocessing
+    prepared = prepare(case, options)
+    if options.input == "brats":  # of raw input the brain was judged when it was found
+        judge_stripped((prepared.image != 0).any(axis=0), options.spacing_mm, case.name)
 
     def chances(image: NDArray[np.float32]) -> NDArray[np.float32]:
         return predict(
@@ -133,7 +136,7 @@ def segment_case(
         )
 
     found = predictions(chances, prepared.image)
-    raw = model.protocol.preprocessing.input == "raw"
+    raw = options.input == "raw"
     voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
     labels = segmented(
         to_native(found.there, prepared), model.protocol.postprocessing, voxel_mm3=voxel_mm3
