@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -191,7 +192,7 @@ class Service:
                 f"{len(self._line)} requests wait already, as many as may. Ask again later.",
             ) from None
         try:
-            return future.result(context.time_remaining())
+            return future.result(_seconds(context.time_remaining()))
         except (NotYet, Late):
             raise _Refused(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "deadline", "The deadline passed."
@@ -229,6 +230,11 @@ class _Refused(Exception):  # noqa: N818
     ) -> None:
         super().__init__(message)
         self.status, self.reason, self.error = status, reason, error
+
+
+def _seconds(remaining: float | None) -> float | None:
+    """Return a call's time as a lock can wait; a call without deadline has centuries."""
+    return None if remaining is None else min(remaining, threading.TIMEOUT_MAX)
 
 
 def _invalid(error: GliofedError) -> _Refused:
