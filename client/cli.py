@@ -268,6 +268,9 @@ def serve(
     send: Annotated[
         bool, typer.Option("--send", help="Store results of --watch URL in that Orthanc.")
     ] = False,
+    past: Annotated[
+        bool, typer.Option("--past", help="Begin --watch URL with what that Orthanc has already.")
+    ] = False,
 ) -> None:
     """Segment for the clinic as a gRPC service (Open Inference Protocol v2), until stopped.
 
@@ -282,7 +285,7 @@ def serve(
         raise typer.BadParameter("say where --watch writes results", param_hint="--out")
     if send and not (watch or "").startswith(("http://", "https://")):
         raise typer.BadParameter("only an Orthanc that is watched can be sent to")
-    watched = service.Watch(watch, out, quiet_s, send) if watch and out else None
+    watched = service.Watch(watch, out, quiet_s, send, past) if watch and out else None
     with service.serving(
         Site.open(folder),
         execution=choose_execution(),

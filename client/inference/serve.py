@@ -43,12 +43,14 @@ class Access:
 
 @dataclass(frozen=True)
 class Watch:
-    """What to watch: a folder, or the URL of an Orthanc; ``send`` stores results there."""
+    """What to watch: a folder, or the URL of an Orthanc; ``send`` stores results there,
+    ``past`` begins with the studies that it has already."""
 
     source: str
     out: Path
     quiet_s: float = 60.0
     send: bool = False
+    past: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _watching(
         store: Callable[[Path], int] | None = None
         source: Source
         if watch.source.startswith(("http://", "https://")):
-            orthanc = Orthanc(watch.source, watch.out / "place.json")
+            orthanc = Orthanc(watch.source, watch.out / "place.json", past=watch.past)
             source = orthanc
             if watch.send:
                 store = lambda result: send(orthanc.dicomweb, result)  # noqa: E731

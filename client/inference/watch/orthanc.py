@@ -30,13 +30,18 @@ _UID: Final = re.compile(r"[0-9.]{1,64}\Z")
 
 
 class Orthanc:
-    """Watches the Orthanc whose REST API has its root at ``url``; ``place`` keeps where it was."""
+    """Watches the Orthanc whose REST API has its root at ``url``; ``place`` keeps where it was.
 
-    def __init__(self, url: str, place: Path) -> None:
+    The first watch begins with what comes after it, or with ``past`` at the first of all changes.
+    """
+
+    def __init__(self, url: str, place: Path, *, past: bool = False) -> None:
         self._url, self._place = url.rstrip("/"), place
         self._session = session(self._url)
-        known = read_json(place, what="place in Orthanc's feed") if place.exists() else {}
-        self._last = int(known.get("last", 0))
+        if place.exists():
+            self._last = int(read_json(place, what="place in Orthanc's feed")["last"])
+        else:
+            self._keep(0 if past else int(self._get("/changes?last")["Last"]))
         self._unsettled: int | None = None  # the first change of this look with work left
 
     @property

@@ -110,7 +110,7 @@ def test_a_study_in_orthanc_is_segmented_stored_and_left_alone(
     url, out, study = archive.base_url.removesuffix("/dicom-web"), tmp_path / "out", "1.2.3.77"
     folder = write_study(tmp_path / "study", study=study)
     archive.store_instances([pydicom.dcmread(path) for path in folder.rglob("*.dcm")])
-    process = start("--watch", url, "--out", out, "--send")
+    process = start("--watch", url, "--out", out, "--send", "--past")
     until(lambda: _reading(out).record(study).stored == 4, process)
     result = (out / "results" / study / "result.json").read_text()
     assert len(json.loads(result)["dicom"]) == 4

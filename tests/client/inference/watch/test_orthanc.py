@@ -36,6 +36,8 @@ class Feed:
     def answer(self, path: str) -> Any:
         parts = urlsplit(path)
         if parts.path == "/changes":
+            if parts.query == "last":
+                return {"Changes": self.changes[-1:], "Last": len(self.changes), "Done": True}
             since = int(parse_qs(parts.query)["since"][0])
             page = [one for one in self.changes if one["Seq"] > since][: self.most]
             last = page[-1]["Seq"] if page else since
@@ -81,19 +83,19 @@ def test_the_feed_goes_on_where_it_was(feed: tuple[Feed, str], tmp_path: Path) -
     told.stable("c", ("MR", ["2"]), ("SEG", ["3"]))
     told.event("StableStudy", "deleted")
     place = tmp_path / "place.json"
-    first, second = Orthanc(url, place).look()
+    first, second = Orthanc(url, place, past=True).look()
     assert len({first.name, second.name}) == 2
-    again = Orthanc(url, place)  # nothing was settled: all of it comes again
+    again = Orthanc(url, place, past=True)  # nothing was settled: all of it comes again
     looks = again.look()
     next(looks).settled()
     next(looks)
     assert next(looks, None) is None
-    (left,) = Orthanc(url, place).look()
+    (left,) = Orthanc(url, place, past=True).look()
     assert left.name == second.name
-    orthanc = Orthanc(url, place)
+    orthanc = Orthanc(url, place, past=True)
     for found in orthanc.look():
         found.settled()
-    assert list(Orthanc(url, place).look()) == []
+    assert list(Orthanc(url, place, past=True).look()) == []
     told.stable("c", ("MR", ["2"]), ("SEG", ["3"]), ("SR", ["4"]))
     (stored,) = orthanc.look()
     assert (stored.name, stored.fingerprint) == (second.name, second.fingerprint)
@@ -103,10 +105,20 @@ def test_an_earlier_study_that_is_left_is_not_lost(feed: tuple[Feed, str], tmp_p
     told, url = feed
     told.stable("a", ("MR", ["1"]))
     told.stable("b", ("MR", ["2"]))
-    _, second = looked = list(Orthanc(url, tmp_path / "place.json").look())
+    _, second = looked = list(Orthanc(url, tmp_path / "place.json", past=True).look())
     second.settled()
-    again = [one.name for one in Orthanc(url, tmp_path / "place.json").look()]
+    again = [one.name for one in Orthanc(url, tmp_path / "place.json", past=True).look()]
     assert again == [one.name for one in looked]
+
+
+def test_what_an_archive_has_already_is_left_alone(feed: tuple[Feed, str], tmp_path: Path) -> None:
+    told, url = feed
+    told.stable("old", ("MR", ["1"]))
+    place = tmp_path / "place.json"
+    assert list(Orthanc(url, place).look()) == []
+    told.stable("new", ("MR", ["2"]))
+    (found,) = Orthanc(url, place).look()
+    assert found.name == told.studies["new"][0]
 
 
 def test_nobody_there_is_said(tmp_path: Path) -> None:
