@@ -21,7 +21,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -39,12 +39,12 @@ from client.imaging.absence import check_usable
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
-from client.imaging.nifti import write_volume
+from client.imaging.nifti import Volume, write_volume
 from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
-from client.inference.findings import Diameters, findings
+from client.inference.findings import Diameters, Findings, findings
 from client.inference.midline import midline_of
 from client.inference.model import Model
 from client.inference.picture import doubtful, overview
@@ -92,6 +92,45 @@ class Segmentation:
     confidence: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a result says of who made it; its fields are those of ``record.Result``.
+
+    ``trusted`` says whether the model's signer is known to be the site's own consortium.
+    """
+
+    model: Mapping[str, Any]
+    federation: Mapping[str, Any]
+    together_with: Sequence[Mapping[str, Any]]
+    postprocessing: Mapping[str, Any]
+    precision: str
+    calibrated: bool
+    trusted: bool
+
+
+Segment = Callable[[Case], tuple[Segmentation, Origin]]
+
+
+def origin_of(
+    model: Model,
+    *,
+    execution: ExecutionOptions,
+    trusted: bool,
+    calibrated: bool,
+    others: Sequence[Model] = (),
+) -> Origin:
+    """Return what results of ``model`` say of it."""
+    return Origin(
+        model.identity,
+        federation_json(model.card),
+        tuple(other.identity for other in others),
+        model.protocol.postprocessing.model_dump(mode="json"),
+        execution.prediction_precision,
+        calibrated,
+        trusted,
+    )
+
+
 def network_of(model: Model) -> torch.nn.Module:
     """Return the model's network with its weights, ready for prediction."""
     network = build(model.protocol.network, seed=0)
@@ -106,18 +145,20 @@ def segment_case(
     *,
     execution: ExecutionOptions,
     temperatures: Temperatures = AS_IT_IS,
+    read: Mapping[str, Volume] | None = None,
 ) -> Segmentation:
     """Return the segmentation of ``case`` on its own grid.
 
     ``model`` says how; ``networks`` are its own, and others that predict together with it.
-    ``temperatures`` make the probabilities truer here; they change no label.
+    ``temperatures`` make the probabilities truer here; they change no label. ``read`` holds the
+    sequences where they were read before.
 
     Raises CaseError: what ``prepare`` raises, or ``case-sequence`` where the model cannot do
     without what is missing.
     """
     training = model.protocol.training
     check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
-    prepared = prepare(case, model.protocol.preprocessing)
+    prepared = prepare(case, model.protocol.preprocessing, read=read)
 
     def chances(image: NDArray[np.float32]) -> NDArray[np.float32]:
         return predict(
@@ -182,73 +223,69 @@ def segment(
     ModelError (the others take another input), StateError (``out`` is not empty, the disk is full,
     or ``prior`` holds no result).
     """
+    for other in others:
+        check_together(model, other)
+
+    def here(case: Case) -> tuple[Segmentation, Origin]:
+        found = segment_case(
+            case,
+            model,
+            [network_of(one) for one in (model, *others)],
+            execution=execution,
+            temperatures=temperatures or AS_IT_IS,
+        )
+        return found, origin_of(
+            model,
+            execution=execution,
+            trusted=trusted,
+            calibrated=temperatures is not None,
+            others=others,
+        )
+
+    return segment_by(here, folder, out, decide=decide, prior=prior)
+
+
+def segment_by(
+    by: Segment,
+    folder: Path,
+    out: Path,
+    *,
+    decide: Decide = undecided,
+    prior: Path | None = None,
+) -> dict[str, Any]:
+    """Segment the case in ``folder`` into ``out`` with ``by``, here or elsewhere; as ``segment``.
+
+    Raises what ``by`` raises, CaseError and StateError.
+    """
     started = time.monotonic()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
-    for other in others:
-        check_together(model, other)
     before = None if prior is None else read_prior(prior)
     case = read_case(folder, decide=decide)
-    found = segment_case(
-        case,
-        model,
-        [network_of(one) for one in (model, *others)],
-        execution=execution,
-        temperatures=temperatures or AS_IT_IS,
-    )
+    found, origin = by(case)
     images = found.brain or {
         name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
     }
-    brain = np.any([image > 0 for image in images.values()], axis=0)
-    measured = findings(found.labels, found.affine, midline_of(brain, found.affine))
+    measured = measure(found, images)
     volumes = volumes_ml(found)
-    result: dict[str, Any] = {
-        "result_version": RESULT_VERSION,
-        "case": folder.resolve().name,
-        "study_date": _study_date(case),
-        "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "volumes_ml": volumes,
-        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
-        "missing": list(case.missing),
-        "grid_of": case.reference,
-        "confidence": dict(found.confidence),
-        "calibrated": temperatures is not None,
-        "findings": findings_json(measured),
-        "change": None
-        if before is None
-        else change(
+    result = described(
+        case,
+        found,
+        origin,
+        measured,
+        inputs={name: content_sha256(image) for name, image in case.images.items()},
+    )
+    result["case"] = folder.resolve().name
+    if before is not None:
+        result["change"] = change(
             before,
             volumes_ml=volumes,
             range_ml=found.range_ml,
             of=measured.of,
             lesions=len(measured.lesions),
             sum_of_products_mm2=round(measured.sum_of_products_mm2, 1),
-            model_sha256=model.identity["weights_sha256"],
-        ).model_dump(mode="json"),
-        "model": model.identity,
-        "federation": federation_json(model.card),
-        "together_with": [other.identity for other in others],
-        "postprocessing": model.protocol.postprocessing.model_dump(mode="json"),
-        "precision": execution.prediction_precision,
-        "inputs": {
-            name: {
-                "file": image.path.name,
-                "channel": image.index,
-                "series": image.series or None,
-                "sha256": content_sha256(image),
-            }
-            for name, image in case.images.items()
-        },
-        "preparation": list(found.history),
-        "prepared_sha256": found.input_sha256,
-        "dicom": {},
-        "warnings": [
-            *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
-            *_incomplete(case.missing),
-            *case.notes,
-        ],
-        "seconds": round(time.monotonic() - started, 3),
-    }
+            model_sha256=origin.model["weights_sha256"],
+        ).model_dump(mode="json")
     with _all_or_nothing(out):
         percent = _write_images(out, found)
         largest = measured.lesions[0].diameters if measured.lesions else None
@@ -260,6 +297,64 @@ def segment(
         result["seconds"] = round(time.monotonic() - started, 3)
         write_json(out / "result.json", result)
     return result
+
+
+def measure(found: Segmentation, images: Mapping[str, NDArray[np.float32]]) -> Findings:
+    """Measure the lesions; ``images`` show where the brain is, if ``found`` does not."""
+    shown = found.brain or {name: images[name] for name in _SHOWN if name in images}
+    brain = np.any([image > 0 for image in shown.values()], axis=0)
+    return findings(found.labels, found.affine, midline_of(brain, found.affine))
+
+
+def described(
+    case: Case,
+    found: Segmentation,
+    origin: Origin,
+    measured: Findings,
+    *,
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what ``result.json`` says; ``inputs`` holds the SHA-256 of each sequence."""
+    volumes = volumes_ml(found)
+    return {
+        "result_version": RESULT_VERSION,
+        "case": case.name,
+        "study_date": _study_date(case),
+        "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "volumes_ml": volumes,
+        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
+        "missing": list(case.missing),
+        "grid_of": case.reference,
+        "confidence": dict(found.confidence),
+        "calibrated": origin.calibrated,
+        "findings": findings_json(measured),
+        "change": None,
+        "model": dict(origin.model),
+        "federation": dict(origin.federation),
+        "together_with": [dict(other) for other in origin.together_with],
+        "postprocessing": dict(origin.postprocessing),
+        "precision": origin.precision,
+        "inputs": {
+            name: {
+                "file": image.path.name,
+                "channel": image.index,
+                "series": image.series or None,
+                "sha256": inputs[name],
+            }
+            for name, image in case.images.items()
+        },
+        "preparation": list(found.history),
+        "prepared_sha256": found.input_sha256,
+        "dicom": {},
+        "warnings": [
+            *_warnings(
+                found, volumes, trusted=origin.trusted, private=origin.federation["private"]
+            ),
+            *_incomplete(case.missing),
+            *case.notes,
+        ],
+        "seconds": 0.0,
+    }
 
 
 def _write_images(out: Path, found: Segmentation) -> NDArray[np.uint8] | None:
