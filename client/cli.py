@@ -300,6 +300,22 @@ def serve(
         console.say("Finishing what was begun.")
 
 
+@app.command()
+def revocations(
+    folder: Folder,
+    path: Annotated[Path, typer.Argument(help="The coordinator's list of revoked models.")],
+) -> None:
+    """Install the coordinator's signed list of models that must not be used any more."""
+    from client.inference.revoked import take_revocations
+
+    found = take_revocations(Site.open(folder), path)
+    for one in found.models:
+        console.say(f"{one.study}, round {one.round}: revoked on {one.time[:10]}: {one.why}")
+    console.say(
+        f"{len(found.models)} models are revoked here; the clinic refuses them from now on."
+    )
+
+
 def main() -> None:
     console.run(app)
 

@@ -35,7 +35,8 @@ Affine = NDArray[np.float64]
 Point = tuple[float, float, float]
 
 SMALLEST_MM3: Final = 50.0
-"""Smaller parts count as no lesion; the BraTS challenges' own bound for gliomas."""
+"""Smaller parts count as no lesion: the BraTS 2023 challenges' bound for gliomas, 50 voxels of
+1 mm3 (their lesion-wise metrics, https://www.synapse.org/Synapse:syn51156910)."""
 
 _MEASURABLE_MM: Final = 10.0
 _THICK_MM: Final = 5.0

@@ -120,6 +120,8 @@ class Result(_Part):
     preparation: tuple[dict[str, Any], ...]
     prepared_sha256: str
     dicom: dict[str, str] = Field({}, description="DICOM objects: SOPInstanceUID by file's name")
+    outputs: dict[str, Sha256] = Field({}, description="every other file of the result, by name")
+    software: dict[str, str] = Field({}, description="versions that the result depends on")
     warnings: tuple[str, ...]
     seconds: Annotated[float, Field(ge=0)]
 

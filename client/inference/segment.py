@@ -11,9 +11,11 @@ with a ``result.json`` is complete::
     report.pdf            the same on paper
     *.dcm                 of DICOM input, the same as objects of its study
                           (``client.inference.dicom_results``)
+    seal.json             with a site's key: its signature over ``result.json``
     result.json           volumes and their ranges, lesions, change, confidence, model, inputs, what
-                          is missing, preparation and its digest, warnings, seconds; its fields are
-                          those of ``record.Result``, and of ``result.schema.json``
+                          is missing, preparation and its digest, versions, digests of all other
+                          files, warnings, seconds; its fields are those of ``record.Result``, and
+                          of ``result.schema.json``
 """
 
 from __future__ import annotations
@@ -40,11 +42,12 @@ from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.imaging.nifti import Volume, write_volume
-from client.imaging.plausibility import warnings_of
+from client.imaging.plausibility import judge_stripped, warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
 from client.inference.findings import Diameters, Findings, findings
+from client.inference.lineage import RESULT, outputs, seal, software
 from client.inference.midline import midline_of
 from client.inference.model import Model
 from client.inference.picture import doubtful, overview
@@ -62,7 +65,8 @@ from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.training import ExecutionOptions
 from common.errors import ModelError, StateError
-from common.files import write_bytes, write_json
+from common.files import json_bytes, write_bytes
+from common.identity import Identity
 from common.networks import build, load_arrays
 from common.regions import LABELS, MODALITIES, MODALITY_NAMES, REGIONS
 
@@ -153,12 +157,15 @@ def segment_case(
     ``temperatures`` make the probabilities truer here; they change no label. ``read`` holds the
     sequences where they were read before.
 
-    Raises CaseError: what ``prepare`` raises, or ``case-sequence`` where the model cannot do
-    without what is missing.
+    Raises CaseError: what ``prepare`` raises, ``case-sequence`` where the model cannot do without
+    what is missing, or ``case-brain`` where no brain is shown.
     """
     training = model.protocol.training
     check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
-    prepared = prepare(case, model.protocol.preprocessing, read=read)
+    options = model.protocol.preprocessing
+    prepared = prepare(case, options, read=read)
+    if options.input == "brats":  # of raw input the brain was judged when it was found
+        judge_stripped((prepared.image != 0).any(axis=0), options.spacing_mm, case.name)
 
     def chances(image: NDArray[np.float32]) -> NDArray[np.float32]:
         return predict(
@@ -170,7 +177,7 @@ def segment_case(
         )
 
     found = predictions(chances, prepared.image)
-    raw = model.protocol.preprocessing.input == "raw"
+    raw = options.input == "raw"
     voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
     labels = segmented(
         to_native(found.there, prepared), model.protocol.postprocessing, voxel_mm3=voxel_mm3
@@ -213,13 +220,15 @@ def segment(
     others: Sequence[Model] = (),
     temperatures: Temperatures | None = None,
     prior: Path | None = None,
+    sealer: tuple[str, Identity] | None = None,
 ) -> dict[str, Any]:
     """Segment the case in ``folder`` into ``out`` and return what ``result.json`` says.
 
     ``trusted`` says whether the model's signer is known to be the site's own consortium, ``decide``
     which sequence a person takes a DICOM series for. ``others`` predict together with ``model``,
     whose protocol says how the result is processed. ``temperatures`` are those fitted at this site,
-    None without. ``prior`` is the folder of an earlier result to compare with. Raises CaseError,
+    None without. ``prior`` is the folder of an earlier result to compare with, ``sealer`` the site
+    that signs the result, by name and key. Raises CaseError,
     ModelError (the others take another input), StateError (``out`` is not empty, the disk is full,
     or ``prior`` holds no result).
     """
@@ -242,7 +251,7 @@ def segment(
             others=others,
         )
 
-    return segment_by(here, folder, out, decide=decide, prior=prior)
+    return segment_by(here, folder, out, decide=decide, prior=prior, sealer=sealer)
 
 
 def segment_by(
@@ -252,6 +261,7 @@ def segment_by(
     *,
     decide: Decide = undecided,
     prior: Path | None = None,
+    sealer: tuple[str, Identity] | None = None,
 ) -> dict[str, Any]:
     """Segment the case in ``folder`` into ``out`` with ``by``, here or elsewhere; as ``segment``.
 
@@ -294,8 +304,12 @@ def segment_by(
             result["dicom"] = _write_dicom(
                 out, case, found, result, percent, {measured.of: largest} if largest else {}
             )
+        result["outputs"] = outputs(out)
         result["seconds"] = round(time.monotonic() - started, 3)
-        write_json(out / "result.json", result)
+        written = json_bytes(result)
+        if sealer is not None:
+            seal(out, written, site=sealer[0], key=sealer[1])
+        write_bytes(out / RESULT, written)
     return result
 
 
@@ -346,6 +360,8 @@ def described(
         "preparation": list(found.history),
         "prepared_sha256": found.input_sha256,
         "dicom": {},
+        "outputs": {},
+        "software": software(),
         "warnings": [
             *_warnings(
                 found, volumes, trusted=origin.trusted, private=origin.federation["private"]

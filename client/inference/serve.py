@@ -126,7 +126,13 @@ def _watching(
     def work(folder: Path, place: Path) -> None:
         def there() -> None:
             with clinical_job(site):
-                segment_by(keeper.warm.segment, folder, place, decide=decisions(site))
+                segment_by(
+                    keeper.warm.segment,
+                    folder,
+                    place,
+                    decide=decisions(site),
+                    sealer=(site.name, site.identity),
+                )
 
         line.join(there, patient=True).result()
 

@@ -1,4 +1,4 @@
-"""The demo with each network: one word in the protocol, and the whole way to a patient's segmentation."""
+"""The demo with each network: one word in the protocol, then all the way to a mask."""
 
 from __future__ import annotations
 

@@ -115,6 +115,8 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
         ],
         "prepared_sha256": "1" * 64,
         "dicom": {},
+        "outputs": {},
+        "software": {},
         "warnings": [
             "Research use only: a person must review this segmentation.",
             "Without T2 (t2w): the segmentation is less exact than with all four sequences.",
