@@ -2,8 +2,8 @@
 
 A block opens with three backticks and ``sh NUMBER``; the numbers give the order over all guides.
 Words after the number: ``background`` runs until the story ends, ``wait`` is tried until it
-succeeds, ``install`` makes the installation itself. A block that names the hospital ``north`` is run for
-each hospital. Nothing else is changed but what no reader's machine shares: the name and the port.
+succeeds, ``install`` makes the installation itself. A block that names the hospital ``north`` is
+run for each hospital. Nothing else is changed but what no reader's machine shares: name and port.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def test_an_image_is_built_offline_and_runs_read_only_as_nobody(
     assert "Read-only file system" in refused.stderr
 
     made = {
-        "coordinator": "init /var/lib/gliofed/coordinator --name Us --host fl.example.org --port 9443",
+        "coordinator": "init /var/lib/gliofed/coordinator --name A --host localhost --port 9443",
         "site": "request /var/lib/gliofed/site --name north",
         "clinic": "segment /nowhere --model /nowhere --out /var/lib/gliofed/result",
     }[role]

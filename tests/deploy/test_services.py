@@ -6,14 +6,21 @@ import json
 import os
 import re
 import shutil
+import socket
+import ssl
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
+from common.processes import free_port
+from server.provisioning import Consortium
+from tests.deployment.stack import until
+from tests.doors import door
 from tests.programs import needed
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -100,15 +107,54 @@ def test_a_unit_that_is_wrong_is_found(installed: Path) -> None:
     assert "Unknown key 'RestrictRealtme'" in said
 
 
-def test_nginx_takes_its_example(tmp_path: Path) -> None:
-    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or needed("nginx")
-    settings = tmp_path / "nginx.conf"
+def nginx() -> str:
+    return shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") or needed("nginx")
+
+
+def nginx_settings(folder: Path, example: Path) -> Path:
+    settings = folder / "nginx.conf"
     settings.write_text(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n"
-        f"pid {tmp_path}/pid;\nerror_log stderr;\nevents {{}}\n"
-        f"include {DEPLOY}/nginx/gliofed.conf;\n"
+        f"daemon off;\npid {folder}/pid;\nerror_log stderr;\nevents {{}}\ninclude {example};\n"
     )
-    call(nginx, "-t", "-c", settings)
+    return settings
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_nginx_takes_its_example(tmp_path: Path) -> None:
+    call(nginx(), "-t", "-c", nginx_settings(tmp_path, DEPLOY / "nginx" / "gliofed.conf"))
+
+
+def test_nginx_passes_the_consortiums_name_through_and_nothing_else(
+    consortium: Consortium, tmp_path: Path
+) -> None:
+    outside, inside = free_port(), consortium.settings.port
+    example = (DEPLOY / "nginx" / "gliofed.conf").read_text()
+    for here, there in {
+        "fl.example.org": "localhost",
+        "192.0.2.10:9443": f"127.0.0.1:{inside}",
+        "listen 9443": f"listen 127.0.0.1:{outside}",
+    }.items():
+        assert here in example
+        example = example.replace(here, there)
+    changed = tmp_path / "example.conf"
+    changed.write_text(example)
+    trust = ssl.create_default_context(cafile=str(consortium.folder / "ca.crt"))
+    with door(consortium, inside):
+        process = subprocess.Popen([nginx(), "-c", nginx_settings(tmp_path, changed)])
+        try:
+            until(lambda: listens(outside), timeout_s=20, what="nginx")
+            with httpx.Client(verify=trust, trust_env=False) as client:
+                assert client.get(f"https://localhost:{outside}/").status_code == 404
+                with pytest.raises(httpx.TransportError):
+                    client.get(f"https://127.0.0.1:{outside}/")
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 @pytest.mark.parametrize("role", ROLES)
