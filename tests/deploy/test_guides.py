@@ -32,9 +32,8 @@ def test_every_block_is_run_or_says_that_it_is_not() -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_no_command_hides_in_an_indented_block(guide: str) -> None:
-    assert re.findall(
-        r"^    .*gliofed-(?:server|site|clinic) .*", (ROOT / guide).read_text(), re.M
-    ) in ([], ["    gliofed-server serve"])
+    text = (ROOT / guide).read_text()
+    assert re.findall(r"^(?: {4}|\t).*gliofed-\w+ \w+ \S.*", text, re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
