@@ -93,4 +93,6 @@ def test_the_guides_alone_from_a_fresh_environment_without_a_network(folder: Pat
     finally:
         keeper.terminate()
         keeper.wait()
+        if keeper.stdout is not None:
+            keeper.stdout.close()
     told(folder)
