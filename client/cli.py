@@ -17,8 +17,8 @@ from client.oversight import app as oversight
 from client.practice import app as practice
 from client.site import Site
 from common import console
-from common.errors import CaseError, ConsentError
-from common.files import held
+from common.errors import CaseError, ConsentError, StateError
+from common.files import held, is_held
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.protocol import StudyProtocol
@@ -190,6 +190,17 @@ def run(folder: Folder) -> None:
         stop_on_signals(supervisor)
         console.say(f"{site.name} connects to {site.kit.address}; Ctrl+C stops.")
         supervisor.run()
+
+
+@app.command()
+def health(folder: Folder) -> None:
+    """Fail unless the site runs here."""
+    site = Site.open(folder)
+    if not is_held(site.lock):
+        raise StateError(
+            f"{site.name} does not run.", do="Start `gliofed-site run`.", code="not-running"
+        )
+    console.say(f"{site.name} runs.")
 
 
 @app.command()
