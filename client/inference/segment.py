@@ -44,7 +44,7 @@ from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
-from client.inference.findings import Diameters, findings
+from client.inference.findings import Diameters, findings, labels_ml
 from client.inference.midline import midline_of
 from client.inference.model import Model
 from client.inference.picture import doubtful, overview
@@ -58,16 +58,16 @@ from client.inference.record import (
 from client.inference.report.content import content
 from client.inference.report.page import page
 from client.inference.report.sheet import sheet
+from client.inference.reviewed import UNREVIEWED
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.training import ExecutionOptions
 from common.errors import ModelError, StateError
 from common.files import write_bytes, write_json
 from common.networks import build, load_arrays
-from common.regions import LABELS, MODALITIES, MODALITY_NAMES, REGIONS
+from common.regions import MODALITIES, MODALITY_NAMES
 
 _SHOWN: Final = ("t2f", "t1c")
-RESEARCH_USE: Final = "Research use only: a person must review this segmentation."
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,13 @@ def segment(
         name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
     }
     brain = np.any([image > 0 for image in images.values()], axis=0)
-    measured = findings(found.labels, found.affine, midline_of(brain, found.affine))
+    midline = midline_of(brain, found.affine)
+    measured = findings(found.labels, found.affine, midline)
     volumes = volumes_ml(found)
     result: dict[str, Any] = {
         "result_version": RESULT_VERSION,
         "case": folder.resolve().name,
+        "source": str(folder.resolve()),
         "study_date": _study_date(case),
         "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
         "volumes_ml": volumes,
@@ -214,6 +216,10 @@ def segment(
         "confidence": dict(found.confidence),
         "calibrated": temperatures is not None,
         "findings": findings_json(measured),
+        "midline": None
+        if midline is None
+        else {"normal": list(midline.normal), "offset_mm": midline.offset_mm},
+        "review": None,
         "change": None
         if before is None
         else change(
@@ -347,14 +353,7 @@ def check_together(model: Model, other: Model) -> None:
 
 def volumes_ml(found: Segmentation) -> dict[str, float]:
     """Return the volume in mL of each label and of the regions TC and WT."""
-    voxel_ml = abs(float(np.linalg.det(found.affine[:3, :3]))) / 1000
-    parts: dict[str, tuple[int, ...]] = {name: (value,) for name, value in LABELS.items()}
-    for region in ("TC", "WT"):
-        parts[region] = REGIONS[region]
-    return {
-        name: round(float(np.isin(found.labels, values).sum()) * voxel_ml, 3)
-        for name, values in parts.items()
-    }
+    return labels_ml(found.labels, found.affine)
 
 
 def _incomplete(missing: tuple[str, ...]) -> list[str]:
@@ -382,7 +381,7 @@ def _incomplete(missing: tuple[str, ...]) -> list[str]:
 def _warnings(
     found: Segmentation, volumes: dict[str, float], *, trusted: bool, private: bool
 ) -> list[str]:
-    warnings = [RESEARCH_USE]
+    warnings = [UNREVIEWED]
     if not trusted:
         warnings.append(
             "The model's files fit its signature, but nobody said whose signature it is: install "
