@@ -40,8 +40,9 @@ def overview(
 ) -> bytes:
     """Return a PNG with axial slices spread over the tumour, or over the brain if there is none.
 
-    ``images`` and ``labels`` are (X, Y, Z) on the grid ``affine``; ``title`` stands above. Seen as radiologists do: the
-    patient's right is on the left. The slice of ``diameters`` is among them, with both drawn.
+    ``images`` and ``labels`` are (X, Y, Z) on the grid ``affine``; ``title`` stands above. Seen as
+    radiologists do: the patient's right is on the left. The slice of ``diameters`` is among them,
+    with both drawn.
     """
     turned = {name: _las(image, affine) for name, image in images.items()}
     mask = _las(labels, affine)

@@ -51,7 +51,6 @@ def make_segmentation(
     corrected = reviewed is not None and reviewed.corrected
     kinds = hd.seg.SegmentAlgorithmTypeValues
     kind = kinds.SEMIAUTOMATIC if corrected else kinds.AUTOMATIC
-    said = {} if reviewed is None else {"content_creator_name": reviewed.name}
     return hd.seg.Segmentation(
         source_images=source.datasets,
         pixel_array=np.stack([frames == value for value in LABELS.values()], -1).astype(np.uint8),
@@ -61,7 +60,7 @@ def make_segmentation(
         content_description=research_use(reviewed),
         contributing_equipment=equipment(model, reviewed),
         omit_empty_frames=bool(labels.any()),
-        **said,
+        content_creator_name=None if reviewed is None else reviewed.name,
         **describe("segmentation", reviewed),
         **device(model),
     )

@@ -48,8 +48,8 @@ def write_results(
 
     ``image`` is the DICOM series on whose grid ``affine`` (RAS, mm) ``labels`` and ``percent`` lie,
     both (column, row, slice); ``diameters_mm`` holds the longest diameter of a label or region and
-    the one at right angles to it, ``model`` its identity, ``reviewed`` who reviewed the mask. Raises
-    CaseError, StateError.
+    the one at right angles to it, ``model`` its identity, ``reviewed`` who reviewed the mask.
+    Raises CaseError, StateError.
     """
     with quiet():  # pydicom's warnings quote headers
         source = read_source(image, affine, labels.shape)
@@ -154,9 +154,10 @@ def reviewed_by(
         found = {str(one.SOPClassUID): one for one in read_results(out)}
         try:
             report = hd.sr.Comprehensive3DSR.from_dataset(found[str(Comprehensive3DSRStorage)])
+            content: Any = report.content
             groups = (
-                *report.content.get_volumetric_roi_measurement_groups(),
-                *report.content.get_image_measurement_groups(),
+                *content.get_volumetric_roi_measurement_groups(),
+                *content.get_image_measurement_groups(),
             )
             trackings = {str(one.tracking_identifier): hd.UID(one.tracking_uid) for one in groups}
         except DAMAGED as error:
