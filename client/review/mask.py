@@ -25,6 +25,7 @@ _UNREADABLE: Final = (
     EOFError,
     HeaderDataError,
     ImageFileError,
+    OSError,
     ValueError,
     WrapStructError,
     zlib.error,
