@@ -46,9 +46,9 @@ from client.imaging.plausibility import judge_stripped, warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
-from client.inference.findings import Diameters, Findings, findings
+from client.inference.findings import Diameters, Findings, findings, labels_ml
 from client.inference.lineage import RESULT, outputs, seal, software
-from client.inference.midline import midline_of
+from client.inference.midline import Midline, midline_of
 from client.inference.model import Model
 from client.inference.picture import doubtful, overview
 from client.inference.record import (
@@ -61,6 +61,7 @@ from client.inference.record import (
 from client.inference.report.content import content
 from client.inference.report.page import page
 from client.inference.report.sheet import sheet
+from client.inference.reviewed import UNREVIEWED
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.training import ExecutionOptions
@@ -68,10 +69,9 @@ from common.errors import ModelError, StateError
 from common.files import json_bytes, write_bytes
 from common.identity import Identity
 from common.networks import build, load_arrays
-from common.regions import LABELS, MODALITIES, MODALITY_NAMES, REGIONS
+from common.regions import MODALITIES, MODALITY_NAMES
 
 _SHOWN: Final = ("t2f", "t1c")
-RESEARCH_USE: Final = "Research use only: a person must review this segmentation."
 
 
 @dataclass(frozen=True)
@@ -276,16 +276,18 @@ def segment_by(
     images = found.brain or {
         name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
     }
-    measured = measure(found, images)
+    measured, midline = measure(found, images)
     volumes = volumes_ml(found)
     result = described(
         case,
         found,
         origin,
         measured,
+        midline=midline,
         inputs={name: content_sha256(image) for name, image in case.images.items()},
     )
     result["case"] = folder.resolve().name
+    result["source"] = str(folder.resolve())
     if before is not None:
         result["change"] = change(
             before,
@@ -313,11 +315,17 @@ def segment_by(
     return result
 
 
-def measure(found: Segmentation, images: Mapping[str, NDArray[np.float32]]) -> Findings:
-    """Measure the lesions; ``images`` show where the brain is, if ``found`` does not."""
+def measure(
+    found: Segmentation, images: Mapping[str, NDArray[np.float32]]
+) -> tuple[Findings, Midline | None]:
+    """Measure the lesions; ``images`` show where the brain is, if ``found`` does not.
+
+    With them comes the midline that sides were told by, None where no brain shows one.
+    """
     shown = found.brain or {name: images[name] for name in _SHOWN if name in images}
     brain = np.any([image > 0 for image in shown.values()], axis=0)
-    return findings(found.labels, found.affine, midline_of(brain, found.affine))
+    midline = midline_of(brain, found.affine)
+    return findings(found.labels, found.affine, midline), midline
 
 
 def described(
@@ -326,6 +334,7 @@ def described(
     origin: Origin,
     measured: Findings,
     *,
+    midline: Midline | None,
     inputs: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what ``result.json`` says; ``inputs`` holds the SHA-256 of each sequence."""
@@ -333,6 +342,7 @@ def described(
     return {
         "result_version": RESULT_VERSION,
         "case": case.name,
+        "source": "",
         "study_date": _study_date(case),
         "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
         "volumes_ml": volumes,
@@ -342,6 +352,10 @@ def described(
         "confidence": dict(found.confidence),
         "calibrated": origin.calibrated,
         "findings": findings_json(measured),
+        "midline": None
+        if midline is None
+        else {"normal": list(midline.normal), "offset_mm": midline.offset_mm},
+        "review": None,
         "change": None,
         "model": dict(origin.model),
         "federation": dict(origin.federation),
@@ -458,14 +472,7 @@ def check_together(model: Model, other: Model) -> None:
 
 def volumes_ml(found: Segmentation) -> dict[str, float]:
     """Return the volume in mL of each label and of the regions TC and WT."""
-    voxel_ml = abs(float(np.linalg.det(found.affine[:3, :3]))) / 1000
-    parts: dict[str, tuple[int, ...]] = {name: (value,) for name, value in LABELS.items()}
-    for region in ("TC", "WT"):
-        parts[region] = REGIONS[region]
-    return {
-        name: round(float(np.isin(found.labels, values).sum()) * voxel_ml, 3)
-        for name, values in parts.items()
-    }
+    return labels_ml(found.labels, found.affine)
 
 
 def _incomplete(missing: tuple[str, ...]) -> list[str]:
@@ -493,7 +500,7 @@ def _incomplete(missing: tuple[str, ...]) -> list[str]:
 def _warnings(
     found: Segmentation, volumes: dict[str, float], *, trusted: bool, private: bool
 ) -> list[str]:
-    warnings = [RESEARCH_USE]
+    warnings = [UNREVIEWED]
     if not trusted:
         warnings.append(
             "The model's files fit its signature, but nobody said whose signature it is: install "

@@ -212,8 +212,10 @@ class Service:
             raise _Refused(grpc.StatusCode.NOT_FOUND, "model", _other(warm))
         began = time.monotonic()
         found, origin = warm.segment(asked.case, asked.read)
-        measured = measure(found, {name: one.data for name, one in asked.read.items()})
-        result = described(asked.case, found, origin, measured, inputs=asked.inputs_sha256)
+        measured, midline = measure(found, {name: one.data for name, one in asked.read.items()})
+        result = described(
+            asked.case, found, origin, measured, midline=midline, inputs=asked.inputs_sha256
+        )
         result["seconds"] = round(time.monotonic() - began, 3)
         return tensors.answer(found, result, request=request, wanted=asked.outputs)
 
