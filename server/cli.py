@@ -17,6 +17,7 @@ from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.weights import load
 from server import provisioning, serving
+from server.health import check as check_health
 from server.planning import simulate
 from server.provisioning import Consortium
 from server.release import release as make_release
@@ -89,6 +90,14 @@ def serve(folder: Folder) -> None:
         stop_on_signals(supervisor)
         console.say(f"Serving {consortium.settings.name} at {consortium.address}; Ctrl+C stops.")
         supervisor.run()
+
+
+@app.command()
+def health(folder: Folder) -> None:
+    """Fail unless the consortium is served here: its supervisor, gateway and SuperLink answer."""
+    consortium = Consortium.open(folder)
+    check_health(consortium)
+    console.say(f"{consortium.settings.name} is served at {consortium.address}.")
 
 
 @app.command()

@@ -40,6 +40,16 @@ def segment(
         ),
     ] = None,
     site: Annotated[Path | None, typer.Option(help="A site's folder: its active model.")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Let the service there (gliofed-site serve) do it."),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Who signed the service's certificate, PEM.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The service's token, mode 0600.")
+    ] = None,
     series: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,6 +84,7 @@ def segment(
     from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
+    from client.inference.segment import segment_by
     from client.preemption import clinical_job
     from client.series import decisions, for_once, parse
     from client.site import Site
@@ -85,7 +96,10 @@ def segment(
         raise typer.BadParameter(str(error), param_hint="--series") from None
     job: AbstractContextManager[None] = nullcontext()
     temperatures, others, sealer = None, [], None
-    if site is not None and not model:
+    if server is not None:
+        if site is not None or model:
+            raise ModelError("The service has its own model.", do="Leave out --model and --site.")
+    elif site is not None and not model:
         opened = Site.open(site)
         chosen, trusted, job = active_model(opened), True, clinical_job(opened)
         temperatures = temperatures_of(opened, chosen)
@@ -97,18 +111,24 @@ def segment(
     else:
         raise ModelError("Say which model to use.", do="Give either --model or --site.")
     with _case(case, study, pacs) as folder, job, console.working("Segmenting"):
-        result = run_segment(
-            folder,
-            out,
-            chosen,
-            execution=choose_execution(),
-            trusted=trusted,
-            decide=decide,
-            others=others,
-            temperatures=temperatures,
-            prior=prior,
-            sealer=sealer,
-        )
+        if server is not None:
+            from client.inference.service.remote import service
+
+            with service(server, authority=ca, token=token_file) as by:
+                result = segment_by(by, folder, out, decide=decide, prior=prior)
+        else:
+            result = run_segment(
+                folder,
+                out,
+                chosen,
+                execution=choose_execution(),
+                trusted=trusted,
+                decide=decide,
+                others=others,
+                temperatures=temperatures,
+                prior=prior,
+                sealer=sealer,
+            )
     sent = _send(out, pacs) if send and pacs else 0
     if json:
         console.show_json(result)

@@ -28,7 +28,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from client.inference.midline import Midline
-from common.regions import REGIONS
+from common.regions import LABELS, REGIONS
 
 Labels = NDArray[np.uint8]
 Affine = NDArray[np.float64]
@@ -94,6 +94,18 @@ class Findings:
     def sum_of_products_mm2(self) -> float:
         """Over all measurable lesions."""
         return sum(one.diameters.product_mm2 for one in self.lesions if one.measurable)
+
+
+def labels_ml(labels: Labels, affine: Affine) -> dict[str, float]:
+    """Return the volume in mL of each label and of the regions TC and WT."""
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    parts: dict[str, tuple[int, ...]] = {name: (value,) for name, value in LABELS.items()}
+    for region in ("TC", "WT"):
+        parts[region] = REGIONS[region]
+    return {
+        name: round(float(np.isin(labels, values).sum()) * voxel_ml, 3)
+        for name, values in parts.items()
+    }
 
 
 def findings(labels: Labels, affine: Affine, midline: Midline | None) -> Findings:
