@@ -212,6 +212,21 @@ def restore(folder: Folder, site: SiteArgument, by: By) -> None:
 
 
 @app.command()
+def revoke(
+    folder: Folder,
+    site: SiteArgument,
+    by: By,
+    why: Annotated[str, typer.Option(help="The reason; the journal keeps it.")],
+) -> None:
+    """Put a site out for good: its next message is refused, its keys are never admitted again."""
+    Consortium.open(folder).sites.revoke(site, by=by, why=why)
+    console.say(
+        f"{site} is out from its next message on; the others go on. It comes back with new keys "
+        "only: `admit`."
+    )
+
+
+@app.command()
 def release(
     folder: Folder,
     study: StudyName,

@@ -43,7 +43,7 @@ def _record(consortium: Consortium, reason: str) -> None:
 
 
 def _keep_registered(consortium: Consortium) -> None:
-    known: set[str] = set()
+    known: dict[bytes, str] = {}
     while True:
         try:
             register_sites(consortium, known)

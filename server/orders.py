@@ -178,7 +178,7 @@ class Orders:
                     self._fleet.forget(book.pop(site).ticket)
             if site in exchange.waiting:
                 exchange.waiting.discard(site)
-                exchange.dropped[site] = "suspended"
+                exchange.dropped[site] = self._sites.out(site)
 
     def _send(
         self,

@@ -1,11 +1,20 @@
-"""The hospitals that were admitted, with their public keys; a removed file is a revoked site.
+"""The hospitals that were admitted, with their public keys.
 
-A suspended site has a file in the folder ``suspended`` beside its request, until it is restored. It
-gets no order from the next message on, in no study, and its approvals do not count meanwhile.
+    NAME.json             the signed enrolment request, with the keys that are used now
+    leaving/NAME.json     the request before, as long as the site's old node key is let in as well
+    renewals/NAME.json    new keys that the site sent, checked and not taken over yet
+    kits/NAME.json        a newer kit than the one that the site joined with; goes with each order
+    suspended/NAME.json   by whom and why a site is suspended
+    revoked/NAME-N.json   by whom and why a site was put out for good, with its request
+
+A suspended site gets no order from the next message on, in no study, and its approvals do not count
+meanwhile. The same holds for a revoked one, whose connection is refused besides; its keys are never
+admitted again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import IdentityError, StateError
@@ -52,17 +61,91 @@ class Sites:
         """Return the names of the sites that are admitted and not suspended."""
         return set(self.names()) - self._held()
 
-    def suspend(self, name: str, *, by: str, why: str) -> None:
-        """Suspend an admitted site; again, with another reason, is allowed.
+    def node_keys(self) -> dict[str, str]:
+        """Return every node key (OpenSSH) that is let in, and the site that it belongs to.
+
+        A site that renews its keys has two until the new one was used.
+        """
+        keys = {request.node_key: request.site for request in self.all()}
+        for path in sorted((self._folder / "leaving").glob("*.json")):
+            if path.stem in self.names():
+                old = open_request(Statement.load(path, what="old enrolment request"))
+                keys.setdefault(old.node_key, old.site)
+        return keys
+
+    def leaving(self) -> list[str]:
+        """Return the sites whose old node key is still let in."""
+        return sorted(path.stem for path in (self._folder / "leaving").glob("*.json"))
+
+    def left(self, name: str) -> None:
+        """Let the old node key of a site in no more."""
+        self._journal.append("old node key ended", site=name)
+        (self._folder / "leaving" / f"{name}.json").unlink(missing_ok=True)
+
+    def state(self) -> object:
+        """Return what changes whenever a site is admitted, revoked or renews its keys."""
+        found: list[object] = []
+        for path in (self._folder, self._folder / "leaving"):
+            for one in sorted(path.glob("*.json")):
+                about = one.stat()
+                found.append((one.name, about.st_mtime_ns, about.st_ino))
+            found.append(path.name)
+        return found
+
+    def out(self, name: str) -> str:
+        """Return why a site gets no orders: ``suspended``, ``revoked``, or an empty text."""
+        if name not in self.names():
+            return "revoked"
+        return "suspended" if name in self._held() else ""
+
+    def revoke(self, name: str, *, by: str, why: str) -> None:
+        """Put an admitted site out for good: its connection is refused from the next call on.
 
         Raises StateError if there is no such site.
         """
+        path = self._admitted(name)
+        request = Statement.load(path, what=f"enrolment request of {name}")
+        number = 1 + len(list(self._revoked(name)))
+        self._journal.append("site revoked", site=name, by=by, why=why, key=request.signer)
+        write_json(
+            self._folder / "revoked" / f"{name}-{number}.json",
+            {"by": by, "why": why, "request": request.to_dict()},
+        )
+        path.unlink()
+        for folder in ("leaving", "renewals", "kits", "suspended"):
+            (self._folder / folder / f"{name}.json").unlink(missing_ok=True)
+
+    def check_not_revoked(self, request: Request) -> None:
+        """Raise IdentityError if one of the keys of ``request`` was revoked under any name."""
+        for path in sorted((self._folder / "revoked").glob("*.json")):
+            value = read_json(path, what="revocation")
+            old = open_request(Statement.from_dict(value["request"]))
+            if {old.identity_key, old.node_key} & {request.identity_key, request.node_key}:
+                raise IdentityError(
+                    f"The keys of {request.site} were revoked as those of {old.site}: "
+                    f"{value['why']}.",
+                    do="Let the hospital make a new folder with new keys, and send that request.",
+                    code="revoked",
+                )
+
+    def _revoked(self, name: str) -> Iterator[Path]:
+        return (self._folder / "revoked").glob(f"{name}-[0-9]*.json")
+
+    def _admitted(self, name: str) -> Path:
         if name not in self.names():
             raise StateError(
                 f"There is no site {name} here.",
                 do=f"Admitted are: {', '.join(self.names()) or 'none'}.",
                 code="no-site",
             )
+        return self._folder / f"{name}.json"
+
+    def suspend(self, name: str, *, by: str, why: str) -> None:
+        """Suspend an admitted site; again, with another reason, is allowed.
+
+        Raises StateError if there is no such site.
+        """
+        self._admitted(name)
         self._journal.append("site suspended", site=name, by=by, why=why)
         write_json(self._suspension(name), {"by": by, "why": why})
 
