@@ -16,6 +16,7 @@ from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.weights import load
 from server import provisioning, serving
+from server.lifetime import app as lifetime
 from server.planning import simulate
 from server.provisioning import Consortium
 from server.release import release as make_release
@@ -71,8 +72,16 @@ def study(
     protocol: Annotated[Path, typer.Argument(help="The study protocol, TOML.")],
 ) -> None:
     """Publish a study: validate, freeze and sign its protocol, and offer it to the sites."""
-    frozen = provisioning.publish(Consortium.open(folder), protocol)
-    console.say(f"Published {frozen.study}, protocol {frozen.digest[:16]}.")
+    consortium = Consortium.open(folder)
+    frozen = provisioning.publish(consortium, protocol)
+    draft = consortium.folder / "drafts" / f"{frozen.study}.json"
+    if draft.exists():
+        console.warn(
+            f"{frozen.study} is a draft: {consortium.charter.needed} coordinators must sign it. "
+            f"`gliofed-server cosign {draft} --key KEY`, then `countersigned`."
+        )
+    else:
+        console.say(f"Published {frozen.study}, protocol {frozen.digest[:16]}.")
     if not frozen.private:
         console.warn("This study trains WITHOUT differential privacy.")
 
@@ -245,6 +254,7 @@ def release(
 
 
 app.command()(simulate)
+app.add_typer(lifetime)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ The coordinator's folder::
     keys/               coordinator.key (Ed25519), ca.key, server.key, superexec.secret: 0600
     ca.crt, server.crt  TLS: the CA goes into every kit
     sites/              one signed enrolment request a hospital
+    charters.json       who speaks for the consortium, if that was changed
+    drafts/             what waits for the signature of another coordinator
     studies/ID/         protocol.json (signed) and the study's rounds
     journal.jsonl       what happened
     flower/             Flower's database and logs
@@ -22,6 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.charter import Charter
 from common.errors import IdentityError, ProtocolError, StateError
 from common.files import read_json, write_json, write_secret
 from common.identity import Identity, Statement, fingerprint
@@ -35,6 +38,7 @@ from common.protocol import (
     read_protocol,
 )
 from server import certificates
+from server.charters import Charters
 from server.sites import Sites
 from server.studies import Study
 
@@ -84,6 +88,15 @@ class Consortium:
         return Identity.load(self.folder / "keys" / "coordinator.key")
 
     @property
+    def charters(self) -> Charters:
+        return Charters.open(self.folder, own=self.identity.public)
+
+    @property
+    def charter(self) -> Charter:
+        """Who the coordinators are now."""
+        return self.charters.current
+
+    @property
     def superexec_secret(self) -> Path:
         return self.folder / "keys" / "superexec.secret"
 
@@ -105,7 +118,7 @@ class Consortium:
 
     def study(self, study: str) -> Study:
         """Raise StateError if the study was not published here."""
-        return Study.open(self.folder / "studies" / study, coordinator=self.identity.public)
+        return Study.open(self.folder / "studies" / study, coordinators=self.charters.ever)
 
     def studies(self) -> list[Study]:
         names = sorted(path.parent.name for path in self.folder.glob("studies/*/protocol.json"))
@@ -163,6 +176,7 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
 
 def kit_for(consortium: Consortium, request: Request) -> Kit:
     """Return what the hospital of ``request`` needs to connect now."""
+    charter = consortium.charter
     return Kit(
         consortium=consortium.settings.name,
         coordinator_key=consortium.identity.public,
@@ -170,6 +184,7 @@ def kit_for(consortium: Consortium, request: Request) -> Kit:
         identity_key=request.identity_key,
         address=consortium.address,
         ca_certificate=(consortium.folder / "ca.crt").read_text(),
+        charter=charter if charter.number else None,
     )
 
 
@@ -200,9 +215,30 @@ def publish(consortium: Consortium, path: Path) -> StudyProtocol:
             do="A published protocol never changes: give the new one a new study id.",
         )
     statement = consortium.identity.sign(PROTOCOL, frozen.model_dump(mode="json"))
-    consortium.journal.append("study published", study=frozen.study, protocol=frozen.digest)
-    statement.save(folder / "protocol.json")
+    if consortium.charter.missing(statement):
+        statement.save(drafts(consortium, statement))
+        consortium.journal.append("study drafted", study=frozen.study, protocol=frozen.digest)
+    else:
+        put_in_force(consortium, statement, frozen)
     return frozen
+
+
+def put_in_force(consortium: Consortium, statement: Statement, protocol: StudyProtocol) -> None:
+    """Publish a protocol that enough coordinators signed; raise IdentityError."""
+    consortium.charter.opened(statement, kind=PROTOCOL)
+    consortium.journal.append(
+        "study published",
+        study=protocol.study,
+        protocol=protocol.digest,
+        signed_by=sorted(fingerprint(key) for key in statement.signers()),
+    )
+    statement.save(consortium.folder / "studies" / protocol.study / "protocol.json")
+
+
+def drafts(consortium: Consortium, statement: Statement) -> Path:
+    """Return where a statement waits until enough coordinators signed it."""
+    name = statement.body["study"] if statement.kind == PROTOCOL else statement.kind
+    return consortium.folder / "drafts" / f"{name}.json"
 
 
 def _settings(values: Any, *, source: str) -> ConsortiumSettings:

@@ -14,11 +14,13 @@ admitted again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common.errors import IdentityError, StateError
-from common.files import read_json, write_json
+from common.files import read_json, write_bytes, write_json
 from common.identity import Statement
 from common.journal import Journal
 from common.kit import Request, open_request
@@ -72,6 +74,81 @@ class Sites:
                 old = open_request(Statement.load(path, what="old enrolment request"))
                 keys.setdefault(old.node_key, old.site)
         return keys
+
+    def kit_path(self, name: str) -> Path:
+        """Return where the newer kit of a site and the charters are kept."""
+        return self._folder / "kits" / f"{name}.json"
+
+    def newer_kit(self, name: str) -> dict[str, Any]:
+        """Return the fields of an order that renew a site's kit; {} if nothing was renewed."""
+        path = self.kit_path(name)
+        if not path.exists():
+            return {}
+        value = read_json(path, what="kit")
+        return {"kit": value["kit"], "charters": tuple(value["charters"])}
+
+    def without_kit(self) -> set[str]:
+        """Return the active sites that have not said yet that they use their newest kit."""
+        return {
+            name
+            for name in self.active()
+            if (kit := self.newer_kit(name)) and self._taken(name) != _digest(kit["kit"])
+        }
+
+    def heard(self, name: str, *, kit_sha256: str, renewal: str) -> None:
+        """Take note of what a site says about its kit and its keys; raise IdentityError."""
+        if kit_sha256 and kit_sha256 != self._taken(name) and self.kit_path(name).exists():
+            self._journal.append("kit taken", site=name, kit=kit_sha256)
+            write_bytes(self.kit_path(name).with_suffix(".taken"), kit_sha256.encode())
+        if renewal:
+            self.offer_renewal(name, Statement.loads(renewal))
+
+    def offer_renewal(self, name: str, statement: Statement) -> None:
+        """Keep a site's new keys, to be taken over; raise IdentityError unless its key signed."""
+        wanted, known = open_request(statement), self.get(name)
+        if known is None or wanted.site != name:
+            raise IdentityError(f"The new keys are those of {wanted.site}, not of {name}.")
+        if wanted.identity_key == known.identity_key:
+            return
+        if known.identity_key not in statement.signers():
+            raise IdentityError(
+                f"The new keys of {name} are not signed by its key.",
+                do="Ask the hospital to run `gliofed-site rotate-keys` again.",
+                code="renewal",
+            )
+        self.check_not_revoked(wanted)
+        path = self._folder / "renewals" / f"{name}.json"
+        if not path.exists() or Statement.load(path, what="new keys") != statement:
+            self._journal.append("site keys offered", site=name, key=wanted.identity_key)
+            statement.save(path)
+
+    def renewals(self) -> list[tuple[Path, Statement]]:
+        """Return the new keys that wait to be taken over."""
+        paths = sorted((self._folder / "renewals").glob("*.json"))
+        return [(path, Statement.load(path, what="new keys")) for path in paths]
+
+    def replace(self, request: Statement) -> None:
+        """Let a site's new keys take the place of its old ones, which are let in for a while."""
+        name = open_request(request).site
+        path = self._folder / f"{name}.json"
+        old = Statement.load(path, what=f"enrolment request of {name}")
+        if old.signer == request.signer:
+            return
+        old.save(self._folder / "leaving" / f"{name}.json")
+        request.save(path)
+
+    def identity_keys(self, name: str) -> set[str]:
+        """Return the keys by which a site signs: its own, and the one before while it leaves."""
+        paths = [self._folder / f"{name}.json", self._folder / "leaving" / f"{name}.json"]
+        return {
+            open_request(Statement.load(path, what=f"enrolment request of {name}")).identity_key
+            for path in paths
+            if path.exists()
+        }
+
+    def _taken(self, name: str) -> str:
+        path = self.kit_path(name).with_suffix(".taken")
+        return path.read_text() if path.exists() else ""
 
     def leaving(self) -> list[str]:
         """Return the sites whose old node key is still let in."""
@@ -172,3 +249,7 @@ class Sites:
 
     def _suspension(self, name: str) -> Path:
         return self._folder / "suspended" / f"{name}.json"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -35,7 +35,7 @@ def active_model(site: Site) -> Model:
             f"No model is installed at {site.name}.", do="`gliofed-site install` installs one."
         )
     return open_model(
-        site.folder / "models" / str(active["folder"]), signer=site.kit.coordinator_key
+        site.folder / "models" / str(active["folder"]), signer=site.known_coordinators
     )
 
 
@@ -46,16 +46,15 @@ def keep(site: Site, model: Model) -> Path:
     model has its name.
     """
     card = model.card
-    coordinator = site.kit.coordinator_key
-    if model.signer != coordinator:
+    if model.signer not in site.known_coordinators:
         raise IdentityError(
             f"The model {card['name']} is signed by {fingerprint(model.signer)}, not by this "
-            f"site's coordinator, {fingerprint(coordinator)}.",
+            f"site's coordinator, {fingerprint(site.kit.coordinator_key)}.",
             do="Ask the coordinator for the release; do not use this one.",
         )
     target = site.folder / "models" / f"{card['name']}-{card['version']}"
     if target.exists():
-        known = open_model(target, signer=coordinator)
+        known = open_model(target, signer=site.known_coordinators)
         if known.card["weights_sha256"] != card["weights_sha256"]:
             raise ModelError(
                 f"Another model named {target.name} is installed.",
