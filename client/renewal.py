@@ -1,4 +1,4 @@
-"""What a consortium renews reaches the site with its orders: newer kits, coordinators, its own keys.
+"""What a consortium renews reaches the site with its orders: kits, coordinators, its own keys.
 
 A kit is believed if one of the coordinators signed it, coordinators if enough of those before them
 signed the change. Everything is in the journal. What can be taken over by nobody but a person is

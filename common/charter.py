@@ -1,8 +1,8 @@
 """Who speaks for the consortium: its coordinators' keys, and how many of them must sign.
 
-A study, a release and a new charter count when ``needed`` of the coordinators signed them (with two,
-nobody can publish or release alone). The first charter is the key in a site's kit, which a person
-compared by telephone. Each later one is signed by as many of the charter before as that one needed:
+A study, a release and a new charter count when ``needed`` of the coordinators signed them (with
+two, nobody can publish or release alone). The first charter is the key in a site's kit, which a
+person compared by telephone. Each later one is signed by as many of the charter before as that one needed:
 so an old key hands over to a new one, and nobody lowers the number alone. Who missed some charters
 follows the chain.
 

@@ -56,6 +56,10 @@ def children(consortium: Consortium) -> list[Child]:
         ),
         Child("gateway", [*own, "server.gateway", str(folder)], log / "gateway.log", environment),
         Child(
-            "executor", [*own, "server.executor", str(folder)], log / "executor.log", environment
+            "executor",
+            [*own, "server.executor", str(folder)],
+            log / "executor.log",
+            environment,
+            watches=(folder / "ca.crt",),  # Flower's clients read it once
         ),
     ]
