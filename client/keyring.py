@@ -3,6 +3,7 @@
     keys/identity.key, node.key             in use
     keys/identity.next.key, node.next.key   made by `gliofed-site rotate-keys`, not in use yet
     renewal.json                            the request with the new keys, signed by both
+    identities.json                         public keys by which the site signed before
     kit.next.json                           a newer kit that was checked; ``settle`` takes it
 
 Invariant: killed at any moment, ``settle`` finishes what was begun, and until it is called nothing
@@ -24,6 +25,7 @@ from common.protocol import APPROVAL
 
 STAGED: Final = "kit.next.json"
 _NEXT: Final = "identity.next.key"
+_FORMER: Final = "identities.json"
 
 
 def new_node_key(path: Path) -> str:
@@ -65,6 +67,12 @@ def waiting_key(folder: Path) -> str:
     return Identity.load(path).public if path.exists() else ""
 
 
+def former_identities(folder: Path) -> list[str]:
+    """Return the public keys by which the site signed before its present one, the oldest first."""
+    path = folder / _FORMER
+    return [str(key) for key in read_json(path, what="former keys")] if path.exists() else []
+
+
 def settle(folder: Path) -> None:
     """Take the staged kit, and the keys that it names; do nothing if there is none."""
     if not (folder / STAGED).exists():
@@ -89,6 +97,8 @@ def _take_keys(folder: Path) -> None:
         if statement.signer == old.public:
             body = statement.opened(kind=APPROVAL, signer=old.public)
             new.sign(APPROVAL, body).save(path)
+    former = [key for key in former_identities(folder) if key != old.public]
+    write_json(folder / _FORMER, [*former, old.public])
     for name in ("node", "identity"):  # the identity last: it says that all is done
         following = keys / f"{name}.next.key"
         if following.exists():

@@ -229,6 +229,11 @@ class Site:
         return Identity.load(self.folder / "keys" / "identity.key")
 
     @property
+    def known_identities(self) -> frozenset[str]:
+        """Every public key by which this site signs or signed."""
+        return frozenset((self.identity.public, *keyring.former_identities(self.folder)))
+
+    @property
     def superexec_secret(self) -> Path:
         return self.folder / "keys" / "superexec.secret"
 

@@ -2,9 +2,9 @@
 
 A study, a release and a new charter count when ``needed`` of the coordinators signed them (with
 two, nobody can publish or release alone). The first charter is the key in a site's kit, which a
-person compared by telephone. Each later one is signed by as many of the charter before as that one needed:
-so an old key hands over to a new one, and nobody lowers the number alone. Who missed some charters
-follows the chain.
+person compared by telephone. Each later one is signed by as many of the charter before as that one
+needed: so an old key hands over to a new one, and nobody lowers the number alone. Who missed some
+charters follows the chain.
 
 Out of scope: who may connect (``common.kit``), what is done with a charter.
 """

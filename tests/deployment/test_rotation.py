@@ -13,7 +13,7 @@ from tests.deployment.stack import Stack, running_stack, until
 
 pytestmark = pytest.mark.slow
 SITES = ("north", "south")
-ROUNDS = 8
+ROUNDS = 10
 
 
 @pytest.fixture
@@ -75,7 +75,14 @@ def test_a_revoked_sites_next_message_is_refused(stack: Stack) -> None:
     journal = stack.journal
     until(lambda: journal.events("round closed"), timeout_s=120, what="a round")
     stack.call(
-        "gliofed-server", "revoke", stack.coordinator, "south", "--by", "Ada", "--why", "stolen"
+        "gliofed-server",
+        "revoke-site",
+        stack.coordinator,
+        "south",
+        "--by",
+        "Ada",
+        "--why",
+        "stolen",
     )
     log = stack.site("south") / "flower" / "log" / "supernode.log"
     until(lambda: "403" in log.read_text(), timeout_s=60, what="refusal")
