@@ -3,12 +3,16 @@
 A log is read by more people than a journal, and is copied to more places. So a line is an
 allow-list, as the door is through which updates leave: known fields, each with the form that its
 value must have; everything else is left out and counted. The words of an event must be a constant in
-the source of who logs it, or they are kept back; numbers are put into them, nothing else. Of an error there is its kind and the lines of code that it went through, not its text, which
+the source of who logs it, or they are kept back; numbers, dates and the codes of our errors are put
+into them, nothing else. Of an error there is its kind and the lines of code that it went through, not its text, which
 may name a file, and so a patient. Of libraries that look at images there is who spoke and how
 urgently, not what was said.
 
 ``study`` and ``site`` must be among the names that this process knows: a patient's name that has the
 form of a study's id does not pass.
+
+At the coordinator's, where no patient is, the text of an error may be read as well (``in_words``),
+without paths.
 
 ``configure`` is called once, at a process's edge; modules log by the standard library's ``logging``
 with a constant text, or by ``get_logger`` with an event and fields.
@@ -20,6 +24,7 @@ libraries print.
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import functools
 import logging
 import os
@@ -34,6 +39,7 @@ from typing import Any, Final, Literal, TextIO
 
 import structlog
 
+from common.errors import GliofedError
 from common.journal import Entry
 
 Form = Literal["text", "json"]
@@ -46,6 +52,7 @@ _TRUSTED: Final = ("flwr", "uvicorn", "httpx", "httpcore", "asyncio", "starlette
 """Libraries that move messages and never see what is in them."""
 
 _ROOT: Final = Path(__file__).parents[1]
+_REASON_LETTERS: Final = 400
 _FACT: Final = re.compile(r"[a-z][a-z -]{0,60}")
 _CODE: Final = re.compile(r"[a-z0-9-]{1,60}")
 _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,80}")
@@ -90,7 +97,15 @@ _FIELDS: Final[Mapping[str, Callable[[object], bool]]] = {
     "errors": lambda value: _all(value, _matches(_WORD)),
     "at": lambda value: _all(value, _matches(_AT)),
     "left_out": _number,
+    "reason": lambda value: isinstance(value, Reason),
 }
+
+
+
+class Reason(str):
+    """The text of an error that a log may hold."""
+
+
 _NAMES: Final = frozenset({"study", "site"})
 _LISTS: Final = frozenset({"took_part"})
 
@@ -131,8 +146,8 @@ class Safe:
         return value in self._known
 
 
-def told(error: BaseException) -> dict[str, Any]:
-    """Return what a log may say of an error: its kinds, from cause to effect, and where it went."""
+def told(error: BaseException, *, in_words: bool = False) -> dict[str, Any]:
+    """Return what a log may say of an error: its kinds, from effect to cause, and where it went."""
     kinds, at, seen = [], [], set[int]()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -147,7 +162,13 @@ def told(error: BaseException) -> dict[str, Any]:
         said["code"] = code
     if len(kinds) > 1:
         said["errors"] = kinds[1:]
+    if in_words and str(error):
+        said["reason"] = Reason(_without_paths(str(error)))
     return said
+
+
+def _without_paths(text: str) -> str:
+    return " ".join(_PATHS.sub("...", text).split())[:_REASON_LETTERS]
 
 
 def _place(frame: traceback.FrameSummary) -> str:
@@ -163,20 +184,31 @@ def _place(frame: traceback.FrameSummary) -> str:
     return f"{'/'.join(parts)}:{frame.lineno or 0} {frame.name}"
 
 
-def _errors(_logger: Any, _method: str, said: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Put what may be said of an exception in the place of the exception."""
-    given = said.pop("exc_info", None)
-    said.pop("stack_info", None)
-    error = given[1] if isinstance(given, tuple) else given
-    if given is True:
-        error = sys.exc_info()[1]
-    if isinstance(error, BaseException):
-        said.update(told(error))
-    return said
+class _Errors:
+    """The processor that puts what may be said of an exception in the place of the exception."""
+
+    def __init__(self, *, in_words: bool) -> None:
+        self._in_words = in_words
+
+    def __call__(
+        self, _logger: Any, _method: str, said: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        given = said.pop("exc_info", None)
+        said.pop("stack_info", None)
+        error = given[1] if isinstance(given, tuple) else given
+        if given is True:
+            error = sys.exc_info()[1]
+        if isinstance(error, BaseException):
+            said.update(told(error, in_words=self._in_words))
+        return said
 
 
 class _Words(logging.Filter):
     """Decides what may be read of a record's words, before anything reads them."""
+
+    def __init__(self, *, in_words: bool) -> None:
+        super().__init__()
+        self._in_words = in_words
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.msg, dict):  # of ``get_logger``
@@ -184,25 +216,25 @@ class _Words(logging.Filter):
             ours = Path(record.pathname) == Path(__file__) or _is_constant(record, event)
             record.msg = {**record.msg, "event": event if ours else KEPT_BACK}
             return True
-        record.msg = _words(record)
+        record.msg = _words(record, in_words=self._in_words)
         record.args = None
         record.exc_text = None
         return True
 
 
-def _words(record: logging.LogRecord) -> str:
+def _words(record: logging.LogRecord, *, in_words: bool) -> str:
     package = record.name.partition(".")[0]
     text = str(record.msg)
     if package in _OURS:
         if not _is_constant(record, text):
             return KEPT_BACK
-        return _PLACE.sub(_values(record.args), text)
+        return _PLACE.sub(_values(record.args, in_words=in_words), text)
     if package in _TRUSTED:
         try:
             said = record.getMessage()
         except (TypeError, ValueError):
             said = text
-        return " ".join(_QUOTED.sub("...", _PATHS.sub("...", said)).split())[:300]
+        return _without_paths(_QUOTED.sub("...", said))
     return "A library spoke; what it said is kept back."
 
 
@@ -225,14 +257,16 @@ def _constants(path: str) -> frozenset[str]:
     )
 
 
-def _values(given: object) -> Callable[[re.Match[str]], str]:
-    """Return what puts the numbers among ``given`` into a text, and dots for all else."""
+def _values(given: object, *, in_words: bool) -> Callable[[re.Match[str]], str]:
+    """Return what puts the values ``given`` that may be read into a text, and dots for all else."""
     left = iter(given if isinstance(given, tuple) else (given,))
 
     def value(place: re.Match[str]) -> str:
         one = next(left, None)
+        if isinstance(one, GliofedError):
+            return _without_paths(str(one)) if in_words else one.code
         try:
-            return str(place[0] % one) if _number(one) else "..."
+            return str(place[0] % one) if _number(one) or isinstance(one, dt.date) else "..."
         except (TypeError, ValueError):
             return "..."
 
@@ -262,7 +296,12 @@ def form_wanted() -> Form:
 
 
 def configure(
-    process: str, *, known: Known, form: Form | None = None, stream: TextIO | None = None
+    process: str,
+    *,
+    known: Known,
+    in_words: bool = False,
+    form: Form | None = None,
+    stream: TextIO | None = None,
 ) -> None:
     """Let every log of this process pass ``Safe``, also what ends it without being caught."""
 
@@ -281,13 +320,13 @@ def configure(
         foreign_pre_chain=before,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            _errors,
+            _Errors(in_words=in_words),
             Safe(known),
             _Renderer(form or form_wanted()),
         ],
     )
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.addFilter(_Words())
+    handler.addFilter(_Words(in_words=in_words))
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

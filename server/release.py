@@ -85,7 +85,8 @@ def release(
         "preprocessing_sha256": card["preprocessing_sha256"],
         "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
     }
-    consortium.journal.append("model released", **body)
+    lineage = {"version": card["version"], "rounds": list(chosen_rounds), "private": card["private"]}
+    consortium.journal.append("model released", **body, **lineage)
     consortium.identity.sign(RELEASE, body).save(out / "release.json")
     return card
 
