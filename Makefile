@@ -7,11 +7,12 @@ DATA ?=
 DEMO ?= .demo
 HOURS ?= 6
 CORES ?= auto
+WHEELHOUSE ?= wheelhouse
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: demo test test-slow bench bench-accuracy check initial clean
+.PHONY: demo test test-slow bench bench-accuracy check initial wheelhouse clean
 
 # Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
 # make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms.
@@ -37,6 +38,15 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# All that an installation without a network needs, for this Python and processor: wheels of gliofed and of
+# what it depends on, the versions, their digests. It fills anew; see deploy/README.md.
+wheelhouse:
+	rm -rf $(WHEELHOUSE)
+	$(PYTHON) -m pip wheel --quiet --constraint deploy/constraints.txt --wheel-dir $(WHEELHOUSE) \
+		".[server,site,clinic]"
+	cp deploy/constraints.txt $(WHEELHOUSE)
+	cd $(WHEELHOUSE) && sha256sum *.whl constraints.txt > SHA256SUMS
+
 # The starting weights that ship with the demo, of each network: trained on phantoms only.
 NETWORKS := segresnet segresnet_mingru dynunet unet
 initial: $(NETWORKS:%=deploy/demo/initial-%.safetensors)
@@ -52,4 +62,4 @@ $(INSTALLED): pyproject.toml deploy/constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-brats $(DEMO) .demo-pretraining
+	rm -rf $(VENV) .venv-brats .venv-tools $(DEMO) .demo-pretraining $(WHEELHOUSE)

@@ -17,8 +17,8 @@ from client.oversight import app as oversight
 from client.practice import app as practice
 from client.site import Site
 from common import console
-from common.errors import CaseError, ConsentError
-from common.files import held
+from common.errors import CaseError, ConsentError, StateError
+from common.files import held, is_held
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.protocol import StudyProtocol
@@ -193,6 +193,17 @@ def run(folder: Folder) -> None:
 
 
 @app.command()
+def health(folder: Folder) -> None:
+    """Fail unless the site runs here."""
+    site = Site.open(folder)
+    if not is_held(site.lock):
+        raise StateError(
+            f"{site.name} does not run.", do="Start `gliofed-site run`.", code="not-running"
+        )
+    console.say(f"{site.name} runs.")
+
+
+@app.command()
 def install(
     folder: Folder,
     model: Annotated[Path, typer.Argument(help="The folder of a released model.")],
@@ -235,6 +246,85 @@ def install(
             f"Its probabilities were calibrated on {calibration['cases']} validation cases; "
             f"temperatures {said}. They stay here."
         )
+
+
+@app.command()
+def serve(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Where to listen; beyond loopback with TLS alone.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Prometheus metrics on 127.0.0.1; 0 for none.")
+    ] = 8002,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="The token, mode 0600; made in DIR/keys/service.token by default."),
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, max=256, help="How many may wait.")] = 8,
+    max_message_mb: Annotated[
+        int, typer.Option(min=16, max=2047, help="Largest request. BraTS volumes take 143 MB.")
+    ] = 512,
+    watch: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|URL", help="Segment each new study here, or in this Orthanc."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where --watch writes results.")] = None,
+    quiet_s: Annotated[
+        float, typer.Option(min=0, help="A watched study is complete when unchanged for so long.")
+    ] = 60.0,
+    send: Annotated[
+        bool, typer.Option("--send", help="Store results of --watch URL in that Orthanc.")
+    ] = False,
+    past: Annotated[
+        bool, typer.Option("--past", help="Begin --watch URL with what that Orthanc has already.")
+    ] = False,
+) -> None:
+    """Segment for the clinic as a gRPC service (Open Inference Protocol v2), until stopped.
+
+    The active model is kept warm; `gliofed-site install` exchanges it while the service runs.
+    SIGTERM or Ctrl+C finishes what was begun. --watch works unattended, each study once.
+    """
+    from client.inference import serve as service
+    from client.inference.service.server import Terms
+    from client.training import choose_execution
+
+    if watch is not None and out is None:
+        raise typer.BadParameter("say where --watch writes results", param_hint="--out")
+    if send and not (watch or "").startswith(("http://", "https://")):
+        raise typer.BadParameter("only an Orthanc that is watched can be sent to")
+    watched = service.Watch(watch, out, quiet_s, send, past) if watch and out else None
+    with service.serving(
+        Site.open(folder),
+        execution=choose_execution(),
+        terms=Terms(host, port, queue, max_message_mb),
+        access=service.Access(certificate, key, token_file),
+        metrics_port=metrics_port,
+        watch=watched,
+        told=lambda warm: console.say(f"Model {warm.name} {warm.version} is ready."),
+    ) as running:
+        console.say(f"Serving at {host}:{running.port}; the token is in {running.token}.")
+        service.until_stopped()
+        console.say("Finishing what was begun.")
+
+
+@app.command()
+def revocations(
+    folder: Folder,
+    path: Annotated[Path, typer.Argument(help="The coordinator's list of revoked models.")],
+) -> None:
+    """Install the coordinator's signed list of models that must not be used any more."""
+    from client.inference.revoked import take_revocations
+
+    found = take_revocations(Site.open(folder), path)
+    for one in found.models:
+        console.say(f"{one.study}, round {one.round}: revoked on {one.time[:10]}: {one.why}")
+    console.say(
+        f"{len(found.models)} models are revoked here; the clinic refuses them from now on."
+    )
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 import time
 from pathlib import Path
@@ -16,12 +17,15 @@ from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.weights import load
 from server import provisioning, serving
+from server.health import check as check_health
 from server.planning import simulate
 from server.provisioning import Consortium
 from server.release import release as make_release
 from server.report import full_report, study_report
 from server.report_chart import draw
 from server.report_page import headline, markdown
+from server.revocation import revoke as revoke_model
+from server.revocation import write_revocations
 from server.statistics_chart import draw_statistics
 
 app = typer.Typer(
@@ -86,6 +90,14 @@ def serve(folder: Folder) -> None:
         stop_on_signals(supervisor)
         console.say(f"Serving {consortium.settings.name} at {consortium.address}; Ctrl+C stops.")
         supervisor.run()
+
+
+@app.command()
+def health(folder: Folder) -> None:
+    """Fail unless the consortium is served here: its supervisor, gateway and SuperLink answer."""
+    consortium = Consortium.open(folder)
+    check_health(consortium)
+    console.say(f"{consortium.settings.name} is served at {consortium.address}.")
 
 
 @app.command()
@@ -222,11 +234,44 @@ def release(
     average: Annotated[
         int, typer.Option(min=1, help="Of so many rounds, the last being that one, the mean.")
     ] = 1,
+    expires: Annotated[
+        dt.datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="The last day on which clinics may use it."),
+    ] = None,
 ) -> None:
     """Write a signed model that sites can install: weights, card, protocol, signature."""
     consortium = Consortium.open(folder)
-    card = make_release(consortium, study, out, number=round_number, average=average)
+    last = None if expires is None else expires.date()
+    if last is not None and last < dt.date.today():
+        raise typer.BadParameter("That day is over.", param_hint="--expires")
+    card = make_release(consortium, study, out, number=round_number, average=average, expires=last)
     console.say(f"Released {card['name']} {card['version']} (round {card['round']}) to {out}.")
+
+
+@app.command()
+def revoke(
+    folder: Folder,
+    study: StudyName,
+    round_number: Annotated[int, typer.Option("--round", help="The released model's round.")],
+    by: By,
+    why: Annotated[str, typer.Option(help="The reason; every clinic that has it is told.")],
+    out: Annotated[Path, typer.Option(help="Where to write the signed list for the sites.")],
+) -> None:
+    """Revoke a released model for good: sites that install the list refuse to use it."""
+    consortium = Consortium.open(folder)
+    revoked = revoke_model(consortium, study, number=round_number, by=by, why=why)
+    for weights in revoked:
+        console.say(f"Revoked the model of round {round_number} of {study}, weights {weights}.")
+    _write_revocations(consortium, out)
+
+
+@app.command()
+def revocations(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(help="Where to write the signed list for the sites.")],
+) -> None:
+    """Write the signed list of all revoked models again."""
+    _write_revocations(Consortium.open(folder), out)
 
 
 app.command()(simulate)
@@ -234,6 +279,14 @@ app.command()(simulate)
 
 def main() -> None:
     console.run(app)
+
+
+def _write_revocations(consortium: Consortium, out: Path) -> None:
+    found = write_revocations(consortium, out)
+    console.say(
+        f"{out} lists {len(found.models)} revoked models. Send it to every site, which installs it "
+        "with `gliofed-site revocations`: until then its clinic goes on using them."
+    )
 
 
 def _told(name: str, event: str, detail: str) -> None:

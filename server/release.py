@@ -8,6 +8,7 @@ release.json          the statement, signed by the coordinator, that names every
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterable
@@ -34,12 +35,14 @@ def release(
     *,
     number: int | None = None,
     average: int = 1,
+    expires: dt.date | None = None,
 ) -> dict[str, Any]:
     """Write the model of round ``number`` (the last closed one by default) and return its card.
 
     With ``average`` it is the mean of so many rounds' weights, the last being ``number``: the noise
     of the rounds partly cancels, and no patient is looked at again (Izmailov et al. 2018,
-    "Averaging weights leads to wider optima", arXiv:1803.05407).
+    "Averaging weights leads to wider optima", arXiv:1803.05407). ``expires`` is the last day on
+    which clinics may use it.
 
     Raises StateError if one of the rounds was never closed or ``out`` is not empty.
     """
@@ -72,6 +75,8 @@ def release(
     if average > 1:
         card["version"] += f"+mean{average}"
         card["averaged_rounds"] = list(chosen_rounds)
+    if expires is not None:
+        card["expires"] = expires.isoformat()
     metadata = {"study": study, "round": str(number)}
     save(out / "weights.safetensors", weights, metadata)
     chosen.statement.save(out / "protocol.json")
@@ -83,6 +88,7 @@ def release(
         "round": number,
         "weights_sha256": card["weights_sha256"],
         "preprocessing_sha256": card["preprocessing_sha256"],
+        **({} if expires is None else {"expires": expires.isoformat()}),
         "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
     }
     lineage = {"version": card["version"], "rounds": list(chosen_rounds), "private": card["private"]}
@@ -159,7 +165,8 @@ def _markdown(card: dict[str, Any]) -> str:
         f"Model {card['name']} {card['version']}, released by {card['consortium']} after round "
         f"{card['round']}.",
         "",
-        f"**Intended use.** {card['intended_use']}",
+        f"**Intended use.** {card['intended_use']}"
+        + (f" Until {card['expires']}." if "expires" in card else ""),
         "",
         f"Sites that trained: {', '.join(card['sites'])}.",
     ]

@@ -88,6 +88,21 @@ def read_volume(
             do=_COPY_AGAIN,
             code="case-file",
         ) from error
+    return checked(path, data, affine, dtype=dtype, empty_ok=empty_ok)
+
+
+def checked(
+    path: Path,
+    data: NDArray[Any],
+    affine: NDArray[np.float64],
+    *,
+    dtype: DTypeLike = np.float32,
+    empty_ok: bool = False,
+) -> Volume:
+    """Return voxels that came from ``path``, or under that name, as a volume.
+
+    Raises CaseError: ``case-affine``, ``case-values`` or ``case-empty``, as ``read_volume`` does.
+    """
     _check_affine(affine, path)
     data = _as_dtype(data, np.dtype(dtype), path)
     if not empty_ok and not data.any():

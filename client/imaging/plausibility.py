@@ -104,6 +104,23 @@ def judge_brain(
     return warnings
 
 
+def judge_stripped(brain: NDArray[np.bool_], spacing_mm: float, name: str) -> None:
+    """Raise CaseError (``case-brain``) if what came without a skull measures what no brain does.
+
+    ``brain`` is (X, Y, Z) with voxels of ``spacing_mm``. A part of a brain, or a small child's,
+    passes.
+    """
+    volume_ml = np.count_nonzero(brain) * spacing_mm**3 / 1000
+    if not _LEAST_PART_ML <= volume_ml <= BRAIN_ML[1]:
+        raise CaseError(
+            f"{name} shows {volume_ml:.0f} mL that are not 0, which is no brain and no part of one "
+            f"({_LEAST_PART_ML:.0f} to {BRAIN_ML[1]:.0f} mL).",
+            do="Look at the images in a viewer: are they of a head, without its skull, and is the "
+            "voxel size right?",
+            code="case-brain",
+        )
+
+
 def _cut_sides(brain: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> list[str]:
     """Return at which ends of the field brain goes on."""
     names = (("left", "right"), ("back", "front"), ("bottom", "top"))

@@ -83,15 +83,19 @@ class Prepared:
         return tuple(str(name) for one in records for name in one["sequences"])
 
 
-def prepare(case: Case, options: PreprocessingOptions) -> Prepared:
+def prepare(
+    case: Case, options: PreprocessingOptions, *, read: Mapping[str, Volume] | None = None
+) -> Prepared:
     """Read ``case`` and make it the network's input.
+
+    ``read`` holds its sequences where they were read before, as a service is given them.
 
     Raises CaseError: what ``read_volume`` raises, or code ``case-grid`` (files on different
     grids), ``case-label`` (a mask value that means nothing), ``case-not-stripped``,
     ``case-spacing`` (a brain wider than half a metre), ``case-contrast`` (a sequence that is flat
     inside the brain); of raw input also what ``raw.align`` raises.
     """
-    volumes = {name: read_image(image) for name, image in case.images.items()}
+    volumes = read or {name: read_image(image) for name, image in case.images.items()}
     titles = {name: image.title for name, image in case.images.items()}
     if options.input == "raw":
         aligned = raw.align(volumes, titles, case.name)

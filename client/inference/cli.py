@@ -40,6 +40,16 @@ def segment(
         ),
     ] = None,
     site: Annotated[Path | None, typer.Option(help="A site's folder: its active model.")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Let the service there (gliofed-site serve) do it."),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Who signed the service's certificate, PEM.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The service's token, mode 0600.")
+    ] = None,
     series: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,6 +84,7 @@ def segment(
     from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
     from client.inference.segment import segment as run_segment
+    from client.inference.segment import segment_by
     from client.preemption import clinical_job
     from client.series import decisions, for_once, parse
     from client.site import Site
@@ -84,11 +95,15 @@ def segment(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--series") from None
     job: AbstractContextManager[None] = nullcontext()
-    temperatures, others = None, []
-    if site is not None and not model:
+    temperatures, others, sealer = None, [], None
+    if server is not None:
+        if site is not None or model:
+            raise ModelError("The service has its own model.", do="Leave out --model and --site.")
+    elif site is not None and not model:
         opened = Site.open(site)
         chosen, trusted, job = active_model(opened), True, clinical_job(opened)
         temperatures = temperatures_of(opened, chosen)
+        sealer = (opened.name, opened.identity)
         decide = for_once(parse(series or []), decisions(opened))
     elif model and site is None:
         chosen, trusted = open_model(model[0]), False
@@ -96,17 +111,24 @@ def segment(
     else:
         raise ModelError("Say which model to use.", do="Give either --model or --site.")
     with _case(case, study, pacs) as folder, job, console.working("Segmenting"):
-        result = run_segment(
-            folder,
-            out,
-            chosen,
-            execution=choose_execution(),
-            trusted=trusted,
-            decide=decide,
-            others=others,
-            temperatures=temperatures,
-            prior=prior,
-        )
+        if server is not None:
+            from client.inference.service.remote import service
+
+            with service(server, authority=ca, token=token_file) as by:
+                result = segment_by(by, folder, out, decide=decide, prior=prior)
+        else:
+            result = run_segment(
+                folder,
+                out,
+                chosen,
+                execution=choose_execution(),
+                trusted=trusted,
+                decide=decide,
+                others=others,
+                temperatures=temperatures,
+                prior=prior,
+                sealer=sealer,
+            )
     sent = _send(out, pacs) if send and pacs else 0
     if json:
         console.show_json(result)
@@ -150,6 +172,60 @@ def send(
 ) -> None:
     """Store the DICOM objects of a result in the PACS."""
     console.say(f"Stored {_send(result, pacs)} objects in {pacs}.")
+
+
+@app.command()
+def verify(
+    result: Annotated[Path, typer.Argument(help="Folder of a result.", metavar="RESULT_DIR")],
+    case: Annotated[
+        Path | None, typer.Option(help="The case that was segmented: folder or DICOM zip.")
+    ] = None,
+    model: Annotated[
+        list[Path] | None, typer.Option(help="The released model's folder; may be repeated.")
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="A site's folder: its models, its key, its coordinator.")
+    ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Segment --case again and compare each voxel.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of sentences.")] = False,
+) -> None:
+    """Check that a result is what was written, from the images and the model that it names.
+
+    Says what holds, what does not and what could not be checked. Ends with 0 if nothing is broken,
+    else with the exit code of the first thing that is.
+    """
+    if model and site is not None:
+        raise typer.BadParameter("Give either --model or --site.", param_hint="--site")
+    if recompute and (case is None or not (model or site)):
+        raise typer.BadParameter(
+            "It needs --case, and --model or --site.", param_hint="--recompute"
+        )
+    from client.inference.verification import Given, exit_code
+    from client.inference.verification import verify as run_verify
+    from client.site import Site
+    from client.training import choose_execution
+
+    given = Given(tuple(model or ()), None if site is None else Site.open(site), case)
+    checks = run_verify(result, given, recompute=recompute, execution=choose_execution())
+    code = exit_code(checks)
+    if json:
+        told = [{"about": c.about, "verdict": c.verdict, "says": c.says} for c in checks]
+        console.show_json({"result": str(result), "holds": code == 0, "checks": told})
+    else:
+        for one in checks:
+            if one.verdict == "broken":
+                console.warn(f"DOES NOT HOLD  {one.about}: {one.says}")
+            else:
+                word = "holds        " if one.verdict == "holds" else "not checked  "
+                console.say(f"{word}  {one.about}: {one.says}")
+        open_ends = sum(one.verdict == "unchecked" for one in checks)
+        console.say(
+            ("This is not what was written." if code else "All that could be checked holds.")
+            + (f" Not everything was: {open_ends} not checked." if open_ends else "")
+        )
+    raise typer.Exit(code)
 
 
 def _case(case: Path | None, study: str | None, pacs: str | None) -> AbstractContextManager[Path]:

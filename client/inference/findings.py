@@ -28,14 +28,15 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from client.inference.midline import Midline
-from common.regions import REGIONS
+from common.regions import LABELS, REGIONS
 
 Labels = NDArray[np.uint8]
 Affine = NDArray[np.float64]
 Point = tuple[float, float, float]
 
 SMALLEST_MM3: Final = 50.0
-"""Smaller parts count as no lesion; the BraTS challenges' own bound for gliomas."""
+"""Smaller parts count as no lesion: the BraTS 2023 challenges' bound for gliomas, 50 voxels of
+1 mm3 (their lesion-wise metrics, https://www.synapse.org/Synapse:syn51156910)."""
 
 _MEASURABLE_MM: Final = 10.0
 _THICK_MM: Final = 5.0
@@ -93,6 +94,18 @@ class Findings:
     def sum_of_products_mm2(self) -> float:
         """Over all measurable lesions."""
         return sum(one.diameters.product_mm2 for one in self.lesions if one.measurable)
+
+
+def labels_ml(labels: Labels, affine: Affine) -> dict[str, float]:
+    """Return the volume in mL of each label and of the regions TC and WT."""
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    parts: dict[str, tuple[int, ...]] = {name: (value,) for name, value in LABELS.items()}
+    for region in ("TC", "WT"):
+        parts[region] = REGIONS[region]
+    return {
+        name: round(float(np.isin(labels, values).sum()) * voxel_ml, 3)
+        for name, values in parts.items()
+    }
 
 
 def findings(labels: Labels, affine: Affine, midline: Midline | None) -> Findings:

@@ -4,19 +4,22 @@
     models/active.json     which one the clinic uses, and its scores here
     models/NAME-VERSION.calibration.json
                            its temperatures here, fitted on this site's validation patients
+    models/revoked.json    which models must not be used any more (``revoked``)
 
 A model becomes active only if the site's coordinator signed it and it is not worse on the site's
-own test patients than the one that is active.
+own test patients than the one that is active. One that was revoked is neither kept nor used.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
 from client.calibration import Counts, Temperatures, calibration_errors, fitted
 from client.inference.model import Model, open_model
+from client.inference.revoked import check_not_revoked, revocations_of
 from client.site import Site
 from common.errors import IdentityError, ModelError
 from common.files import read_json, write_json
@@ -28,22 +31,39 @@ TOLERANCE: Final = 0.01
 
 
 def active_model(site: Site) -> Model:
-    """Return the site's active model, verified; raise ModelError if there is none."""
+    """Return the site's active model, verified; raise ModelError if there is none, or if it was
+    revoked or is not valid any more."""
     active = _active(site)
     if active is None:
         raise ModelError(
             f"No model is installed at {site.name}.", do="`gliofed-site install` installs one."
         )
-    return open_model(
+    model = open_model(
         site.folder / "models" / str(active["folder"]), signer=site.kit.coordinator_key
     )
+    check_not_revoked(model.card, revocations_of(site))
+    return model
+
+
+def installed_model(site: Site, name: str, version: str, *, on: dt.date | None = None) -> Model:
+    """Return a model that was installed at the site, active or not, verified as of the day ``on``.
+
+    Raises ModelError if it is not there, or what ``open_model`` raises.
+    """
+    folder = site.folder / "models" / f"{name}-{version}"
+    if folder.parent != site.folder / "models" or not folder.is_dir():
+        raise ModelError(
+            f"The model {name} {version} is not installed at {site.name}.",
+            do="`gliofed-site install` installs it.",
+        )
+    return open_model(folder, signer=site.kit.coordinator_key, on=on)
 
 
 def keep(site: Site, model: Model) -> Path:
     """Copy a verified release into the site's folder and return where it is.
 
     Raises IdentityError if another than the site's coordinator signed it, ModelError if another
-    model has its name.
+    model has its name or it was revoked.
     """
     card = model.card
     coordinator = site.kit.coordinator_key
@@ -53,6 +73,7 @@ def keep(site: Site, model: Model) -> Path:
             f"site's coordinator, {fingerprint(coordinator)}.",
             do="Ask the coordinator for the release; do not use this one.",
         )
+    check_not_revoked(card, revocations_of(site))
     target = site.folder / "models" / f"{card['name']}-{card['version']}"
     if target.exists():
         known = open_model(target, signer=coordinator)

@@ -2,11 +2,13 @@
 
 A release is a folder with a signed statement that names every other file by SHA-256. Opening one
 checks the signature, each file, the weights, and that the preprocessing installed here is the one
-that the model was trained with: a mismatch would lower accuracy without a sign of it.
+that the model was trained with: a mismatch would lower accuracy without a sign of it. A release may
+say until which day it is valid. Whether it was revoked only a site knows (``revoked``).
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import re
@@ -20,7 +22,7 @@ from common.identity import Statement
 from common.protocol import PROTOCOL, RELEASE, StudyProtocol, parse_protocol
 from common.weights import Arrays, digest, load
 
-_VERSION = re.compile(r"\d+(\.\d+){0,3}\Z")
+_VERSION = re.compile(r"\d+(\.\d+){0,3}(\+mean\d+)?\Z")
 _AGAIN = "Ask the coordinator for the release again; do not use this one."
 
 
@@ -41,11 +43,12 @@ class Model:
         return {key: self.card[key] for key in keys}
 
 
-def open_model(folder: Path, *, signer: str | None = None) -> Model:
+def open_model(folder: Path, *, signer: str | None = None, on: dt.date | None = None) -> Model:
     """Verify the release in ``folder``; with ``signer`` (hex) only that key's signature counts.
 
-    Raises ModelError if any file differs from what was signed, IdentityError if the signature is
-    wrong or another's.
+    ``on`` is the day on which it is used, today by default. Raises ModelError if any file differs
+    from what was signed or if it is not valid any more (``model-expired``), IdentityError if the
+    signature is wrong or another's.
     """
     path = folder / "release.json"
     if not path.exists():
@@ -64,6 +67,7 @@ def open_model(folder: Path, *, signer: str | None = None) -> Model:
         )
         promised = (body["weights_sha256"], body["preprocessing_sha256"])
         _check_card(card, protocol, promised)
+        last = dt.date.fromisoformat(body["expires"]) if body.get("expires") else None
     except (
         StateError,
         ProtocolError,
@@ -81,6 +85,12 @@ def open_model(folder: Path, *, signer: str | None = None) -> Model:
             do=f"Install gliofed {card.get('gliofed_version', 'of the version in card.json')}.",
             code="model-preprocessing",
         )
+    if last is not None and (on or dt.date.today()) > last:
+        raise ModelError(
+            f"The model {card['name']} {card['version']} was released for use until {last}.",
+            do="Ask the coordinator for a newer release, and check this computer's clock.",
+            code="model-expired",
+        )
     weights = load(folder / "weights.safetensors")
     if digest(weights) != body["weights_sha256"]:
         raise ModelError(f"The weights in {folder} are not those that were signed.", do=_AGAIN)
@@ -93,6 +103,10 @@ def _check_card(card: Any, protocol: StudyProtocol, promised: tuple[str, str]) -
         raise ValueError("its card names another model")
     if (card["weights_sha256"], card["preprocessing_sha256"]) != promised:
         raise ValueError("its card is of other weights")
+    for part in ("prediction", "postprocessing"):  # older cards do not say
+        own = getattr(protocol, part).model_dump(mode="json")
+        if card.get(part, own) != own:
+            raise ValueError(f"its card names another {part} than its protocol")
     if not isinstance(card["round"], int):
         raise ValueError("its card names no round")
 

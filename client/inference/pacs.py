@@ -137,7 +137,8 @@ def _fetch(client: DICOMwebClient, study: str, folder: Path) -> None:
             )
 
 
-def _client(url: str) -> DICOMwebClient:
+def session(url: str) -> requests.Session:
+    """Return a session with the credentials of the environment; raise CaseError (``pacs-url``)."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
         raise CaseError(
@@ -146,14 +147,18 @@ def _client(url: str) -> DICOMwebClient:
             "the password belongs into GLIOFED_PACS_USER and GLIOFED_PACS_PASSWORD.",
             code="pacs-url",
         )
-    session = requests.Session()
+    made = requests.Session()
     token = os.environ.get("GLIOFED_PACS_TOKEN")
     user = os.environ.get("GLIOFED_PACS_USER")
     if token:
-        session.headers["Authorization"] = f"Bearer {token}"
+        made.headers["Authorization"] = f"Bearer {token}"
     elif user:
-        session.auth = (user, os.environ.get("GLIOFED_PACS_PASSWORD", ""))
-    client = DICOMwebClient(url.rstrip("/"), session=session, timeout=_TIMEOUT_S)
+        made.auth = (user, os.environ.get("GLIOFED_PACS_PASSWORD", ""))
+    return made
+
+
+def _client(url: str) -> DICOMwebClient:
+    client = DICOMwebClient(url.rstrip("/"), session=session(url), timeout=_TIMEOUT_S)
     client.set_http_retry_params(
         retry=True, max_attempts=_ATTEMPTS, wait_exponential_multiplier=_WAIT_MS
     )

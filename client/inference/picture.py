@@ -24,6 +24,7 @@ _SLICES: Final = 5
 _LINES: Final = {"ED": 1.2, "ET": 2.4, "NCR": 1.0}
 """Width of each contour, in the order of drawing: necrosis lies on the thicker line around it."""
 _TITLES: Final = {"t2f": "FLAIR", "t1c": "T1 with contrast"}
+_UNREVIEWED: Final = "Research use only; not reviewed"
 _UNSURE_SHOWN: Final = 0.1
 """From here on doubt is coloured."""
 
@@ -35,11 +36,13 @@ def overview(
     *,
     volumes: Mapping[str, float],
     diameters: Diameters | None = None,
+    title: str = _UNREVIEWED,
 ) -> bytes:
     """Return a PNG with axial slices spread over the tumour, or over the brain if there is none.
 
-    ``images`` and ``labels`` are (X, Y, Z) on the grid ``affine``. Seen as radiologists do: the
-    patient's right is on the left. The slice of ``diameters`` is among them, with both drawn.
+    ``images`` and ``labels`` are (X, Y, Z) on the grid ``affine``; ``title`` stands above. Seen as
+    radiologists do: the patient's right is on the left. The slice of ``diameters`` is among them,
+    with both drawn.
     """
     turned = {name: _las(image, affine) for name, image in images.items()}
     mask = _las(labels, affine)
@@ -73,7 +76,7 @@ def overview(
     figure.legend(
         handles=handles, loc="lower center", ncols=3, labelcolor="white", frameon=False, fontsize=11
     )
-    return _png(figure, bottom=0.06)
+    return _png(figure, bottom=0.06, title=title)
 
 
 def doubtful(
@@ -140,11 +143,11 @@ def _name(panel: Any, title: str) -> None:
     panel.set_axis_off()
 
 
-def _png(figure: Figure, *, bottom: float) -> bytes:
+def _png(figure: Figure, *, bottom: float, title: str = _UNREVIEWED) -> bytes:
     figure.text(
         0.5,
         0.985,
-        "Research use only; not reviewed",
+        title,
         color="#ff6b6b",
         ha="center",
         va="top",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.inference.change import Before, Change
 from client.inference.findings import Findings
+from client.inference.reviewed import Review
 from common.errors import StateError
 
 RESULT_VERSION: Final = 1
@@ -77,6 +78,13 @@ class Lesions(_Part):
     lesions: tuple[Measured, ...]
 
 
+class Plane(_Part):
+    """The midline: ``normal`` . world = ``offset_mm``; the normal points to the right (RAS)."""
+
+    normal: World
+    offset_mm: float
+
+
 class TrainedAt(_Part):
     """What one site gave: rounds it took part in, and what its patients' privacy cost there."""
 
@@ -97,10 +105,11 @@ class Federation(_Part):
 
 
 class Result(_Part):
-    """A segmentation's result: research use only, until a person has reviewed it."""
+    """A segmentation's result: research use only, reviewed by a person or not."""
 
     result_version: Literal[1]
     case: str = Field("", description="the folder or file that was given")
+    source: str = Field("", description="where that lay, for the review; it stays in the hospital")
     study_date: str | None = Field(None, description="of a DICOM study, YYYY-MM-DD")
     made: str = Field("", description="when it was segmented, ISO 8601")
     volumes_ml: dict[Literal["NCR", "ED", "ET", "TC", "WT"], Millilitres]
@@ -110,7 +119,9 @@ class Result(_Part):
     confidence: dict[Region, Share]
     calibrated: bool
     findings: Lesions | None = None
+    midline: Plane | None = Field(None, description="what sides were told by")
     change: Change | None = None
+    review: Review | None = Field(None, description="None: nobody has reviewed the mask")
     model: Identity
     together_with: tuple[Identity, ...]
     federation: Federation | None = None
@@ -120,6 +131,8 @@ class Result(_Part):
     preparation: tuple[dict[str, Any], ...]
     prepared_sha256: str
     dicom: dict[str, str] = Field({}, description="DICOM objects: SOPInstanceUID by file's name")
+    outputs: dict[str, Sha256] = Field({}, description="every other file of the result, by name")
+    software: dict[str, str] = Field({}, description="versions that the result depends on")
     warnings: tuple[str, ...]
     seconds: Annotated[float, Field(ge=0)]
 
@@ -182,28 +195,15 @@ def findings_json(found: Findings) -> dict[str, Any]:
 
 
 def read_prior(folder: Path) -> Before:
-    """Return what the result in ``folder`` measured.
+    """Return what the result in ``folder``, or a review of one, measured.
 
     Raises StateError if it holds none, or one of another version or without what it must say.
     """
-    path = folder / "result.json"
-    do = "Give --prior the folder that an earlier `gliofed-clinic segment` wrote."
-    try:
-        found = Result.model_validate(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        raise StateError(f"{folder} holds no result.json.", do=do, code="prior") from None
-    except OSError as error:
-        raise StateError(f"Cannot read {path}: {error.strerror}.", do=do, code="prior") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StateError(
-            f"{path} is not a result that this gliofed knows: {place}: {first['msg']}.",
-            do=do,
-            code="prior",
-        ) from None
-    except ValueError as error:
-        raise StateError(f"{path} is damaged: {error}.", do=do, code="prior") from error
+    found = read_result(
+        folder,
+        do="Give --prior the folder that an earlier `gliofed-clinic segment` wrote.",
+        code="prior",
+    )
     measured = found.findings
     return Before(
         folder=folder.resolve().name,
@@ -216,3 +216,27 @@ def read_prior(folder: Path) -> Before:
         sum_of_products_mm2=None if measured is None else measured.sum_of_products_mm2,
         model_sha256=found.model.weights_sha256,
     )
+
+
+def read_result(folder: Path, *, do: str, code: str) -> Result:
+    """Return what ``result.json`` in ``folder`` says; ``do`` is what to do where that fails.
+
+    Raises StateError (``code``) if there is none, or one that this version cannot read.
+    """
+    path = folder / "result.json"
+    try:
+        return Result.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise StateError(f"{folder} holds no result.json.", do=do, code=code) from None
+    except OSError as error:
+        raise StateError(f"Cannot read {path}: {error.strerror}.", do=do, code=code) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StateError(
+            f"{path} is not a result that this gliofed knows: {place}: {first['msg']}.",
+            do=do,
+            code=code,
+        ) from None
+    except ValueError as error:
+        raise StateError(f"{path} is damaged: {error}.", do=do, code=code) from error

@@ -11,9 +11,11 @@ with a ``result.json`` is complete::
     report.pdf            the same on paper
     *.dcm                 of DICOM input, the same as objects of its study
                           (``client.inference.dicom_results``)
+    seal.json             with a site's key: its signature over ``result.json``
     result.json           volumes and their ranges, lesions, change, confidence, model, inputs, what
-                          is missing, preparation and its digest, warnings, seconds; its fields are
-                          those of ``record.Result``, and of ``result.schema.json``
+                          is missing, preparation and its digest, versions, digests of all other
+                          files, warnings, seconds; its fields are those of ``record.Result``, and
+                          of ``result.schema.json``
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -39,13 +41,14 @@ from client.imaging.absence import check_usable
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image
-from client.imaging.nifti import write_volume
-from client.imaging.plausibility import warnings_of
+from client.imaging.nifti import Volume, write_volume
+from client.imaging.plausibility import judge_stripped, warnings_of
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
-from client.inference.findings import Diameters, findings
-from client.inference.midline import midline_of
+from client.inference.findings import Diameters, Findings, findings, labels_ml
+from client.inference.lineage import RESULT, outputs, seal, software
+from client.inference.midline import Midline, midline_of
 from client.inference.model import Model
 from client.inference.picture import doubtful, overview
 from client.inference.record import (
@@ -58,16 +61,17 @@ from client.inference.record import (
 from client.inference.report.content import content
 from client.inference.report.page import page
 from client.inference.report.sheet import sheet
+from client.inference.reviewed import UNREVIEWED
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.training import ExecutionOptions
 from common.errors import ModelError, StateError
-from common.files import write_bytes, write_json
+from common.files import json_bytes, write_bytes
+from common.identity import Identity
 from common.networks import build, load_arrays
-from common.regions import LABELS, MODALITIES, MODALITY_NAMES, REGIONS
+from common.regions import MODALITIES, MODALITY_NAMES
 
 _SHOWN: Final = ("t2f", "t1c")
-RESEARCH_USE: Final = "Research use only: a person must review this segmentation."
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,45 @@ class Segmentation:
     confidence: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a result says of who made it; its fields are those of ``record.Result``.
+
+    ``trusted`` says whether the model's signer is known to be the site's own consortium.
+    """
+
+    model: Mapping[str, Any]
+    federation: Mapping[str, Any]
+    together_with: Sequence[Mapping[str, Any]]
+    postprocessing: Mapping[str, Any]
+    precision: str
+    calibrated: bool
+    trusted: bool
+
+
+Segment = Callable[[Case], tuple[Segmentation, Origin]]
+
+
+def origin_of(
+    model: Model,
+    *,
+    execution: ExecutionOptions,
+    trusted: bool,
+    calibrated: bool,
+    others: Sequence[Model] = (),
+) -> Origin:
+    """Return what results of ``model`` say of it."""
+    return Origin(
+        model.identity,
+        federation_json(model.card),
+        tuple(other.identity for other in others),
+        model.protocol.postprocessing.model_dump(mode="json"),
+        execution.prediction_precision,
+        calibrated,
+        trusted,
+    )
+
+
 def network_of(model: Model) -> torch.nn.Module:
     """Return the model's network with its weights, ready for prediction."""
     network = build(model.protocol.network, seed=0)
@@ -106,18 +149,23 @@ def segment_case(
     *,
     execution: ExecutionOptions,
     temperatures: Temperatures = AS_IT_IS,
+    read: Mapping[str, Volume] | None = None,
 ) -> Segmentation:
     """Return the segmentation of ``case`` on its own grid.
 
     ``model`` says how; ``networks`` are its own, and others that predict together with it.
-    ``temperatures`` make the probabilities truer here; they change no label.
+    ``temperatures`` make the probabilities truer here; they change no label. ``read`` holds the
+    sequences where they were read before.
 
-    Raises CaseError: what ``prepare`` raises, or ``case-sequence`` where the model cannot do
-    without what is missing.
+    Raises CaseError: what ``prepare`` raises, ``case-sequence`` where the model cannot do without
+    what is missing, or ``case-brain`` where no brain is shown.
     """
     training = model.protocol.training
     check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
-    prepared = prepare(case, model.protocol.preprocessing)
+    options = model.protocol.preprocessing
+    prepared = prepare(case, options, read=read)
+    if options.input == "brats":  # of raw input the brain was judged when it was found
+        judge_stripped((prepared.image != 0).any(axis=0), options.spacing_mm, case.name)
 
     def chances(image: NDArray[np.float32]) -> NDArray[np.float32]:
         return predict(
@@ -129,7 +177,7 @@ def segment_case(
         )
 
     found = predictions(chances, prepared.image)
-    raw = model.protocol.preprocessing.input == "raw"
+    raw = options.input == "raw"
     voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
     labels = segmented(
         to_native(found.there, prepared), model.protocol.postprocessing, voxel_mm3=voxel_mm3
@@ -172,83 +220,84 @@ def segment(
     others: Sequence[Model] = (),
     temperatures: Temperatures | None = None,
     prior: Path | None = None,
+    sealer: tuple[str, Identity] | None = None,
 ) -> dict[str, Any]:
     """Segment the case in ``folder`` into ``out`` and return what ``result.json`` says.
 
     ``trusted`` says whether the model's signer is known to be the site's own consortium, ``decide``
     which sequence a person takes a DICOM series for. ``others`` predict together with ``model``,
     whose protocol says how the result is processed. ``temperatures`` are those fitted at this site,
-    None without. ``prior`` is the folder of an earlier result to compare with. Raises CaseError,
+    None without. ``prior`` is the folder of an earlier result to compare with, ``sealer`` the site
+    that signs the result, by name and key. Raises CaseError,
     ModelError (the others take another input), StateError (``out`` is not empty, the disk is full,
     or ``prior`` holds no result).
+    """
+    for other in others:
+        check_together(model, other)
+
+    def here(case: Case) -> tuple[Segmentation, Origin]:
+        found = segment_case(
+            case,
+            model,
+            [network_of(one) for one in (model, *others)],
+            execution=execution,
+            temperatures=temperatures or AS_IT_IS,
+        )
+        return found, origin_of(
+            model,
+            execution=execution,
+            trusted=trusted,
+            calibrated=temperatures is not None,
+            others=others,
+        )
+
+    return segment_by(here, folder, out, decide=decide, prior=prior, sealer=sealer)
+
+
+def segment_by(
+    by: Segment,
+    folder: Path,
+    out: Path,
+    *,
+    decide: Decide = undecided,
+    prior: Path | None = None,
+    sealer: tuple[str, Identity] | None = None,
+) -> dict[str, Any]:
+    """Segment the case in ``folder`` into ``out`` with ``by``, here or elsewhere; as ``segment``.
+
+    Raises what ``by`` raises, CaseError and StateError.
     """
     started = time.monotonic()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
-    for other in others:
-        check_together(model, other)
     before = None if prior is None else read_prior(prior)
     case = read_case(folder, decide=decide)
-    found = segment_case(
-        case,
-        model,
-        [network_of(one) for one in (model, *others)],
-        execution=execution,
-        temperatures=temperatures or AS_IT_IS,
-    )
+    found, origin = by(case)
     images = found.brain or {
         name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
     }
-    brain = np.any([image > 0 for image in images.values()], axis=0)
-    measured = findings(found.labels, found.affine, midline_of(brain, found.affine))
+    measured, midline = measure(found, images)
     volumes = volumes_ml(found)
-    result: dict[str, Any] = {
-        "result_version": RESULT_VERSION,
-        "case": folder.resolve().name,
-        "study_date": _study_date(case),
-        "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "volumes_ml": volumes,
-        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
-        "missing": list(case.missing),
-        "grid_of": case.reference,
-        "confidence": dict(found.confidence),
-        "calibrated": temperatures is not None,
-        "findings": findings_json(measured),
-        "change": None
-        if before is None
-        else change(
+    result = described(
+        case,
+        found,
+        origin,
+        measured,
+        midline=midline,
+        inputs={name: content_sha256(image) for name, image in case.images.items()},
+    )
+    result["case"] = folder.resolve().name
+    result["source"] = str(folder.resolve())
+    if before is not None:
+        result["change"] = change(
             before,
             volumes_ml=volumes,
             range_ml=found.range_ml,
             of=measured.of,
             lesions=len(measured.lesions),
             sum_of_products_mm2=round(measured.sum_of_products_mm2, 1),
-            model_sha256=model.identity["weights_sha256"],
-        ).model_dump(mode="json"),
-        "model": model.identity,
-        "federation": federation_json(model.card),
-        "together_with": [other.identity for other in others],
-        "postprocessing": model.protocol.postprocessing.model_dump(mode="json"),
-        "precision": execution.prediction_precision,
-        "inputs": {
-            name: {
-                "file": image.path.name,
-                "channel": image.index,
-                "series": image.series or None,
-                "sha256": content_sha256(image),
-            }
-            for name, image in case.images.items()
-        },
-        "preparation": list(found.history),
-        "prepared_sha256": found.input_sha256,
-        "dicom": {},
-        "warnings": [
-            *_warnings(found, volumes, trusted=trusted, private=model.protocol.private),
-            *_incomplete(case.missing),
-            *case.notes,
-        ],
-        "seconds": round(time.monotonic() - started, 3),
-    }
+            model_sha256=origin.model["weights_sha256"],
+        ).model_dump(mode="json")
     with _all_or_nothing(out):
         percent = _write_images(out, found)
         largest = measured.lesions[0].diameters if measured.lesions else None
@@ -257,9 +306,85 @@ def segment(
             result["dicom"] = _write_dicom(
                 out, case, found, result, percent, {measured.of: largest} if largest else {}
             )
+        result["outputs"] = outputs(out)
         result["seconds"] = round(time.monotonic() - started, 3)
-        write_json(out / "result.json", result)
+        written = json_bytes(result)
+        if sealer is not None:
+            seal(out, written, site=sealer[0], key=sealer[1])
+        write_bytes(out / RESULT, written)
     return result
+
+
+def measure(
+    found: Segmentation, images: Mapping[str, NDArray[np.float32]]
+) -> tuple[Findings, Midline | None]:
+    """Measure the lesions; ``images`` show where the brain is, if ``found`` does not.
+
+    With them comes the midline that sides were told by, None where no brain shows one.
+    """
+    shown = found.brain or {name: images[name] for name in _SHOWN if name in images}
+    brain = np.any([image > 0 for image in shown.values()], axis=0)
+    midline = midline_of(brain, found.affine)
+    return findings(found.labels, found.affine, midline), midline
+
+
+def described(
+    case: Case,
+    found: Segmentation,
+    origin: Origin,
+    measured: Findings,
+    *,
+    midline: Midline | None,
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what ``result.json`` says; ``inputs`` holds the SHA-256 of each sequence."""
+    volumes = volumes_ml(found)
+    return {
+        "result_version": RESULT_VERSION,
+        "case": case.name,
+        "source": "",
+        "study_date": _study_date(case),
+        "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "volumes_ml": volumes,
+        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
+        "missing": list(case.missing),
+        "grid_of": case.reference,
+        "confidence": dict(found.confidence),
+        "calibrated": origin.calibrated,
+        "findings": findings_json(measured),
+        "midline": None
+        if midline is None
+        else {"normal": list(midline.normal), "offset_mm": midline.offset_mm},
+        "review": None,
+        "change": None,
+        "model": dict(origin.model),
+        "federation": dict(origin.federation),
+        "together_with": [dict(other) for other in origin.together_with],
+        "postprocessing": dict(origin.postprocessing),
+        "precision": origin.precision,
+        "inputs": {
+            name: {
+                "file": image.path.name,
+                "channel": image.index,
+                "series": image.series or None,
+                "sha256": inputs[name],
+            }
+            for name, image in case.images.items()
+        },
+        "preparation": list(found.history),
+        "prepared_sha256": found.input_sha256,
+        "dicom": {},
+        "outputs": {},
+        "software": software(),
+        "warnings": [
+            *_warnings(
+                found, volumes, trusted=origin.trusted, private=origin.federation["private"]
+            ),
+            *_incomplete(case.missing),
+            *case.notes,
+        ],
+        "seconds": 0.0,
+    }
 
 
 def _write_images(out: Path, found: Segmentation) -> NDArray[np.uint8] | None:
@@ -347,14 +472,7 @@ def check_together(model: Model, other: Model) -> None:
 
 def volumes_ml(found: Segmentation) -> dict[str, float]:
     """Return the volume in mL of each label and of the regions TC and WT."""
-    voxel_ml = abs(float(np.linalg.det(found.affine[:3, :3]))) / 1000
-    parts: dict[str, tuple[int, ...]] = {name: (value,) for name, value in LABELS.items()}
-    for region in ("TC", "WT"):
-        parts[region] = REGIONS[region]
-    return {
-        name: round(float(np.isin(found.labels, values).sum()) * voxel_ml, 3)
-        for name, values in parts.items()
-    }
+    return labels_ml(found.labels, found.affine)
 
 
 def _incomplete(missing: tuple[str, ...]) -> list[str]:
@@ -382,7 +500,7 @@ def _incomplete(missing: tuple[str, ...]) -> list[str]:
 def _warnings(
     found: Segmentation, volumes: dict[str, float], *, trusted: bool, private: bool
 ) -> list[str]:
-    warnings = [RESEARCH_USE]
+    warnings = [UNREVIEWED]
     if not trusted:
         warnings.append(
             "The model's files fit its signature, but nobody said whose signature it is: install "

@@ -4,6 +4,9 @@
 #
 #   demo.sh FOLDER          three phantom hospitals
 #   demo.sh FOLDER DATA     one hospital for each subfolder of DATA
+#
+# DEMO_NETWORK=dynunet      that network in place of the protocol's: the word network.name is changed
+# DEMO_PATIENTS=12          so many phantom patients a hospital
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:?usage: demo.sh FOLDER [DATA]}
@@ -12,7 +15,7 @@ data=${2:-}
 export OMP_NUM_THREADS=1             # several hospitals share this machine's cores
 patients=${DEMO_PATIENTS:-34}
 cores=$(nproc 2>/dev/null || echo 2)
-network=$(sed -n 's/^name = "\([a-z_]*\)".*/\1/p' "$here/protocol.toml")
+network=${DEMO_NETWORK:-$(sed -n 's/^name = "\([a-z_]*\)".*/\1/p' "$here/protocol.toml")}
 initial="$here/initial-$network.safetensors"   # trained on phantoms only: `make initial`
 
 pids=()
@@ -36,6 +39,7 @@ until_true() { # seconds, command...: wait until the command succeeds
 }
 
 rm -rf "$work"; mkdir -p "$work"; cd "$work"
+sed "s/^name = \"[a-z_]*\"/name = \"$network\"/" "$here/protocol.toml" >protocol.toml
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
 heading "1. The coordinator founds a consortium"
@@ -68,7 +72,7 @@ for site in "${sites[@]}"; do
 done
 
 heading "4. The study is published and offered; each hospital looks at it and approves"
-run gliofed-server study coordinator "$here/protocol.toml"
+run gliofed-server study coordinator protocol.toml
 echo; echo "\$ gliofed-server serve coordinator &"
 gliofed-server serve coordinator >serve.log 2>&1 & pids+=($!)
 for site in "${sites[@]}"; do

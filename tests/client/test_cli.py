@@ -15,6 +15,8 @@ from client.cohort import read_cohort
 from client.participation import Participation
 from client.phantoms import write_cohort
 from client.site import Site
+from common.errors import StateError
+from common.files import held
 from common.identity import fingerprint
 from common.protocol import StudyProtocol
 from common.segmentation_options import PostprocessingOptions
@@ -363,3 +365,11 @@ def test_evaluate_names_weights_of_another_network(
     save(tmp_path / "other.safetensors", other, {})
     said = site_command("evaluate", site.folder, STUDY, "--weights", tmp_path / "other.safetensors")
     assert said.code == 18
+
+
+def test_health_tells_whether_the_site_runs(site_command: Run, site: Site) -> None:
+    stopped = site_command("health", site.folder)
+    assert stopped.code == StateError.exit_code
+    assert "does not run" in stopped.err
+    with held(site.lock, what="it runs"):
+        assert "runs" in site_command("health", site.folder).out

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from common.errors import ModelError, PrivacyError, StateError
 from common.identity import Statement
 from common.protocol import PROTOCOL, RELEASE
+from common.revocation import open_revocations
 from common.weights import digest, load, load_metadata
 from common.wire import Report, pack
+from server import cli
 from server.release import release
 
 
@@ -156,3 +159,20 @@ def test_a_release_may_be_the_mean_of_the_last_rounds(finished: Any, tmp_path: P
     with pytest.raises(StateError, match="no 3 closed rounds up to round 2"):
         release(finished.consortium, "demo", tmp_path / "more", average=3)
     assert not (tmp_path / "more").exists()
+
+
+def test_a_model_is_revoked_by_command(finished: Any, tmp_path: Path) -> None:
+    def command(*arguments: Any) -> Any:
+        return CliRunner().invoke(cli.app, [str(one) for one in arguments])
+
+    folder, out = finished.consortium.folder, tmp_path / "revoked.json"
+    release(finished.consortium, "demo", tmp_path / "model")
+    asked = ("revoke", folder, "demo", "--round", 2, "--by", "Dr. Tamm", "--why", "wrong labels")
+    said = command(*asked, "--out", out)
+    assert (said.exit_code, "lists 1 revoked models" in " ".join(said.output.split())) == (0, True)
+    assert command("revocations", folder, "--out", tmp_path / "again.json").exit_code == 0
+    signer = finished.consortium.identity.public
+    found = open_revocations(Statement.load(out, what="list"), signer=signer)
+    assert found.of(digest(finished.weights())) is not None
+    late = ("release", folder, "demo", "--out", tmp_path / "late", "--expires", "2020-01-01")
+    assert command(*late).exit_code == 2

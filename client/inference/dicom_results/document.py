@@ -10,7 +10,13 @@ import highdicom as hd
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
-from client.inference.dicom_results.identity import RESEARCH_USE, describe, device, equipment
+from client.inference.dicom_results.identity import (
+    Reviewed,
+    describe,
+    device,
+    equipment,
+    research_use,
+)
 from client.inference.dicom_results.source import Source
 
 _FROM_STUDY: Final = (
@@ -20,13 +26,15 @@ _FROM_STUDY: Final = (
 )  # fmt: skip
 
 
-def make_document(source: Source, pdf: bytes, *, model: Mapping[str, Any]) -> Dataset:
+def make_document(
+    source: Source, pdf: bytes, *, model: Mapping[str, Any], reviewed: Reviewed | None = None
+) -> Dataset:
     """Return ``pdf`` as an object of ``source``'s study."""
     made = Dataset()
     for keyword in _FROM_STUDY:
         if keyword in source.first:
             setattr(made, keyword, source.first[keyword].value)
-    said, maker, now = describe("document"), device(model), dt.datetime.now()
+    said, maker, now = describe("document", reviewed), device(model), dt.datetime.now()
     made.SOPClassUID, made.SOPInstanceUID = EncapsulatedPDFStorage, said["sop_instance_uid"]
     made.SeriesInstanceUID, made.SeriesNumber = said["series_instance_uid"], said["series_number"]
     made.InstanceNumber, made.SeriesDescription = 1, said["series_description"]
@@ -34,12 +42,15 @@ def make_document(source: Source, pdf: bytes, *, model: Mapping[str, Any]) -> Da
     made.Manufacturer, made.SoftwareVersions = said["manufacturer"], maker["software_versions"]
     made.ManufacturerModelName = maker["manufacturer_model_name"]
     made.DeviceSerialNumber = maker["device_serial_number"]
-    made.ContributingEquipmentSequence = equipment(model)
+    made.ContributingEquipmentSequence = equipment(model, reviewed)
     made.ContentDate = made.SeriesDate = now.strftime("%Y%m%d")
     made.ContentTime = made.SeriesTime = now.strftime("%H%M%S")
     made.AcquisitionDateTime = ""
-    made.BurnedInAnnotation, made.VerificationFlag = "YES", "UNVERIFIED"
-    made.DocumentTitle, made.ConceptNameCodeSequence = RESEARCH_USE, []
+    made.BurnedInAnnotation, made.VerificationFlag = (
+        "YES",
+        ("UNVERIFIED" if reviewed is None else "VERIFIED"),
+    )
+    made.DocumentTitle, made.ConceptNameCodeSequence = research_use(reviewed), []
     made.MIMETypeOfEncapsulatedDocument = "application/pdf"
     made.EncapsulatedDocumentLength = len(pdf)
     made.EncapsulatedDocument = pdf + b"\0" * (len(pdf) % 2)

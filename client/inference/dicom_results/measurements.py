@@ -1,8 +1,9 @@
 """What was measured, as a structured report: DICOM's TID 1500, imaging measurement report.
 
 Each label has a group that refers to its segment in the mask; the regions TC and WT, which are
-unions of labels and no segments, have groups of their own. The report is complete and unverified:
-nobody has read it yet.
+unions of labels and no segments, have groups of their own. The report is complete, and unverified
+until a person has reviewed the mask: then it names the person as observer and verifying observer
+and the report that it follows.
 
 Sources: DICOM PS3.16 TID 1500, 1411 (volumetric region), 1501 (measurement group).
 """
@@ -18,13 +19,14 @@ from pydicom.sr.coding import Code
 
 from client.inference.dicom_results.identity import (
     MANUFACTURER,
-    RESEARCH_USE,
+    Reviewed,
+    Trackings,
     describe,
     device,
     equipment,
     measured_by,
+    research_use,
 )
-from client.inference.dicom_results.segmentation import Trackings
 from client.inference.dicom_results.source import Source
 from common.regions import LABEL_CODES, LABELS
 
@@ -46,6 +48,7 @@ def make_report(
     diameters_mm: Mapping[str, tuple[float, float]],
     model: Mapping[str, Any],
     trackings: Trackings,
+    reviewed: Reviewed | None = None,
 ) -> hd.sr.Comprehensive3DSR:
     """Return the report of ``volumes_ml`` by label and region, and of the longest diameter and the
     one at right angles to it of those in ``diameters_mm``."""
@@ -78,9 +81,10 @@ def make_report(
     )
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(
+            observer_person_context=None if reviewed is None else _person(reviewed),
             observer_device_context=hd.sr.ObserverContext(
                 observer_type=codes.DCM.Device, observer_identifying_attributes=observer
-            )
+            ),
         ),
         procedure_reported=_MR_BRAIN,
         imaging_measurements=groups,
@@ -90,12 +94,33 @@ def make_report(
         evidence=[*source.datasets, mask],
         content=content[0],
         is_complete=True,
-        contributing_equipment=equipment(model),
-        **describe("report"),
+        contributing_equipment=equipment(model, reviewed),
+        **_verified(reviewed),
+        **describe("report", reviewed),
         **device(model),
     )
-    report.CompletionFlagDescription = RESEARCH_USE
+    report.CompletionFlagDescription = research_use(reviewed)
     return report
+
+
+def _person(reviewed: Reviewed) -> hd.sr.ObserverContext:
+    return hd.sr.ObserverContext(
+        observer_type=codes.DCM.Person,
+        observer_identifying_attributes=hd.sr.PersonObserverIdentifyingAttributes(
+            name=reviewed.name, organization_name=reviewed.organization
+        ),
+    )
+
+
+def _verified(reviewed: Reviewed | None) -> dict[str, Any]:
+    if reviewed is None:
+        return {}
+    return {
+        "is_verified": True,
+        "verifying_observer_name": reviewed.name,
+        "verifying_organization": reviewed.organization,
+        "previous_versions": [reviewed.report],
+    }
 
 
 def _measurements(

@@ -20,48 +20,64 @@ from pydicom.sr.coding import Code
 
 from client.inference.dicom_results.identity import (
     CONTENT_LABEL,
-    RESEARCH_USE,
+    Reviewed,
+    Trackings,
     algorithm,
     describe,
     device,
     equipment,
+    research_use,
 )
 from client.inference.dicom_results.source import Source
 from common.regions import LABEL_CODES, LABEL_COLOURS, LABEL_NAMES, LABELS
-
-Trackings = Mapping[str, hd.UID]
-"""The tracking UID of each label and region: the same in the mask and in the report."""
 
 _LINEAR: Final = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
 _WHITE: Final = (0.9505, 1.0, 1.089)
 
 
 def make_segmentation(
-    source: Source, labels: NDArray[np.uint8], *, model: Mapping[str, Any], trackings: Trackings
+    source: Source,
+    labels: NDArray[np.uint8],
+    *,
+    model: Mapping[str, Any],
+    trackings: Trackings,
+    reviewed: Reviewed | None = None,
 ) -> hd.seg.Segmentation:
-    """Return ``labels`` (column, row, slice) as a segmentation of ``source``'s own frames."""
+    """Return ``labels`` (column, row, slice) as a segmentation of ``source``'s own frames.
+
+    A mask that a person corrected is semi-automatic.
+    """
     frames = source.frames(labels)
+    corrected = reviewed is not None and reviewed.corrected
+    kinds = hd.seg.SegmentAlgorithmTypeValues
+    kind = kinds.SEMIAUTOMATIC if corrected else kinds.AUTOMATIC
     return hd.seg.Segmentation(
         source_images=source.datasets,
         pixel_array=np.stack([frames == value for value in LABELS.values()], -1).astype(np.uint8),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(name, model, trackings[name]) for name in LABELS],
+        segment_descriptions=[_segment(name, model, trackings[name], kind) for name in LABELS],
         content_label=CONTENT_LABEL,
-        content_description=RESEARCH_USE,
-        contributing_equipment=equipment(model),
+        content_description=research_use(reviewed),
+        contributing_equipment=equipment(model, reviewed),
         omit_empty_frames=bool(labels.any()),
-        **describe("segmentation"),
+        content_creator_name=None if reviewed is None else reviewed.name,
+        **describe("segmentation", reviewed),
         **device(model),
     )
 
 
-def _segment(name: str, model: Mapping[str, Any], tracking: hd.UID) -> hd.seg.SegmentDescription:
+def _segment(
+    name: str,
+    model: Mapping[str, Any],
+    tracking: hd.UID,
+    kind: hd.seg.SegmentAlgorithmTypeValues,
+) -> hd.seg.SegmentDescription:
     return hd.seg.SegmentDescription(
         segment_number=LABELS[name],
         segment_label=f"{name} {LABEL_NAMES[name]}",
         segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
         segmented_property_type=Code(*LABEL_CODES[name]),
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=kind,
         algorithm_identification=algorithm(model),
         tracking_uid=tracking,
         tracking_id=name,

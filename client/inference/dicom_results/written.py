@@ -8,6 +8,7 @@ document.dcm       report.pdf, encapsulated, where there is one
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.uid import Comprehensive3DSRStorage
 
 from client.imaging.case import Image
 from client.imaging.dicom.headers import DAMAGED, quiet
 from client.inference.dicom_results.document import make_document
+from client.inference.dicom_results.identity import Reviewed
 from client.inference.dicom_results.measurements import make_report
 from client.inference.dicom_results.segmentation import make_segmentation
 from client.inference.dicom_results.source import Source, read_source
@@ -39,12 +42,14 @@ def write_results(
     volumes_ml: Mapping[str, float],
     model: Mapping[str, Any],
     diameters_mm: Mapping[str, tuple[float, float]] | None = None,
+    reviewed: Reviewed | None = None,
 ) -> dict[str, str]:
     """Write the objects into ``out`` and return the UID of each by its file's name.
 
     ``image`` is the DICOM series on whose grid ``affine`` (RAS, mm) ``labels`` and ``percent`` lie,
     both (column, row, slice); ``diameters_mm`` holds the longest diameter of a label or region and
-    the one at right angles to it, ``model`` its identity. Raises CaseError, StateError.
+    the one at right angles to it, ``model`` its identity, ``reviewed`` who reviewed the mask.
+    Raises CaseError, StateError.
     """
     with quiet():  # pydicom's warnings quote headers
         source = read_source(image, affine, labels.shape)
@@ -58,6 +63,7 @@ def write_results(
                 model=model,
                 diameters_mm=diameters_mm or {},
                 pdf=pdf.read_bytes() if pdf.exists() else None,
+                reviewed=reviewed,
             )
         except DAMAGED as error:
             raise CaseError(
@@ -81,9 +87,12 @@ def _made(
     model: Mapping[str, Any],
     diameters_mm: Mapping[str, tuple[float, float]],
     pdf: bytes | None,
+    reviewed: Reviewed | None,
 ) -> dict[str, Dataset]:
     trackings = {name: hd.UID() for name in volumes_ml}
-    mask = make_segmentation(source, labels, model=model, trackings=trackings)
+    if reviewed is not None:
+        trackings |= reviewed.trackings
+    mask = make_segmentation(source, labels, model=model, trackings=trackings, reviewed=reviewed)
     report = make_report(
         source,
         mask,
@@ -91,12 +100,13 @@ def _made(
         diameters_mm=diameters_mm,
         model=model,
         trackings=trackings,
+        reviewed=reviewed,
     )
     made: dict[str, Dataset] = {"segmentation.dcm": mask, "report.dcm": report}
     if percent is not None:
         made["uncertainty.dcm"] = make_uncertainty(source, percent, model=model)
     if pdf is not None:
-        made["document.dcm"] = make_document(source, pdf, model=model)
+        made["document.dcm"] = make_document(source, pdf, model=model, reviewed=reviewed)
     return made
 
 
@@ -122,3 +132,46 @@ def read_results(out: Path) -> list[Dataset]:
             )
         found.append(dataset)
     return found
+
+
+def study_of(out: Path) -> str:
+    """Return the UID of the study that the result in ``out`` belongs to, "" without DICOM.
+
+    Raises CaseError as ``read_results`` does.
+    """
+    found = read_results(out)
+    return str(found[0].StudyInstanceUID) if found else ""
+
+
+def reviewed_by(
+    out: Path, *, reviewer: str, decision: str, time: dt.datetime, organization: str
+) -> Reviewed:
+    """Return what objects say that follow the result in ``out``, which has objects itself.
+
+    Raises CaseError (``case-file``) where they are gone or others than ``result.json`` names.
+    """
+    with quiet():
+        found = {str(one.SOPClassUID): one for one in read_results(out)}
+        try:
+            report = hd.sr.Comprehensive3DSR.from_dataset(found[str(Comprehensive3DSRStorage)])
+            content: Any = report.content
+            groups = (
+                *content.get_volumetric_roi_measurement_groups(),
+                *content.get_image_measurement_groups(),
+            )
+            trackings = {str(one.tracking_identifier): hd.UID(one.tracking_uid) for one in groups}
+        except DAMAGED as error:
+            raise CaseError(
+                f"The structured report in {out} cannot be read ({type(error).__name__}).",
+                do="Segment the case again.",
+                code="case-file",
+            ) from error
+    return Reviewed(
+        reviewer=reviewer,
+        decision=decision,
+        corrected=decision == "corrected",
+        time=time,
+        organization=organization,
+        trackings=trackings,
+        report=report,
+    )

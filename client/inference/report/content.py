@@ -12,10 +12,15 @@ from typing import Any, Final
 
 from client.inference.change import BIDIMENSIONAL, VOLUMETRIC, Change
 from client.inference.record import Lesions, Result
+from client.inference.reviewed import MACHINE, Review
 from common.regions import LABEL_NAMES, MODALITY_NAMES
 
 BANNER: Final = (
     "RESEARCH USE ONLY. Made by a program, not reviewed: not for diagnosis or treatment."
+)
+
+REVIEWED: Final = (
+    "RESEARCH USE ONLY. Made by a program, {decision} by a person: not for diagnosis or treatment."
 )
 
 _NAMES: Final = {**LABEL_NAMES, "TC": "tumour core (NCR + ET)", "WT": "whole tumour (all three)"}
@@ -59,9 +64,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
+    """``review`` says who reviewed it; without any, page and sheet leave a line to be signed."""
+
     title: str
     facts: tuple[str, ...]
     sections: tuple[Section, ...]
+    banner: str = BANNER
+    review: tuple[str, ...] = ()
 
 
 def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Report:
@@ -73,7 +82,9 @@ def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Repor
         f"{date}. Segmented {result.made[:16].replace('T', ' ') or _NONE}.",
         f"Sequences: {there}. Measured on the grid of the {MODALITY_NAMES[result.grid_of]}.",
     )
+    review = result.review
     sections = (
+        *(() if review is None else (Section("What the reviewer changed", _edit(review)),)),
         Section("Volumes", (_volumes(result), Words(_volume_notes(result)))),
         Section("Lesions and RANO diameters", _lesions(result.findings, result.grid_of)),
         Section("Change against the prior", _change(result.change)),
@@ -93,7 +104,43 @@ def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Repor
         *(() if doubtful is None else (_doubt(doubtful),)),
         Section("Model", _model(result)),
     )
-    return Report("Brain tumour segmentation", facts, sections)
+    if review is None:
+        return Report("Brain tumour segmentation", facts, sections)
+    return Report(
+        f"Brain tumour segmentation, {review.decision}",
+        facts,
+        sections,
+        REVIEWED.format(decision=review.decision),
+        (
+            f"{review.decision.capitalize()} by {review.reviewer}, "
+            f"{review.time[:16].replace('T', ' ')}. Review {review.number}.",
+            f"Comment: {review.comment or _NONE}",
+        ),
+    )
+
+
+def _edit(review: Review) -> tuple[Block, ...]:
+    edit = review.edit
+    where = "" if review.opened == MACHINE else f" It went on from review {review.opened}."
+    if not edit.changed_voxels:
+        return (Words((f"Nothing: the mask is the model's own.{where}",)),)
+    rows = tuple(
+        (
+            name,
+            _NAMES[name],
+            f"{one.added_voxels} ({one.added_ml:.2f})",
+            f"{one.removed_voxels} ({one.removed_ml:.2f})",
+            _NONE if one.dice is None else f"{one.dice:.3f}",
+        )
+        for name, one in ((name, edit.labels[name]) for name in _ORDER if name in edit.labels)
+    )
+    head = ("", "Label", "Added, voxels (mL)", "Removed, voxels (mL)", "Dice to the model's")
+    line = (
+        f"{edit.changed_voxels} voxels ({edit.changed_ml:.2f} mL) have another label than the "
+        f"model gave them.{where} Volumes and diameters below are of the reviewed mask; the "
+        "model's ranges and expectations are not, and are left out."
+    )
+    return (Table(head, rows, numbers=(2, 3, 4)), Words((line,)))
 
 
 def _volumes(result: Result) -> Table:

@@ -8,7 +8,7 @@ from typing import Final
 
 import jinja2
 
-from client.inference.report.content import BANNER, Report
+from client.inference.report.content import Report
 
 _TEMPLATE: Final = Path(__file__).with_name("page.html")
 
@@ -20,4 +20,4 @@ def page(report: Report) -> bytes:
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(report=report, banner=BANNER).encode()
+    return template.render(report=report).encode()

@@ -7,7 +7,7 @@ always gives the same bytes.
 from __future__ import annotations
 
 import io
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 from xml.sax.saxutils import escape
@@ -24,7 +24,7 @@ from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.platypus import CondPageBreak, Image, Paragraph, SimpleDocTemplate, Spacer
 from reportlab.platypus import Table as Grid
 
-from client.inference.report.content import BANNER, Block, Picture, Report, Table
+from client.inference.report.content import Block, Picture, Report, Table
 
 _MARGIN: Final = 14 * mm
 _WIDTH: Final[float] = A4[0] - 2 * _MARGIN
@@ -32,6 +32,7 @@ _PADDING: Final = 6
 """What reportlab leaves free within each margin."""
 
 _BANNER_MM: Final = 7
+_TO_STRIKE_OUT: Final = "Accepted / corrected / rejected (strike out what does not hold)"
 _INK: Final = HexColor("#1b1f24")
 _SOFT: Final = HexColor("#4a525c")
 _LINE: Final = HexColor("#c5ccd4")
@@ -68,11 +69,12 @@ def sheet(report: Report) -> bytes:
         CondPageBreak(28 * mm),
         Spacer(1, 4 * mm),
         _words("Review", size=10.5, bold=True),
-        _words("Accepted / corrected / rejected (strike out what does not hold)"),
+        *map(_words, report.review or (_TO_STRIKE_OUT,)),
         Spacer(1, 8 * mm),
-        _reviewer(),
+        _reviewer(("Signature",) if report.review else ("Name", "Date", "Signature")),
     ]
-    document.build(flow, onFirstPage=_frame, onLaterPages=_frame)
+    frame = partial(_frame, banner=report.banner)
+    document.build(flow, onFirstPage=frame, onLaterPages=frame)
     return file.getvalue()
 
 
@@ -91,7 +93,7 @@ def _fonts() -> None:
         pdfmetrics.registerFont(TTFont(f"gliofed-{name}", str(folder / file)))
 
 
-def _frame(canvas: Any, document: Any) -> None:
+def _frame(canvas: Any, document: Any, *, banner: str) -> None:
     """Draw what every page has: the banner and the page's number."""
     canvas.saveState()
     top = A4[1] - _MARGIN
@@ -99,7 +101,7 @@ def _frame(canvas: Any, document: Any) -> None:
     canvas.rect(_MARGIN, top - _BANNER_MM * mm, _WIDTH, _BANNER_MM * mm, stroke=0, fill=1)
     canvas.setFillColor(HexColor("#ffffff"))
     canvas.setFont("gliofed-Sans-Bold", 9)
-    canvas.drawString(_MARGIN + 2 * mm, top - _BANNER_MM * mm + 2.3 * mm, BANNER)
+    canvas.drawString(_MARGIN + 2 * mm, top - _BANNER_MM * mm + 2.3 * mm, banner)
     canvas.setFillColor(_SOFT)
     canvas.setFont("gliofed-Sans", 7.5)
     canvas.drawRightString(A4[0] - _MARGIN, _MARGIN, f"Page {document.page}")
@@ -171,9 +173,11 @@ def _tight(*, left: float) -> list[Any]:
     ]
 
 
-def _reviewer() -> Any:
+def _reviewer(lines: tuple[str, ...]) -> Any:
+    """Return lines to be written on, three to a row."""
     gap = 6 * mm
     width = (_WIDTH - 2 * gap) / 3
-    cells = [_words("Name"), "", _words("Date"), "", _words("Signature")]
-    style = [("LINEABOVE", (one, 0), (one, 0), 0.8, _INK) for one in (0, 2, 4)]
-    return Grid([cells], colWidths=[width, gap, width, gap, width], style=style)
+    cells = [cell for line in lines for cell in (_words(line), "")][:-1]
+    widths = [gap if number % 2 else width for number in range(len(cells))]
+    style = [("LINEABOVE", (one, 0), (one, 0), 0.8, _INK) for one in range(0, len(cells), 2)]
+    return Grid([cells], colWidths=widths, style=style, hAlign="LEFT")

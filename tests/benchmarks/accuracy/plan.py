@@ -191,6 +191,8 @@ RECIPES: Final = [
         changes={"training": {"optimizer": "sgd", "learning_rate": 0.1}},
     ),
     _private("start", "pre-trained start", pretrained=True),
+    _private("start", "pre-trained start", pretrained=True, epsilon=3.0),
+    _private("start", "pre-trained start", pretrained=True, epsilon=20.0),
     _private(
         "start-rate",
         "pre-trained start, learning rate 0.002",

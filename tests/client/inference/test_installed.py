@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,13 @@ from client.inference.installed import (
     temperatures_of,
 )
 from client.inference.model import open_model
-from common.errors import IdentityError, ModelError
-from tests.consortia import STUDY, World
+from client.inference.revoked import revocations_of, take_revocations
+from common.errors import IdentityError, ModelError, StateError
+from common.identity import Identity
+from common.revocation import Revocations, sign_revocations
+from server.release import release
+from server.revocation import revoke, write_revocations
+from tests.consortia import STUDY, World, sign_again
 
 
 def scores(value: float | None) -> dict[str, Any]:
@@ -113,3 +119,65 @@ def test_temperatures_are_kept_for_the_weights_they_were_fitted_to(world: World)
     other = replace(model, card={**model.card, "weights_sha256": "0" * 64})
     assert temperatures_of(world.site, other) is None
     assert temperatures_of(world.site, world.model(1)) is None
+
+
+def test_a_revoked_model_is_neither_used_nor_installed_again(world: World, tmp_path: Path) -> None:
+    activate(world.site, world.model(2), scores(0.5))
+    assert revocations_of(world.site).models == ()
+    listed = tmp_path / "revoked.json"
+    revoke(world.consortium, STUDY, number=2, by="Dr. Tamm", why="wrong labels")
+    write_revocations(world.consortium, listed)
+    assert active_model(world.site)  # until the list is installed nobody here knows
+    take_revocations(world.site, listed)
+    with pytest.raises(ModelError, match=r"was revoked on .* wrong labels") as caught:
+        active_model(world.site)
+    assert caught.value.code == "model-revoked"
+    with pytest.raises(ModelError, match="was revoked"):
+        activate(world.site, world.model(2), scores(0.9))
+    assert activate(world.site, world.model(1), scores(0.5))
+    assert active_model(world.site).card["version"] == "1.0.1"
+    with pytest.raises(StateError, match="revoked already"):
+        revoke(world.consortium, STUDY, number=2, by="Dr. Tamm", why="again")
+    with pytest.raises(StateError, match="No model of round 7"):
+        revoke(world.consortium, STUDY, number=7, by="Dr. Tamm", why="again")
+    with pytest.raises(StateError, match="a person's name"):
+        revoke(world.consortium, STUDY, number=1, by="", why="again")
+
+
+def test_a_list_of_revoked_models_only_grows_and_is_the_coordinators(
+    world: World, tmp_path: Path
+) -> None:
+    old, new, forged = (tmp_path / f"{name}.json" for name in ("old", "new", "forged"))
+    revoke(world.consortium, STUDY, number=2, by="Dr. Tamm", why="wrong labels")
+    write_revocations(world.consortium, old)
+    revoke(world.consortium, STUDY, number=1, by="Dr. Tamm", why="wrong labels")
+    assert len(write_revocations(world.consortium, new).models) == 2
+    take_revocations(world.site, new)
+    with pytest.raises(StateError, match="is older than"):
+        take_revocations(world.site, old)
+    sign_revocations(Revocations(), Identity.create(tmp_path / "stranger.key")).save(forged)
+    with pytest.raises(IdentityError, match="is signed by key"):
+        take_revocations(world.site, forged)
+    assert len(revocations_of(world.site).models) == 2
+    (fact,) = world.site.journal.events("revocations installed")
+    assert fact.facts["models"] == 2
+
+
+def test_a_release_is_valid_through_its_last_day(world: World) -> None:
+    sign_again(world.release, world.consortium.identity, expires="2030-05-01")
+    assert open_model(world.release, on=dt.date(2030, 5, 1)).card["round"] == 2
+    with pytest.raises(ModelError, match="until 2030-05-01") as caught:
+        open_model(world.release, on=dt.date(2030, 5, 2))
+    assert caught.value.code == "model-expired"
+    sign_again(world.release, world.consortium.identity, expires="some day")
+    with pytest.raises(ModelError, match="is damaged"):
+        open_model(world.release)
+
+
+def test_a_mean_of_rounds_is_released_until_a_day_and_opens(world: World, tmp_path: Path) -> None:
+    last = dt.date(2090, 1, 1)
+    card = release(world.consortium, STUDY, tmp_path / "mean", average=2, expires=last)
+    assert (card["version"], card["expires"]) == ("1.0.2+mean2", "2090-01-01")
+    assert "Until 2090-01-01." in (tmp_path / "mean" / "card.md").read_text()
+    assert activate(world.site, open_model(tmp_path / "mean"), scores(0.5))
+    assert active_model(world.site).card["version"] == "1.0.2+mean2"

@@ -49,6 +49,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "IndexDirectory": str(root / "db"),
         "Plugins": [str(PLUGIN)],
         "HttpPort": port,
+        "StableAge": 1,
         "DicomServerEnabled": False,
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": True,

@@ -89,6 +89,7 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
     value: dict[str, Any] = {
         "result_version": 1,
         "case": case,
+        "source": "/archive/case-07",
         "study_date": "2026-04-02",
         "made": "2026-04-03T10:11:12+02:00",
         "volumes_ml": volumes,
@@ -98,6 +99,8 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
         "confidence": {"WT": 0.93, "TC": 0.88, "ET": 0.85},
         "calibrated": True,
         "findings": findings_json(found),
+        "midline": {"normal": [1.0, 0.0, 0.0], "offset_mm": 0.0},
+        "review": None,
         "change": compared.model_dump(mode="json") if prior else None,
         "model": IDENTITY,
         "federation": federation_json(CARD),
@@ -115,6 +118,8 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
         ],
         "prepared_sha256": "1" * 64,
         "dicom": {},
+        "outputs": {},
+        "software": {},
         "warnings": [
             "Research use only: a person must review this segmentation.",
             "Without T2 (t2w): the segmentation is less exact than with all four sequences.",
