@@ -101,7 +101,6 @@ _FIELDS: Final[Mapping[str, Callable[[object], bool]]] = {
 }
 
 
-
 class Reason(str):
     """The text of an error that a log may hold."""
 

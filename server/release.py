@@ -91,7 +91,11 @@ def release(
         **({} if expires is None else {"expires": expires.isoformat()}),
         "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
     }
-    lineage = {"version": card["version"], "rounds": list(chosen_rounds), "private": card["private"]}
+    lineage = {
+        "version": card["version"],
+        "rounds": list(chosen_rounds),
+        "private": card["private"],
+    }
     consortium.journal.append("model released", **body, **lineage)
     consortium.identity.sign(RELEASE, body).save(out / "release.json")
     return card
