@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,13 @@ import typer
 
 from common import console
 from common.errors import FederationError, StateError
-from common.files import held, is_held, replacing, write_bytes, write_json
+from common.files import held, is_held, read_json, replacing, write_bytes, write_json
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.weights import load
 from server import provisioning, serving
+from server.dashboard.place import Place
+from server.event_files import write_events
 from server.health import check as check_health
 from server.lifetime import app as lifetime
 from server.planning import simulate
@@ -91,14 +94,53 @@ def study(
 
 
 @app.command()
-def serve(folder: Folder) -> None:
-    """Serve the consortium until stopped: SuperLink, gateway and executor."""
+def serve(
+    folder: Folder,
+    dashboard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Show pages of the consortium here; any HOST but this machine itself is by TLS.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            metavar="PORT",
+            help="With a dashboard: Prometheus metrics on this port of the loopback address.",
+        ),
+    ] = None,
+) -> None:
+    """Serve the consortium until stopped: SuperLink, gateway and executor, maybe a dashboard."""
     consortium = Consortium.open(folder)
+    place = None if dashboard is None else Place.read(dashboard)
+    if metrics is not None and place is None:
+        raise typer.BadParameter("Metrics need a dashboard: give --dashboard too.")
     with held(consortium.lock, what=f"{folder} is served"):
-        supervisor = Supervisor(serving.children(consortium), told=_told)
+        supervisor = Supervisor(
+            serving.children(consortium, dashboard=dashboard, metrics_port=metrics), told=_told
+        )
         stop_on_signals(supervisor)
         console.say(f"Serving {consortium.settings.name} at {consortium.address}; Ctrl+C stops.")
+        if place is not None:
+            write_json(consortium.folder / "flower" / "dashboard.json", asdict(place))
+            console.say(f"Dashboard, once, within an hour: {place.link(consortium.folder)}")
         supervisor.run()
+
+
+@app.command("dashboard")
+def dashboard_link(folder: Folder) -> None:
+    """Print another one-time link to the dashboard that is served."""
+    consortium = Consortium.open(folder)
+    kept = consortium.folder / "flower" / "dashboard.json"
+    if not is_held(consortium.lock) or not kept.exists():
+        raise StateError(
+            "No dashboard is served here.", do="Start `gliofed-server serve DIR --dashboard PORT`."
+        )
+    place = Place(**read_json(kept, what="dashboard's address"))
+    console.say(place.link(consortium.folder))
 
 
 @app.command()
@@ -211,6 +253,21 @@ def report(
         console.say(f"{headline(told)} Written to {out}.")
     else:
         console.say(markdown(told))
+
+
+@app.command()
+def export(
+    folder: Folder,
+    study: StudyName,
+    tensorboard: Annotated[Path, typer.Option(help="TensorBoard's folder: one run a study.")],
+) -> None:
+    """Write a study's figures by round for TensorBoard."""
+    consortium = Consortium.open(folder)
+    told = full_report(
+        consortium.study(study), consortium.journal, admitted=consortium.sites.names()
+    )
+    count = write_events(told, tensorboard)
+    console.say(f"{count} values written to {tensorboard / study}.")
 
 
 @app.command()

@@ -32,6 +32,13 @@ class Delivery(NamedTuple):
     failure: str
 
 
+class Presence(NamedTuple):
+    """Whether a site's connection is there, and since when (ISO 8601, UTC; empty if never)."""
+
+    online: bool
+    since: str
+
+
 class Fleet(Protocol):
     """How orders reach sites."""
 

@@ -52,7 +52,7 @@ from flwr.superlink.grid import HttpGrid
 from common.errors import FederationError
 from common.processes import repeating
 from common.wire import MESSAGE_TYPES, Content, OrderKind, bundle_sources
-from server.fleet import Delivery
+from server.fleet import Delivery, Presence
 from server.provisioning import Consortium
 
 _HEARTBEAT_S: Final = 10.0
@@ -223,6 +223,21 @@ def register_sites(consortium: Consortium, known: dict[bytes, str]) -> None:
             consortium.sites.left(site)
 
 
+def presence(consortium: Consortium) -> dict[str, Presence]:
+    """Return, of each registered site, whether its SuperNode is connected; raise a CALL_ERROR.
+
+    Asks once: who looks at a page does not wait for a SuperLink that is down.
+    """
+    with _control(consortium, retries=_once()) as control:
+        nodes = control.ListNodes(ListNodesRequest()).nodes_info
+    found = {}
+    for node in nodes:
+        online = node.status == "online"
+        since = node.last_activated_at if online else node.last_deactivated_at or node.online_until
+        found[node.name] = Presence(online, str(since))
+    return found
+
+
 def run_app(
     consortium: Consortium, run_id: int, app: Callable[[Grid, Context], Any], *, patience_s: float
 ) -> None:
@@ -284,25 +299,41 @@ def _acquire(consortium: Consortium, run_id: int, *, patience_s: float) -> str:
     raise FederationError("The SuperLink gave no task for the run.", do="See its log.")
 
 
-def _control(consortium: Consortium) -> contextlib.AbstractContextManager[Any]:
-    return _client(
-        ControlHttpClient, consortium, [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
-    )
+def _control(
+    consortium: Consortium, *, retries: RetryInvoker | None = None
+) -> contextlib.AbstractContextManager[Any]:
+    interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
+    return _client(ControlHttpClient, consortium, interceptors, retries=retries)
 
 
 @contextlib.contextmanager
-def _client(kind: Any, consortium: Consortium, interceptors: list[Any]) -> Iterator[Any]:
+def _client(
+    kind: Any,
+    consortium: Consortium,
+    interceptors: list[Any],
+    *,
+    retries: RetryInvoker | None = None,
+) -> Iterator[Any]:
     client = kind.from_server_address(
         server_address=consortium.private_address,
         insecure=False,
         root_certificates=(consortium.folder / "ca.crt").read_bytes(),
         interceptors=interceptors,
-        retry_invoker=_retries(),
+        retry_invoker=retries or _retries(),
     )
     try:
         yield client
     finally:
         client.close()
+
+
+def _once() -> RetryInvoker:
+    return RetryInvoker(
+        wait_gen_factory=lambda: exponential(),
+        recoverable_exceptions=(),
+        max_tries=1,
+        max_time=None,
+    )
 
 
 def _retries() -> RetryInvoker:

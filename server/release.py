@@ -93,7 +93,12 @@ def release(
         **({} if expires is None else {"expires": expires.isoformat()}),
         "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
     }
-    consortium.journal.append("model released", **body)
+    lineage = {
+        "version": card["version"],
+        "rounds": list(chosen_rounds),
+        "private": card["private"],
+    }
+    consortium.journal.append("model released", **body, **lineage)
     consortium.identity.sign(RELEASE, body).save(out / "release.json")
     return card
 

@@ -1,4 +1,4 @@
-"""What `gliofed-server serve` keeps alive: SuperLink, gateway and executor."""
+"""What `gliofed-server serve` keeps alive: SuperLink, gateway, executor and dashboard."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from server.gateway import expired
 from server.provisioning import Consortium
 
 
-def children(consortium: Consortium) -> list[Child]:
+def children(
+    consortium: Consortium, *, dashboard: str | None = None, metrics_port: int | None = None
+) -> list[Child]:
     """Return the coordinator's processes in the order in which they start.
+
+    ``dashboard`` is where the dashboard listens, if there is to be one; beside it, on
+    the loopback address, are the metrics.
 
     Raises StateError (code ``certificate``) when no hospital could connect to them.
     """
@@ -46,7 +51,7 @@ def children(consortium: Consortium) -> list[Child]:
     ]
     log = flower / "log"
     own = [sys.executable, "-m"]
-    return [
+    made = [
         Child(
             "superlink",
             superlink,
@@ -63,3 +68,8 @@ def children(consortium: Consortium) -> list[Child]:
             watches=(folder / "ca.crt",),  # Flower's clients read it once
         ),
     ]
+    if dashboard is not None:
+        command = [*own, "server.dashboard", str(folder), dashboard]
+        command += [] if metrics_port is None else [str(metrics_port)]
+        made.append(Child("dashboard", command, log / "dashboard.log", environment))
+    return made

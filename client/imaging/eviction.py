@@ -106,5 +106,5 @@ def _removed(path: Path) -> bool:
     return True
 
 
-def _date(entry: _Entry) -> str:
-    return dt.datetime.fromtimestamp(entry.used_ns / 1e9).isoformat(" ", timespec="minutes")
+def _date(entry: _Entry) -> dt.datetime:
+    return dt.datetime.fromtimestamp(entry.used_ns / 1e9).replace(second=0, microsecond=0)
