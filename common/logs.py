@@ -2,14 +2,14 @@
 
 A log is read by more people than a journal, and is copied to more places. So a line is an
 allow-list, as the door is through which updates leave: known fields, each with the form that its
-value must have; everything else is left out and counted. The words of an event must be a constant in
-the source of who logs it, or they are kept back; numbers, dates and the codes of our errors are put
-into them, nothing else. Of an error there is its kind and the lines of code that it went through, not its text, which
-may name a file, and so a patient. Of libraries that look at images there is who spoke and how
-urgently, not what was said.
+value must have; everything else is left out and counted. The words of an event must be a constant
+in the source of who logs it, or they are kept back; numbers, dates and the codes of our errors are
+put into them, nothing else. Of an error there is its kind and the lines of code that it went
+through, not its text, which may name a file, and so a patient. Of libraries that look at images
+there is who spoke and how urgently, not what was said.
 
-``study`` and ``site`` must be among the names that this process knows: a patient's name that has the
-form of a study's id does not pass.
+``study`` and ``site`` must be among the names that this process knows: a patient's name that has
+the form of a study's id does not pass.
 
 At the coordinator's, where no patient is, the text of an error may be read as well (``in_words``),
 without paths.
@@ -125,9 +125,7 @@ class Safe:
     ) -> MutableMapping[str, Any]:
         event, out, left_out = said.pop("event", ""), {}, 0
         for key, value in said.items():
-            if key in _FIELDS and _FIELDS[key](value):
-                out[key] = value
-            elif key in _NAMES and self._named(value):
+            if (key in _FIELDS and _FIELDS[key](value)) or (key in _NAMES and self._named(value)):
                 out[key] = value
             elif key in _LISTS and isinstance(value, list | tuple):
                 out[key] = [one for one in value if self._named(one)]

@@ -1,6 +1,6 @@
 """What the coordinator's pages show now: everything that ``server.report`` says, read once.
 
-A reading is made when the journal has grown, a study is wanted otherwise, or a site has come or
+A reading is made when the journal's file has changed, a study is wanted otherwise, or a site has come or
 gone; until then the last one serves everybody. The journal is checked each time that it is read.
 
 Out of scope: words, pictures and pages.
@@ -110,7 +110,10 @@ class Readings:
             self._asked_s = self._clock()
         wanted = [(s.protocol.study, s.wanted) for s in self._consortium.studies()]
         seen = None if self._presence is None else sorted(self._presence.items())
-        return repr((self._consortium.journal.head, wanted, seen, self._consortium.sites.names()))
+        path = self._consortium.journal.path
+        file = path.stat() if path.exists() else None
+        written = None if file is None else (file.st_size, file.st_mtime_ns, file.st_ino)
+        return repr((written, wanted, seen, self._consortium.sites.names()))
 
     def _read(self, mark: str) -> Reading:
         consortium = self._consortium

@@ -1,8 +1,8 @@
 """The door to a page of ours: one-time links, sessions, and what no browser may do with the page.
 
-``gliofed-server serve`` and ``gliofed-site run`` print a link with a token. The token opens the door
-once, within an hour, and is then worth nothing: its file is removed before the session begins, so
-that two who come with it at once cannot both get in. A session is a random cookie that scripts
+``gliofed-server serve`` and ``gliofed-site run`` print a link with a token. The token opens the
+door once, within an hour, and is then worth nothing: its file is removed before the session begins,
+so that two who come with it at once cannot both get in. A session is a random cookie that scripts
 cannot read; it lives in memory, so that it ends with the process.
 
 Every answer carries a content security policy under which nothing but our own files is loaded, no

@@ -1,4 +1,4 @@
-"""What of a study can be saved as CSV. A cell that a spreadsheet would take for a formula is text."""
+"""What of a study can be saved as CSV. What a spreadsheet would take for a formula is text."""
 
 from __future__ import annotations
 
