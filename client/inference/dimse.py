@@ -3,8 +3,8 @@
 The only door to pynetdicom. ``dicoms://`` is the same in TLS; ``REQUESTS_CA_BUNDLE`` names the
 certificates of a hospital's own authority. DIMSE knows no password: who may store is told by
 titles, addresses and networks. Each object travels as it is written, or in implicit VR if the
-archive takes nothing else. What is refused does not keep the other objects back. Out of scope: finding and
-fetching, storage commitment, a certificate of our own.
+archive takes nothing else. What is refused does not keep the other objects back. Out of scope:
+finding and fetching, storage commitment, a certificate of our own.
 
 Sources: DICOM PS3.4 annex B, PS3.7 9.1.1, PS3.8, PS3.15 annex B.
 """
