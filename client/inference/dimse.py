@@ -3,8 +3,8 @@
 The only door to pynetdicom. ``dicoms://`` is the same in TLS; ``REQUESTS_CA_BUNDLE`` names the
 certificates of a hospital's own authority. DIMSE knows no password: who may store is told by
 titles, addresses and networks. Each object travels as it is written, or in implicit VR if the
-archive takes nothing else. What is refused does not keep the other objects back. Out of scope: finding and
-fetching, storage commitment, a certificate of our own.
+archive takes nothing else. What is refused does not keep the other objects back. Out of scope:
+finding and fetching, storage commitment, a certificate of our own.
 
 Sources: DICOM PS3.4 annex B, PS3.7 9.1.1, PS3.8, PS3.15 annex B.
 """
@@ -145,12 +145,12 @@ def _contexts(objects: Sequence[Any]) -> list[PresentationContext]:
 def _associated(
     url: str, node: Node, contexts: list[PresentationContext], calling: str
 ) -> Iterator[Association]:
-    connected: list[bool] = []
+    connected: list[socket.socket] = []
 
     def opened(event: evt.Event) -> None:
-        connected.append(True)
         wrapped = event.assoc.dul.socket
         if wrapped is not None and wrapped.socket is not None:
+            connected.append(wrapped.socket)
             # Without it each small PDU waits for the other side's delayed acknowledgement.
             wrapped.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wrapped.socket.settimeout(_ANSWER_S)  # else an archive that stops reading holds us
@@ -168,16 +168,23 @@ def _associated(
             tls_args=(_trusting(), node.host) if node.tls else None,
             evt_handlers=[(evt.EVT_CONN_OPEN, opened)],
         )
-    except OSError as error:  # the name is not known
+        if not association.is_established:
+            raise (
+                _not_agreed(url, node, association, calling)
+                if connected
+                else _unreachable(url, node)
+            )
+        try:
+            yield association
+        except BaseException:
+            association.abort()
+            raise
+        association.release()
+    except socket.gaierror as error:
         raise _unreachable(url, node) from error
-    if not association.is_established:
-        raise _not_agreed(url, node, association, calling) if connected else _unreachable(url, node)
-    try:
-        yield association
-    except BaseException:
-        association.abort()
-        raise
-    association.release()
+    finally:
+        for one in connected:  # pynetdicom leaves it open where the archive went first
+            one.close()
 
 
 def _trusting() -> ssl.SSLContext:
