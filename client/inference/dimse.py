@@ -145,12 +145,12 @@ def _contexts(objects: Sequence[Any]) -> list[PresentationContext]:
 def _associated(
     url: str, node: Node, contexts: list[PresentationContext], calling: str
 ) -> Iterator[Association]:
-    connected: list[bool] = []
+    connected: list[socket.socket] = []
 
     def opened(event: evt.Event) -> None:
-        connected.append(True)
         wrapped = event.assoc.dul.socket
         if wrapped is not None and wrapped.socket is not None:
+            connected.append(wrapped.socket)
             # Without it each small PDU waits for the other side's delayed acknowledgement.
             wrapped.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wrapped.socket.settimeout(_ANSWER_S)  # else an archive that stops reading holds us
@@ -168,16 +168,23 @@ def _associated(
             tls_args=(_trusting(), node.host) if node.tls else None,
             evt_handlers=[(evt.EVT_CONN_OPEN, opened)],
         )
-    except OSError as error:  # the name is not known
+        if not association.is_established:
+            raise (
+                _not_agreed(url, node, association, calling)
+                if connected
+                else _unreachable(url, node)
+            )
+        try:
+            yield association
+        except BaseException:
+            association.abort()
+            raise
+        association.release()
+    except socket.gaierror as error:
         raise _unreachable(url, node) from error
-    if not association.is_established:
-        raise _not_agreed(url, node, association, calling) if connected else _unreachable(url, node)
-    try:
-        yield association
-    except BaseException:
-        association.abort()
-        raise
-    association.release()
+    finally:
+        for one in connected:  # pynetdicom leaves it open where the archive went first
+            one.close()
 
 
 def _trusting() -> ssl.SSLContext:
