@@ -33,7 +33,12 @@ def address(three: Any, tmp_path: Path) -> Iterator[str]:
     port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(
-            pages, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1
+            pages,
+            host="127.0.0.1",
+            port=port,
+            log_config=None,
+            ws="none",
+            timeout_graceful_shutdown=1,
         )
     )
     thread = threading.Thread(target=server.run)
