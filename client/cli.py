@@ -16,6 +16,7 @@ from client.imaging import preprocessing
 from client.oversight import app as oversight
 from client.practice import app as practice
 from client.site import Site
+from client.upkeep import app as upkeep
 from common import console
 from common.errors import CaseError, ConsentError, StateError
 from common.files import held, is_held
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(oversight)
 app.add_typer(practice)
 app.add_typer(choosing)
+app.add_typer(upkeep)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]
@@ -215,7 +217,7 @@ def install(
     from client.inference.model import open_model
 
     site = Site.open(folder)
-    opened = open_model(model, signer=site.kit.coordinator_key)
+    opened = open_model(model, signer=site.coordinators)
     parts = work.read_split(site, opened.protocol)
     with console.working("Scoring on the site's own test patients"):
         scores = work.score(site, opened.protocol, opened.weights, parts.test)

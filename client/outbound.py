@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from client.renewal import kit_sha256, pending
 from client.site import Site
 from common.compression import decode
 from common.errors import StateError, UpdateError
@@ -99,11 +100,16 @@ def let_out(site: Site, order: Order, protocol: StudyProtocol | None, reply: Rep
     # The head goes with replies that passed every check alone: also that of the heads before.
     done = reply.report.status == "done" and reply.news
     report = reply.report.model_copy(
-        update={"coordinator_head": _heard(site), "site_head": GENESIS if done else ""}
+        update={
+            "coordinator_head": _heard(site),
+            "site_head": GENESIS if done else "",
+            "kit_sha256": kit_sha256(site) if done else "",
+            "renewal": pending(site) if done else "",
+        }
     )
     if not reply.news:
         return pack(report, reply.body)
-    size = len(report.model_dump_json()) + len(reply.body or b"")
+    size = len(report.model_dump_json(exclude_defaults=True)) + len(reply.body or b"")
     kept = set(_REPORTS)
     entry = site.journal.append(
         "sent" if done else "declined",

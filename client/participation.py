@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from client import measures, studies
+from client import measures, renewal, studies
 from client.consent import check_order
 from client.imaging import preprocessing
 from client.kept import Kept
@@ -100,6 +100,7 @@ class Participation:
                 "order is carried out.",
                 code="journal-fork",
             )
+        site = renewal.take(site, order)
         protocol = site.keep_protocol(Statement.loads(order.protocol))
         if protocol.study != order.study:
             raise ConsentError("The order is for another study than its protocol.", code="mismatch")

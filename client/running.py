@@ -27,6 +27,12 @@ def children(site: Site) -> list[Child]:
     log = flower / "log"
     environment = {"FLWR_HOME": str(flower / "home")}
     return [
-        Child("supernode", node, log / "supernode.log", environment),
+        Child(
+            "supernode",
+            node,
+            log / "supernode.log",
+            environment,
+            watches=(folder / "ca.crt", folder / "keys" / "node.key"),
+        ),
         Child("worker", worker, log / "worker.log", environment, ends=("supernode",)),
     ]

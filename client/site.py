@@ -6,7 +6,8 @@ The folder::
     keys/               identity.key (Ed25519), node.key (P-384), superexec.secret, patients.key
                         (which turns patients' names into pseudonyms): 0600
     request.json        what is sent to the coordinator to enrol
-    kit.json, ca.crt    what came back
+    kit.json, ca.crt    what came back, or came newer with an order
+    coordinators.json   who speaks for the consortium, if that was changed since
     studies/ID/         protocol.json (signed by the coordinator), decision.json (signed here), what
                         this site has of its own there and never sends (``client.kept``)
     ledger.sqlite       the privacy budget
@@ -26,12 +27,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from client import keyring
+from common.charter import Charter, parse_charter
 from common.errors import ConsentError, IdentityError, StateError
-from common.files import write_bytes, write_json, write_secret
+from common.files import read_json, write_bytes, write_json, write_secret
 from common.identity import Identity, Statement, fingerprint
 from common.journal import Journal
 from common.kit import Kit, Request, open_kit, sign_request
@@ -190,7 +191,25 @@ class Site:
                 f"{path} has wrong settings:\n" + "\n".join(lines) + "\n",
                 do="Correct each line named above.",
             ) from None
+        keyring.settle(folder)
         return cls(folder.resolve(), settings)
+
+    @property
+    def coordinators(self) -> Charter:
+        """Who speaks for the consortium now."""
+        path = self.folder / "coordinators.json"
+        if not path.exists():
+            return self.kit.coordinators
+        return parse_charter(read_json(path, what="list of coordinators")["now"])
+
+    @property
+    def known_coordinators(self) -> frozenset[str]:
+        """Every key that is or was a coordinator's: by them is signed what was taken before."""
+        path = self.folder / "coordinators.json"
+        now = self.coordinators.keys
+        if not path.exists():
+            return now
+        return now | frozenset(read_json(path, what="list of coordinators")["known"])
 
     @property
     def name(self) -> str:
@@ -208,6 +227,11 @@ class Site:
     @property
     def identity(self) -> Identity:
         return Identity.load(self.folder / "keys" / "identity.key")
+
+    @property
+    def known_identities(self) -> frozenset[str]:
+        """Every public key by which this site signs or signed."""
+        return frozenset((self.identity.public, *keyring.former_identities(self.folder)))
 
     @property
     def superexec_secret(self) -> Path:
@@ -246,11 +270,18 @@ class Site:
                 f"No study named {study} was offered to {self.name}.",
                 do="`gliofed-site studies` lists those that were; is `gliofed-site run` running?",
             )
-        return self.open_protocol(Statement.load(path, what="study protocol"))
+        statement = Statement.load(path, what="study protocol")
+        body = statement.opened(
+            kind=PROTOCOL,
+            signer=statement.signer
+            if statement.signer in self.known_coordinators
+            else self.kit.coordinator_key,
+        )
+        return parse_protocol(body, source=str(path))
 
     def open_protocol(self, statement: Statement) -> StudyProtocol:
-        """Return the protocol if the site's own coordinator signed it; raise IdentityError."""
-        body = statement.opened(kind=PROTOCOL, signer=self.kit.coordinator_key)
+        """Return the protocol if enough of the coordinators signed it; raise IdentityError."""
+        body = self.coordinators.opened(statement, kind=PROTOCOL)
         return parse_protocol(body, source="The offered protocol")
 
     def keep_protocol(self, statement: Statement) -> StudyProtocol:
@@ -326,24 +357,13 @@ def request(folder: Path, *, name: str, data: Path | None) -> Site:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     identity = Identity.create(folder / "keys" / "identity.key")
-    node_key = ec.generate_private_key(ec.SECP384R1())
-    write_secret(
-        folder / "keys" / "node.key",
-        node_key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.OpenSSH,
-            serialization.NoEncryption(),
-        ),
-    )
+    node_key = keyring.new_node_key(folder / "keys" / "node.key")
     for secret in ("superexec.secret", "patients.key"):
         write_secret(folder / "keys" / secret, secrets.token_hex(32).encode())
-    public = node_key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
     wanted = Request(
         site=name,
         identity_key=identity.public,
-        node_key=public.decode(),
+        node_key=node_key,
         version=version("gliofed"),
     )
     sign_request(wanted, identity).save(folder / "request.json")

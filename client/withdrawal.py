@@ -199,7 +199,7 @@ def _models(site: Site, lineage: Collection[StudyLineage]) -> tuple[Descendant, 
     for release in sorted(folder.glob("[!.]*/release.json")):
         name = release.parent.name
         try:
-            card = open_model(release.parent, signer=site.kit.coordinator_key).card
+            card = open_model(release.parent, signer=site.known_coordinators).card
         except GliofedError:
             found.append(Descendant(name, active=name == active, certain=False))
             continue

@@ -3,7 +3,8 @@
 A consortium's coordinator and each hospital own one Ed25519 key. What they promise each other
 (a protocol, an approval, a kit, a release) is a *statement*: a kind, a JSON body, the signer's
 public key and a signature over both. The kind is signed with the body, so that a statement can
-never be passed off as one of another kind. Private keys never leave the folder they are made in.
+never be passed off as one of another kind. Others may sign the same statement as well: *cosign* it.
+Private keys never leave the folder they are made in, but in a backup.
 
 Standard: RFC 8032 (Ed25519). Out of scope: TLS certificates (``server.provisioning``).
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from common.files import read_json, write_json, write_secret
 _TEXT: Final = re.compile(r"[!-~]{1,200}")
 """Kind, signer and signature: short and printable, since they are shown before they are checked."""
 
+_MOST_SIGNERS: Final = 20
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -36,6 +39,35 @@ class Statement:
     body: dict[str, Any]
     signer: str
     signature: str
+    cosignatures: tuple[tuple[str, str], ...] = ()
+    """Other keys, each with its signature over the same."""
+
+    def signers(self) -> frozenset[str]:
+        """Return the keys (hex) whose signatures fit."""
+        signed = ((self.signer, self.signature), *self.cosignatures)
+        return frozenset(key for key, signature in signed if self._fits(key, signature))
+
+    def cosigned(self, identity: Identity) -> Statement:
+        """Return the statement with the signature of ``identity`` as well."""
+        if identity.public in self.signers():
+            return self
+        mine = identity.sign(self.kind, self.body)
+        return replace(self, cosignatures=(*self.cosignatures, (identity.public, mine.signature)))
+
+    def signed_first_by(self, key: str) -> Statement:
+        """Return the statement with the signature of ``key``, which is one of its, in front."""
+        signed = ((self.signer, self.signature), *self.cosignatures)
+        first = next(pair for pair in signed if pair[0] == key)
+        others = tuple(pair for pair in signed if pair != first)
+        return replace(self, signer=first[0], signature=first[1], cosignatures=others)
+
+    def _fits(self, key: str, signature: str) -> bool:
+        try:
+            public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
+            public.verify(bytes.fromhex(signature), _payload(self.kind, self.body))
+        except (InvalidSignature, ValueError, RecursionError):
+            return False
+        return True
 
     def opened(self, *, kind: str, signer: str) -> dict[str, Any]:
         """Return the body if this is a ``kind`` signed by the public key ``signer`` (hex).
@@ -52,23 +84,23 @@ class Statement:
                 f"not by {fingerprint(signer)}.",
                 do="Compare the fingerprints with the sender by telephone.",
             )
-        try:
-            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer))
-            key.verify(bytes.fromhex(self.signature), _payload(kind, self.body))
-        except (InvalidSignature, ValueError, RecursionError):
+        if not self._fits(signer, self.signature):
             raise IdentityError(
                 f"The signature of this {kind} does not fit its content: it was changed.",
                 do="Ask the sender for it again.",
-            ) from None
+            )
         return self.body
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        value: dict[str, Any] = {
             "kind": self.kind,
             "body": self.body,
             "signer": self.signer,
             "signature": self.signature,
         }
+        if self.cosignatures:
+            value["cosigned"] = [list(pair) for pair in self.cosignatures]
+        return value
 
     @classmethod
     def from_dict(cls, data: Any) -> Statement:
@@ -81,12 +113,19 @@ class Statement:
             raise IdentityError(
                 f"A signed statement lacks {error}.", do="Ask for it again."
             ) from None
-        texts = [fields["kind"], fields["signer"], fields["signature"]]
+        cosigned = data.get("cosigned", [])
+        if not isinstance(cosigned, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 for pair in cosigned[:_MOST_SIGNERS]
+        ):
+            raise IdentityError("A signed statement has the wrong types.", do="Ask for it again.")
+        others = [text for pair in cosigned[:_MOST_SIGNERS] for text in pair]
+        texts = [fields["kind"], fields["signer"], fields["signature"], *others]
         if not isinstance(fields["body"], dict) or not all(
             isinstance(text, str) and _TEXT.fullmatch(text) for text in texts
         ):
             raise IdentityError("A signed statement has the wrong types.", do="Ask for it again.")
-        return cls(**fields)
+        pairs = tuple((key, signature) for key, signature in cosigned[:_MOST_SIGNERS])
+        return cls(**fields, cosignatures=pairs)
 
     def save(self, path: Path) -> None:
         write_json(path, self.to_dict())

@@ -4,6 +4,9 @@
 public halves, in a request signed by its identity key. The coordinator answers with a kit, signed
 by the consortium's key: where to connect, whom to trust, and which keys were admitted. A kit holds
 no secret: for anyone but its hospital it is useless.
+
+A site that renews its keys sends a new request, which the old identity key signed as well; a
+consortium that renews something sends new kits with its orders.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.charter import Charter
 from common.errors import IdentityError
 from common.identity import Identity, Statement, fingerprint
 from common.protocol import SiteName
@@ -44,6 +48,13 @@ class Kit(BaseModel):
     identity_key: str = Field(pattern=r"^[0-9a-f]{64}$")
     address: str = Field(pattern=r"^[^\s:]+:\d{1,5}$|^\[[0-9a-fA-F:]+\]:\d{1,5}$")
     ca_certificate: str
+    """PEM; two while the consortium changes its authority."""
+    charter: Charter | None = None
+    """Who the coordinators are; None for the one whose key is ``coordinator_key``."""
+
+    @property
+    def coordinators(self) -> Charter:
+        return self.charter or Charter.first(self.coordinator_key)
 
 
 def sign_request(request: Request, identity: Identity) -> Statement:
@@ -62,7 +73,7 @@ def open_request(statement: Statement) -> Request:
 
 
 def sign_kit(kit: Kit, coordinator: Identity) -> Statement:
-    return coordinator.sign(KIT, kit.model_dump())
+    return coordinator.sign(KIT, kit.model_dump(exclude_none=True))
 
 
 def open_kit(statement: Statement, *, identity_key: str) -> Kit:

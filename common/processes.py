@@ -41,7 +41,8 @@ class Child:
     """A command to keep running; its output goes to ``log``.
 
     ``ends`` names the children that are ended, and so started anew, whenever this one has ended:
-    they hold what it left half done.
+    they hold what it left half done. When one of the files that it ``watches`` changes, the child
+    is ended and started anew.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Child:
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     ends: tuple[str, ...] = ()
+    watches: tuple[Path, ...] = ()
 
 
 class Supervisor:
@@ -74,6 +76,8 @@ class Supervisor:
         due = {child.name: 0.0 for child in self._children}
         pause = dict.fromkeys(due, 1.0)
         began: dict[str, float] = {}
+        seen: dict[str, object] = {}
+        renewed: set[str] = set()
         try:
             while not self._stopping.wait(0.2):
                 now = time.monotonic()
@@ -82,6 +86,7 @@ class Supervisor:
                     if process is None and now >= due[child.name]:
                         self._running[child.name] = _start(child)
                         began[child.name] = now
+                        seen[child.name] = _stamps(child)
                         self._told(child.name, "started", str(self._running[child.name].pid))
                     elif process is not None and process.poll() is not None:
                         quick = now - began[child.name] < _QUICK_S
@@ -89,9 +94,15 @@ class Supervisor:
                             min(_LONGEST_PAUSE_S, pause[child.name] * 2) if quick else 1.0
                         )
                         due[child.name] = now + pause[child.name]
+                        if child.name in renewed:
+                            renewed.discard(child.name)
+                            due[child.name] = now
                         del self._running[child.name]
                         self._told(child.name, "ended", _reason(process.returncode))
                         _end([self._running[name] for name in child.ends if name in self._running])
+                    elif process is not None and _stamps(child) != seen[child.name]:
+                        renewed.add(child.name)
+                        _end([process])
                 if on_tick is not None:
                     on_tick()
         finally:
@@ -175,6 +186,16 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def _die_with_parent() -> None:
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _stamps(child: Child) -> list[tuple[int, int]]:
+    """Return what changes whenever a watched file is replaced; one that is away changes nothing."""
+    found = []
+    for path in child.watches:
+        with contextlib.suppress(FileNotFoundError):
+            about = path.stat()
+            found.append((about.st_mtime_ns, about.st_ino))
+    return found
 
 
 def _reason(returncode: int) -> str:

@@ -9,6 +9,9 @@ before decoding (number of bytes, names, shapes, dtypes) and after (finite, norm
 own metadata is the sender's claim. Texts about failures are codes; a reason in words is sent only
 for failures whose words are about the protocol and the site's policy, never about a case.
 
+A field that is not used does not travel: a side that is one version older understands what it was
+told as long as nothing newer is used (``common.versions``).
+
 Each message carries the head of its sender's journal, and the last head that its sender knows of
 the receiver's. A journal that was cut, put back from an old copy or written anew does not hold the
 head that the other side kept: neither side can rewrite its history alone.
@@ -81,6 +84,12 @@ class Order(_Frozen):
     """Of the coordinator's journal, when it gave the order."""
     site_head: Head = ""
     """Of the site's journal, as the coordinator last heard it."""
+    kit: str = Field(default="", max_length=50_000)
+    """A newer signed kit for this site, as JSON text; see ``client.renewal``."""
+    charters: tuple[Annotated[str, Field(max_length=20_000)], ...] = Field(
+        default=(), max_length=100
+    )
+    """The signed charters of the consortium since its first, as JSON texts."""
     folded_round: int = Field(default=0, ge=0)
     """The last round that this site trained for and whose update is part of the model; 0 if none:
     with SCAFFOLD the site's control variate follows that update, and no other."""
@@ -115,6 +124,10 @@ class Report(_Frozen):
     privacy_spent: PrivacySpent | None = None
     withdrawn: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), max_length=10_000)
     """Rounds that saw patients who have withdrawn since."""
+    renewal: str = Field(default="", max_length=10_000)
+    """A request with new keys of the site, signed by the old one as well, as JSON text."""
+    kit_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """Of the signed kit that the site uses."""
     site_head: Head = ""
     """Of the site's journal, when the reply left."""
     coordinator_head: Head = ""
@@ -150,7 +163,9 @@ def pack(
 
     Bytes are the body of an update as ``common.compression.encode`` made it.
     """
-    content = RecordDict({"gliofed": ConfigRecord({"json": value.model_dump_json()})})
+    content = RecordDict(
+        {"gliofed": ConfigRecord({"json": value.model_dump_json(exclude_defaults=True)})}
+    )
     if arrays is not None:
         data = arrays if isinstance(arrays, bytes) else plain(arrays)
         content["arrays"] = ArrayRecord({_FORMAT: Array("uint8", (len(data),), _FORMAT, data)})
@@ -159,7 +174,9 @@ def pack(
 
 def readdressed(content: RecordDict, value: Order) -> RecordDict:
     """Return a message with another order and the same arrays, which are not copied."""
-    other = RecordDict({"gliofed": ConfigRecord({"json": value.model_dump_json()})})
+    other = RecordDict(
+        {"gliofed": ConfigRecord({"json": value.model_dump_json(exclude_defaults=True)})}
+    )
     if "arrays" in content:
         other["arrays"] = content["arrays"]
     return other

@@ -141,7 +141,10 @@ class Approvals:
         request = self._sites.get(site)
         if request is None:
             raise IdentityError(f"{site} was never admitted.")
-        body = Statement.loads(text).opened(kind=APPROVAL, signer=request.identity_key)
+        statement = Statement.loads(text)
+        keys = self._sites.identity_keys(site)
+        signer = statement.signer if statement.signer in keys else request.identity_key
+        body = statement.opened(kind=APPROVAL, signer=signer)
         if body.get("protocol") != self._protocol.digest or body.get("site") != site:
             raise IdentityError(f"The approval of {site} is for another protocol.")
 

@@ -21,6 +21,7 @@ from server import provisioning, serving
 from server.dashboard.place import Place
 from server.event_files import write_events
 from server.health import check as check_health
+from server.lifetime import app as lifetime
 from server.planning import simulate
 from server.provisioning import Consortium
 from server.release import release as make_release
@@ -78,8 +79,16 @@ def study(
     protocol: Annotated[Path, typer.Argument(help="The study protocol, TOML.")],
 ) -> None:
     """Publish a study: validate, freeze and sign its protocol, and offer it to the sites."""
-    frozen = provisioning.publish(Consortium.open(folder), protocol)
-    console.say(f"Published {frozen.study}, protocol {frozen.digest[:16]}.")
+    consortium = Consortium.open(folder)
+    frozen = provisioning.publish(consortium, protocol)
+    draft = consortium.folder / "drafts" / f"{frozen.study}.json"
+    if draft.exists():
+        console.warn(
+            f"{frozen.study} is a draft: {consortium.charter.needed} coordinators must sign it. "
+            f"`gliofed-server cosign {draft} --key KEY`, then `countersigned`."
+        )
+    else:
+        console.say(f"Published {frozen.study}, protocol {frozen.digest[:16]}.")
     if not frozen.private:
         console.warn("This study trains WITHOUT differential privacy.")
 
@@ -280,6 +289,21 @@ def restore(folder: Folder, site: SiteArgument, by: By) -> None:
     console.say(f"{site} takes part again from the next round on.")
 
 
+@app.command("revoke-site")
+def revoke_site(
+    folder: Folder,
+    site: SiteArgument,
+    by: By,
+    why: Annotated[str, typer.Option(help="The reason; the journal keeps it.")],
+) -> None:
+    """Put a site out for good: its next message is refused, its keys are never admitted again."""
+    Consortium.open(folder).sites.revoke(site, by=by, why=why)
+    console.say(
+        f"{site} is out from its next message on; the others go on. It comes back with new keys "
+        "only: `admit`."
+    )
+
+
 @app.command()
 def release(
     folder: Folder,
@@ -332,6 +356,7 @@ def revocations(
 
 
 app.command()(simulate)
+app.add_typer(lifetime)
 
 
 def main() -> None:

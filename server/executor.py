@@ -17,6 +17,7 @@ from common.errors import GliofedError, StateError
 from server.app import app
 from server.flower import CALL_ERRORS, register_sites, run_app, start_run
 from server.provisioning import Consortium
+from server.rotation import take_renewals
 
 _PAUSE_S = 1.0
 
@@ -43,12 +44,15 @@ def _record(consortium: Consortium, reason: str) -> None:
 
 
 def _keep_registered(consortium: Consortium) -> None:
-    known: set[str] = set()
+    known: dict[bytes, str] = {}
     while True:
         try:
+            take_renewals(consortium)
             register_sites(consortium, known)
         except CALL_ERRORS:
             known.clear()
+        except GliofedError:
+            traceback.print_exc()  # a disk that is full, a file that was changed: try again
         time.sleep(_PAUSE_S)
 
 

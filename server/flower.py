@@ -26,6 +26,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -55,6 +56,8 @@ from server.fleet import Delivery, Presence
 from server.provisioning import Consortium
 
 _HEARTBEAT_S: Final = 10.0
+_ONLINE: Final = "online"
+_UNREGISTERED: Final = "unregistered"
 _GLANCE_S: Final = 0.05
 _GLANCE_EVERY_S: Final = 0.2
 _ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -112,7 +115,11 @@ class GridFleet:
 
     def online(self) -> set[str]:
         if time.monotonic() - self._asked >= self._online_every_s:
-            nodes = [node for node in self._grid.get_nodes() if node.name]
+            # A site that has just changed its node key may be there twice: the newer one counts.
+            nodes = sorted(
+                (node for node in self._grid.get_nodes() if node.name),
+                key=lambda node: str(node.last_activated_at),
+            )
             self._nodes = {node.name: node.node_id for node in nodes}
             self._started |= {node.name: node.last_activated_at for node in nodes}
             self._asked = time.monotonic()
@@ -182,18 +189,38 @@ def start_run(consortium: Consortium) -> int:
     return int(answer.run_id)
 
 
-def register_sites(consortium: Consortium, known: set[str]) -> None:
-    """Register each admitted site's node key with the SuperLink under the site's name."""
-    missing = [request for request in consortium.sites.all() if request.site not in known]
-    if not missing:
+def register_sites(consortium: Consortium, known: dict[bytes, str]) -> None:
+    """Let in exactly the node keys of admitted sites, each under its site's name.
+
+    ``known`` is what was registered when this was last called, and is brought up to date. The old
+    key of a site that renewed its keys goes when the new one is in use.
+    """
+    wanted = {
+        public_key_to_bytes(load_ssh_public_key(key.encode())): site
+        for key, site in consortium.sites.node_keys().items()
+    }
+    leaving = consortium.sites.leaving()
+    if wanted == known and not leaving:
         return
     with _control(consortium) as control:
-        present = {node.name for node in control.ListNodes(ListNodesRequest()).nodes_info}
-        for request in missing:
-            if request.site not in present:
-                key = public_key_to_bytes(load_ssh_public_key(request.node_key.encode()))
-                control.RegisterNode(RegisterNodeRequest(public_key=key, name=request.site))
-            known.add(request.site)
+        nodes = {
+            bytes(node.public_key): node
+            for node in control.ListNodes(ListNodesRequest()).nodes_info
+            if node.status != _UNREGISTERED
+        }
+        for key in wanted.keys() - nodes.keys():
+            control.RegisterNode(RegisterNodeRequest(public_key=key, name=wanted[key]))
+        for key in nodes.keys() - wanted.keys():
+            control.UnregisterNode(UnregisterNodeRequest(node_id=nodes[key].node_id))
+    known.clear()
+    known.update(wanted)
+    for site in leaving:
+        new = consortium.sites.get(site)
+        if new is None:
+            continue
+        node = nodes.get(public_key_to_bytes(load_ssh_public_key(new.node_key.encode())))
+        if node is not None and node.status == _ONLINE:
+            consortium.sites.left(site)
 
 
 def presence(consortium: Consortium) -> dict[str, Presence]:

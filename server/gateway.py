@@ -4,26 +4,41 @@ Flower serves its fleet, control and runtime calls on one port. Whoever reaches 
 may start runs and register nodes, so the SuperLink stays on the loopback address and this gateway
 forwards exactly the calls that a SuperNode of an admitted hospital needs; everything else is 404.
 TLS ends here and begins again towards the SuperLink. Node authentication is Flower's (the
-SuperLink checks each call's signature); the gateway adds a limit on the size of a call.
+SuperLink checks each call's signature); the gateway adds a limit on the size of a call, and lets in
+only keys of sites that are admitted when the call comes: a revoked site's next call is refused. A
+new certificate is taken up within a second, without closing a connection.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import binascii
+import contextlib
 import datetime as dt
 import ssl
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
 import httpx
 import uvicorn
-from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_public_key,
+)
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from common.errors import GliofedError
+from server.certificates import serving_until, settle
 from server.provisioning import Consortium
+from server.sites import Sites
 
 FLEET_CALLS: Final = frozenset(
     f"/v1/fleet/{call}"
@@ -45,15 +60,60 @@ FLEET_CALLS: Final = frozenset(
 MAX_BODY_BYTES: Final = 16 * 2**20
 """Flower cuts arrays into chunks of 5 MiB."""
 
+KEY_HEADER: Final = "flwr-public-key"
+"""In which a SuperNode names its public key (PEM, base64); the SuperLink checks the signature."""
+
+REFUSED: Final = "This site's key is not, or no longer, admitted: ask the coordinator."
+
+_RELOAD_S: Final = 1.0
+_TLS: Final = ("server.crt", "keys/server.key", "ca.crt")
+Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 _HOP_HEADERS: Final = {"host", "connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
-def application(upstream: httpx.AsyncClient) -> Starlette:
-    """Return the gateway in front of ``upstream``, a client whose base URL is the SuperLink."""
+class Door:
+    """Says which node keys are let in now. What it read is kept until the folder changes."""
+
+    def __init__(self, sites: Sites) -> None:
+        self._sites = sites
+        self._state: object = None
+        self._keys: frozenset[str] = frozenset()
+
+    def __call__(self, header: str) -> bool:
+        """Return whether the key in ``header`` is that of an admitted site.
+
+        A folder that cannot be read lets nobody in.
+        """
+        try:
+            pem = base64.b64decode(header, validate=True)
+            public = load_pem_public_key(pem).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        except (binascii.Error, ValueError, UnsupportedAlgorithm):
+            return False
+        try:
+            state = self._sites.state()
+            if state != self._state:
+                self._keys = frozenset(self._sites.node_keys())
+                self._state = state
+        except (GliofedError, OSError) as error:
+            self._state = None
+            sys.stderr.write(f"Nobody is let in: {error}\n")
+            return False
+        return public.decode() in self._keys
+
+
+def application(
+    upstream: httpx.AsyncClient, *, admits: Callable[[str], bool], lifespan: Lifespan | None = None
+) -> Starlette:
+    """Return the gateway in front of ``upstream``, a client whose base URL is the SuperLink.
+
+    ``admits`` says whether a call with this key (the header's text) is passed on.
+    """
 
     async def forward(request: Request) -> Response:
         if request.method != "POST" or request.url.path not in FLEET_CALLS:
             return PlainTextResponse("not found", status_code=404)
+        if not admits(request.headers.get(KEY_HEADER, "")):
+            return PlainTextResponse(REFUSED, status_code=403)
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -72,13 +132,12 @@ def application(upstream: httpx.AsyncClient) -> Starlette:
         return Response(answer.content, answer.status_code, kept)
 
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
-    return Starlette(routes=[Route("/{path:path}", forward, methods=methods)])
+    return Starlette(routes=[Route("/{path:path}", forward, methods=methods)], lifespan=lifespan)
 
 
 def expired(consortium: Consortium) -> dt.datetime | None:
     """Return since when (UTC) hospitals refuse the certificate, or None if it is valid."""
-    pem = (consortium.folder / "server.crt").read_bytes()
-    until = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    until = serving_until(consortium.folder)
     return until if until <= dt.datetime.now(dt.UTC) else None
 
 
@@ -88,6 +147,7 @@ def serve(consortium: Consortium) -> None:
     if since is not None:
         # No hospital comes through any more: the journal is where people look for the reason.
         consortium.journal.append("certificate expired", since=since.isoformat())
+    settle(consortium.folder)
     trust = ssl.create_default_context(cafile=str(consortium.folder / "ca.crt"))
     upstream = httpx.AsyncClient(
         base_url=f"https://{consortium.private_address}",
@@ -95,8 +155,15 @@ def serve(consortium: Consortium) -> None:
         timeout=httpx.Timeout(120.0, connect=5.0),
         limits=httpx.Limits(max_connections=256),
     )
-    uvicorn.run(
-        application(upstream),
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(_keep_fresh(consortium.folder, config, trust))
+        yield
+        task.cancel()
+
+    config = uvicorn.Config(
+        application(upstream, admits=Door(consortium.sites), lifespan=lifespan),
         host=_interface(consortium.settings.host),
         port=consortium.settings.port,
         ssl_certfile=str(consortium.folder / "server.crt"),
@@ -105,6 +172,33 @@ def serve(consortium: Consortium) -> None:
         server_header=False,
         timeout_keep_alive=75,
     )
+    uvicorn.Server(config).run()
+
+
+async def _keep_fresh(folder: Path, config: uvicorn.Config, trust: ssl.SSLContext) -> None:
+    """Take up a new certificate, or authority of the SuperLink's, for the connections to come."""
+    seen = [_stamp(folder / name) for name in _TLS]
+    while True:
+        await asyncio.sleep(_RELOAD_S)
+        now = [_stamp(folder / name) for name in _TLS]
+        if now == seen or config.ssl is None:
+            continue
+        try:
+            settle(folder)
+            config.ssl.load_cert_chain(folder / "server.crt", folder / "keys" / "server.key")
+            trust.load_verify_locations(cafile=str(folder / "ca.crt"))
+        except (OSError, GliofedError) as error:  # half replaced: look again
+            sys.stderr.write(f"The new certificate cannot be used yet: {error}\n")
+            continue
+        seen = now
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return (found.st_mtime_ns, found.st_ino)
 
 
 def _interface(host: str) -> str:

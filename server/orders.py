@@ -80,7 +80,6 @@ class Orders:
         self._clock = clock
         self._attendance = Attendance()
         self._under_way: dict[str, Sent] = {}
-        self._statement = study.statement.dumps()
 
     def under_way(self) -> dict[str, int]:
         """Return the sites that still have an order of an earlier exchange, and of which round."""
@@ -157,7 +156,7 @@ class Orders:
             kind=task.kind,
             study=self._study.protocol.study,
             round=task.number,
-            protocol=self._statement,
+            protocol=self._study.signed(),
             weights_sha256=digest(task.weights) if task.weights is not None else "",
         )
         arrays = None if task.weights is None else {**task.weights, **task.control}
@@ -178,7 +177,7 @@ class Orders:
                     self._fleet.forget(book.pop(site).ticket)
             if site in exchange.waiting:
                 exchange.waiting.discard(site)
-                exchange.dropped[site] = "suspended"
+                exchange.dropped[site] = self._sites.out(site)
 
     def _send(
         self,
@@ -200,6 +199,7 @@ class Orders:
                     "coordinator_head": self._heads.own,
                     "site_head": self._heads.of(site),
                     "folded_round": task.folded.get(site, 0),
+                    **self._sites.newer_kit(site),
                 }
             )
             ticket = self._fleet.send(site, task.kind, readdressed(content, own), ttl_s=lives_s)
@@ -308,6 +308,7 @@ class Orders:
             if (report.kind, report.study, report.round) != (order.kind, order.study, order.round):
                 raise UpdateError("The reply is to another order.", code="update-form")
             self._heads.heard(site, report.site_head)
+            self._sites.heard(site, kit_sha256=report.kit_sha256, renewal=report.renewal)
             if not self._heads.owns(report.coordinator_head):
                 # The replies are what they are; but this journal is not what the sites saw.
                 self._record(site, order, "journal fork", head=report.coordinator_head)

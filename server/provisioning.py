@@ -6,6 +6,8 @@ The coordinator's folder::
     keys/               coordinator.key (Ed25519), ca.key, server.key, superexec.secret: 0600
     ca.crt, server.crt  TLS: the CA goes into every kit
     sites/              one signed enrolment request a hospital
+    charters.json       who speaks for the consortium, if that was changed
+    drafts/             what waits for the signature of another coordinator
     studies/ID/         protocol.json (signed) and the study's rounds
     journal.jsonl       what happened
     flower/             Flower's database and logs
@@ -14,24 +16,20 @@ The coordinator's folder::
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
 import secrets
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.charter import Charter
 from common.errors import IdentityError, ProtocolError, StateError
-from common.files import read_json, write_bytes, write_json, write_secret
+from common.files import read_json, write_json, write_secret
 from common.identity import Identity, Statement, fingerprint
 from common.journal import Journal
-from common.kit import Kit, open_request, sign_kit
+from common.kit import Kit, Request, open_request, sign_kit
 from common.processes import free_port
 from common.protocol import (
     PROTOCOL,
@@ -39,11 +37,10 @@ from common.protocol import (
     preprocessing_digest,
     read_protocol,
 )
+from server import certificates
+from server.charters import Charters
 from server.sites import Sites
 from server.studies import Study
-
-_CA_YEARS = 10
-_SERVER_DAYS = 825
 
 
 class ConsortiumSettings(BaseModel):
@@ -91,6 +88,15 @@ class Consortium:
         return Identity.load(self.folder / "keys" / "coordinator.key")
 
     @property
+    def charters(self) -> Charters:
+        return Charters.open(self.folder, own=self.identity.public)
+
+    @property
+    def charter(self) -> Charter:
+        """Who the coordinators are now."""
+        return self.charters.current
+
+    @property
     def superexec_secret(self) -> Path:
         return self.folder / "keys" / "superexec.secret"
 
@@ -112,7 +118,7 @@ class Consortium:
 
     def study(self, study: str) -> Study:
         """Raise StateError if the study was not published here."""
-        return Study.open(self.folder / "studies" / study, coordinator=self.identity.public)
+        return Study.open(self.folder / "studies" / study, coordinators=self.charters.ever)
 
     def studies(self) -> list[Study]:
         names = sorted(path.parent.name for path in self.folder.glob("studies/*/protocol.json"))
@@ -137,7 +143,7 @@ def init(folder: Path, *, name: str, host: str, port: int) -> Consortium:
     folder.chmod(0o700)
     identity = Identity.create(folder / "keys" / "coordinator.key")
     write_secret(folder / "keys" / "superexec.secret", secrets.token_hex(32).encode())
-    _make_certificates(folder, name=name, host=host)
+    certificates.make(folder, name=name, host=host)
     write_json(folder / "consortium.json", settings.model_dump())
     consortium = Consortium.open(folder)
     consortium.journal.append(
@@ -150,6 +156,7 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
     """Admit the hospital of ``request`` and write its kit; raise IdentityError or StateError."""
     statement = Statement.load(request, what="enrolment request")
     wanted = open_request(statement)
+    consortium.sites.check_not_revoked(wanted)
     known = consortium.sites.get(wanted.site)
     if known is not None and known.identity_key != wanted.identity_key:
         raise IdentityError(
@@ -157,14 +164,7 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
             f"({fingerprint(known.identity_key)}).",
             do="Let the hospital choose another name, or find out who sent this request.",
         )
-    answer = Kit(
-        consortium=consortium.settings.name,
-        coordinator_key=consortium.identity.public,
-        site=wanted.site,
-        identity_key=wanted.identity_key,
-        address=consortium.address,
-        ca_certificate=(consortium.folder / "ca.crt").read_text(),
-    )
+    answer = kit_for(consortium, wanted)
     if known is None:
         consortium.journal.append(
             "site admitted", site=wanted.site, key=wanted.identity_key, version=wanted.version
@@ -172,6 +172,20 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
         consortium.sites.add(statement)
     sign_kit(answer, consortium.identity).save(kit)
     return answer
+
+
+def kit_for(consortium: Consortium, request: Request) -> Kit:
+    """Return what the hospital of ``request`` needs to connect now."""
+    charter = consortium.charter
+    return Kit(
+        consortium=consortium.settings.name,
+        coordinator_key=consortium.identity.public,
+        site=request.site,
+        identity_key=request.identity_key,
+        address=consortium.address,
+        ca_certificate=(consortium.folder / "ca.crt").read_text(),
+        charter=charter if charter.number else None,
+    )
 
 
 def publish(consortium: Consortium, path: Path) -> StudyProtocol:
@@ -201,9 +215,30 @@ def publish(consortium: Consortium, path: Path) -> StudyProtocol:
             do="A published protocol never changes: give the new one a new study id.",
         )
     statement = consortium.identity.sign(PROTOCOL, frozen.model_dump(mode="json"))
-    consortium.journal.append("study published", study=frozen.study, protocol=frozen.digest)
-    statement.save(folder / "protocol.json")
+    if consortium.charter.missing(statement):
+        statement.save(drafts(consortium, statement))
+        consortium.journal.append("study drafted", study=frozen.study, protocol=frozen.digest)
+    else:
+        put_in_force(consortium, statement, frozen)
     return frozen
+
+
+def put_in_force(consortium: Consortium, statement: Statement, protocol: StudyProtocol) -> None:
+    """Publish a protocol that enough coordinators signed; raise IdentityError."""
+    consortium.charter.opened(statement, kind=PROTOCOL)
+    consortium.journal.append(
+        "study published",
+        study=protocol.study,
+        protocol=protocol.digest,
+        signed_by=sorted(fingerprint(key) for key in statement.signers()),
+    )
+    statement.save(consortium.folder / "studies" / protocol.study / "protocol.json")
+
+
+def drafts(consortium: Consortium, statement: Statement) -> Path:
+    """Return where a statement waits until enough coordinators signed it."""
+    name = statement.body["study"] if statement.kind == PROTOCOL else statement.kind
+    return consortium.folder / "drafts" / f"{name}.json"
 
 
 def _settings(values: Any, *, source: str) -> ConsortiumSettings:
@@ -216,71 +251,3 @@ def _settings(values: Any, *, source: str) -> ConsortiumSettings:
         raise StateError(
             f"{source} does not describe a consortium: {wrong}.", do="Correct what is named."
         ) from None
-
-
-def _make_certificates(folder: Path, *, name: str, host: str) -> None:
-    """Make a P-384 CA and the certificate of gateway and SuperLink (host, localhost)."""
-    now = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
-    ca_key = ec.generate_private_key(ec.SECP384R1())
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} gliofed CA"[:64])])
-    ca_usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    ca_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
-    ca = (
-        x509.CertificateBuilder()
-        .subject_name(issuer)
-        .issuer_name(issuer)
-        .public_key(ca_key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + dt.timedelta(days=365 * _CA_YEARS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(ca_usage, critical=True)
-        .add_extension(ca_id, critical=False)
-        .sign(ca_key, hashes.SHA384())
-    )
-    key = ec.generate_private_key(ec.SECP384R1())
-    names: list[x509.GeneralName] = [
-        x509.DNSName("localhost"),
-        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-    ]
-    try:
-        own: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        own = x509.DNSName(host)
-    if own not in names:
-        names.append(own)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])]))
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + dt.timedelta(days=_SERVER_DAYS))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_id), critical=False
-        )
-        .sign(ca_key, hashes.SHA384())
-    )
-    for path, private in (("ca.key", ca_key), ("server.key", key)):
-        pem = private.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        write_secret(folder / "keys" / path, pem)
-    write_bytes(folder / "ca.crt", ca.public_bytes(serialization.Encoding.PEM))
-    write_bytes(folder / "server.crt", certificate.public_bytes(serialization.Encoding.PEM))

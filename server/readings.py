@@ -1,7 +1,7 @@
 """What the coordinator's pages show now: everything that ``server.report`` says, read once.
 
-A reading is made when the journal's file has changed, a study is wanted otherwise, or a site has come or
-gone; until then the last one serves everybody. The journal is checked each time that it is read.
+A reading is made when the journal's file has changed, a study is wanted otherwise, or a site has
+come or gone; until then the last one serves everybody. The journal is checked each time it is read.
 
 Out of scope: words, pictures and pages.
 """

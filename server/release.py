@@ -83,11 +83,13 @@ def release(
     write_json(out / "card.json", card)
     write_bytes(out / "card.md", _markdown(card).encode())
     files = ("weights.safetensors", "protocol.json", "card.json", "card.md")
+    needed = consortium.charter.needed
     body = {
         "study": study,
         "round": number,
         "weights_sha256": card["weights_sha256"],
         "preprocessing_sha256": card["preprocessing_sha256"],
+        **({"signatures_needed": needed} if needed > 1 else {}),
         **({} if expires is None else {"expires": expires.isoformat()}),
         "files": {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in files},
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 
 from common.errors import StateError
+from common.files import write_secret
 from common.processes import Child, script
 from server.gateway import expired
 from server.provisioning import Consortium
@@ -25,11 +27,12 @@ def children(
         raise StateError(
             f"The TLS certificate {consortium.folder / 'server.crt'} expired on {since:%Y-%m-%d}: "
             "every hospital would refuse it.",
-            do="Put a certificate there that the consortium's CA (ca.crt) signed for the same host "
-            "name, with its key in keys/server.key, and start again.",
+            do="`gliofed-server rotate-certificate` makes a new one; then start again.",
             code="certificate",
         )
     folder = consortium.folder
+    # Known to the processes of this machine alone: each start has its own.
+    write_secret(consortium.superexec_secret, secrets.token_hex(32).encode())
     flower = folder / "flower"
     (flower / "home").mkdir(parents=True, exist_ok=True)
     host, port = consortium.private_address.split(":")
@@ -49,10 +52,20 @@ def children(
     log = flower / "log"
     own = [sys.executable, "-m"]
     made = [
-        Child("superlink", superlink, log / "superlink.log", environment),
+        Child(
+            "superlink",
+            superlink,
+            log / "superlink.log",
+            environment,
+            watches=(folder / "server.crt",),
+        ),
         Child("gateway", [*own, "server.gateway", str(folder)], log / "gateway.log", environment),
         Child(
-            "executor", [*own, "server.executor", str(folder)], log / "executor.log", environment
+            "executor",
+            [*own, "server.executor", str(folder)],
+            log / "executor.log",
+            environment,
+            watches=(folder / "ca.crt",),  # Flower's clients read it once
         ),
     ]
     if dashboard is not None:

@@ -322,7 +322,7 @@ def _publish(folder: Path, protocol: StudyProtocol) -> Study:
     tomorrow = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1)
     lasting = protocol.model_copy(update={"expires": max(tomorrow, protocol.expires)})
     coordinator.sign(PROTOCOL, lasting.model_dump(mode="json")).save(place / "protocol.json")
-    return Study.open(place, coordinator=coordinator.public)
+    return Study.open(place, coordinators={coordinator.public})
 
 
 def _forget_peak() -> None:

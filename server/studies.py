@@ -12,12 +12,13 @@ not name with its digest does not count.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import StateError
+from common.errors import IdentityError, StateError
 from common.files import read_json, write_json
-from common.identity import Statement
+from common.identity import Statement, fingerprint
 from common.protocol import PROTOCOL, StudyProtocol, parse_protocol
 from common.weights import Arrays, digest, load, save
 
@@ -31,7 +32,7 @@ class Study:
     statement: Statement
 
     @classmethod
-    def open(cls, folder: Path, *, coordinator: str) -> Study:
+    def open(cls, folder: Path, *, coordinators: Collection[str]) -> Study:
         """Raise StateError if there is no such study, IdentityError if its protocol was changed."""
         path = folder / "protocol.json"
         if not path.exists():
@@ -40,8 +41,19 @@ class Study:
                 do="Publish it with `gliofed-server study`, or check its name.",
             )
         statement = Statement.load(path, what="study protocol")
-        body = statement.opened(kind=PROTOCOL, signer=coordinator)
+        if statement.signer not in coordinators:
+            raise IdentityError(
+                f"The protocol {path} is not signed by a coordinator of this consortium, but by "
+                f"{fingerprint(statement.signer)}.",
+                do="Restore the folder from a backup, and ask who had access to it.",
+            )
+        body = statement.opened(kind=PROTOCOL, signer=statement.signer)
         return cls(folder, parse_protocol(body, source=str(path)), statement)
+
+    def signed(self) -> str:
+        """Return the signed protocol as JSON text, with the signatures that it has by now."""
+        now = Statement.load(self.folder / "protocol.json", what="study protocol")
+        return now.dumps() if now.body == self.statement.body else self.statement.dumps()
 
     @property
     def wanted(self) -> str:

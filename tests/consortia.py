@@ -5,6 +5,7 @@ Everything is real but small: phantoms of 24 voxels, a network of two levels, cr
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -124,6 +125,11 @@ def order(
         "weights_sha256": digest(weights) if weights is not None else "",
     }
     return pack(Order(**{**fields, **changes}), weights)
+
+
+def copied(content: Content) -> Content:
+    """Return a copy of a message, which whoever reads it may empty."""
+    return copy.deepcopy(content)
 
 
 def answer(participation: Participation, content: Content) -> tuple[Report, Arrays]:

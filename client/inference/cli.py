@@ -18,8 +18,10 @@ app = typer.Typer(
 
 _PACS = (
     "Root of the PACS's DICOMweb service. Credentials: GLIOFED_PACS_USER and "
-    "GLIOFED_PACS_PASSWORD, or GLIOFED_PACS_TOKEN, in the environment."
+    "GLIOFED_PACS_PASSWORD, or GLIOFED_PACS_TOKEN, in the environment. To store also "
+    "dicom://TITLE@HOST:PORT (C-STORE; dicoms:// with TLS), which knows no credentials."
 )
+_AET = "Our own AE title, which a PACS at dicom:// must know."
 
 
 @app.callback()
@@ -69,6 +71,7 @@ def segment(
     send: Annotated[
         bool, typer.Option("--send", help="Store the DICOM objects of the result in --pacs.")
     ] = False,
+    aet: Annotated[str, typer.Option(metavar="TITLE", help=_AET)] = "GLIOFED",
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Segment one case: mask and uncertainty on the input's grid, measurements, a report.
@@ -129,7 +132,7 @@ def segment(
                 prior=prior,
                 sealer=sealer,
             )
-    sent = _send(out, pacs) if send and pacs else 0
+    sent = _send(out, pacs, aet) if send and pacs else 0
     if json:
         console.show_json(result)
         return
@@ -169,9 +172,10 @@ def segment(
 def send(
     result: Annotated[Path, typer.Argument(help="Folder of a result that was made from DICOM.")],
     pacs: Annotated[str, typer.Option(metavar="URL", help=_PACS)],
+    aet: Annotated[str, typer.Option(metavar="TITLE", help=_AET)] = "GLIOFED",
 ) -> None:
     """Store the DICOM objects of a result in the PACS."""
-    console.say(f"Stored {_send(result, pacs)} objects in {pacs}.")
+    console.say(f"Stored {_send(result, pacs, aet)} objects in {pacs}.")
 
 
 @app.command()
@@ -237,10 +241,10 @@ def _case(case: Path | None, study: str | None, pacs: str | None) -> AbstractCon
     return fetched(pacs or "", study or "")
 
 
-def _send(result: Path, pacs: str) -> int:
+def _send(result: Path, pacs: str, aet: str) -> int:
     from client.inference import pacs as archive
 
-    return archive.send(pacs, result)
+    return archive.send(pacs, result, calling=aet)
 
 
 def main() -> None:

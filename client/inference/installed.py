@@ -39,7 +39,7 @@ def active_model(site: Site) -> Model:
             f"No model is installed at {site.name}.", do="`gliofed-site install` installs one."
         )
     model = open_model(
-        site.folder / "models" / str(active["folder"]), signer=site.kit.coordinator_key
+        site.folder / "models" / str(active["folder"]), signer=site.known_coordinators
     )
     check_not_revoked(model.card, revocations_of(site))
     return model
@@ -56,7 +56,7 @@ def installed_model(site: Site, name: str, version: str, *, on: dt.date | None =
             f"The model {name} {version} is not installed at {site.name}.",
             do="`gliofed-site install` installs it.",
         )
-    return open_model(folder, signer=site.kit.coordinator_key, on=on)
+    return open_model(folder, signer=site.known_coordinators, on=on)
 
 
 def keep(site: Site, model: Model) -> Path:
@@ -66,17 +66,16 @@ def keep(site: Site, model: Model) -> Path:
     model has its name or it was revoked.
     """
     card = model.card
-    coordinator = site.kit.coordinator_key
-    if model.signer != coordinator:
+    if model.signer not in site.known_coordinators:
         raise IdentityError(
             f"The model {card['name']} is signed by {fingerprint(model.signer)}, not by this "
-            f"site's coordinator, {fingerprint(coordinator)}.",
+            f"site's coordinator, {fingerprint(site.kit.coordinator_key)}.",
             do="Ask the coordinator for the release; do not use this one.",
         )
     check_not_revoked(card, revocations_of(site))
     target = site.folder / "models" / f"{card['name']}-{card['version']}"
     if target.exists():
-        known = open_model(target, signer=coordinator)
+        known = open_model(target, signer=site.known_coordinators)
         if known.card["weights_sha256"] != card["weights_sha256"]:
             raise ModelError(
                 f"Another model named {target.name} is installed.",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from client.imaging import preprocessing
+from common.charter import Charter
 from common.errors import IdentityError, ModelError, ProtocolError, StateError
 from common.identity import Statement
 from common.protocol import PROTOCOL, RELEASE, StudyProtocol, parse_protocol
@@ -43,8 +44,17 @@ class Model:
         return {key: self.card[key] for key in keys}
 
 
-def open_model(folder: Path, *, signer: str | None = None, on: dt.date | None = None) -> Model:
-    """Verify the release in ``folder``; with ``signer`` (hex) only that key's signature counts.
+def open_model(
+    folder: Path,
+    *,
+    signer: str | frozenset[str] | Charter | None = None,
+    on: dt.date | None = None,
+) -> Model:
+    """Verify the release in ``folder``.
+
+    ``signer`` says whose signature counts: that of one key (hex), that of any of several, or those
+    of enough coordinators. Without it whoever signed is believed, if as many signed as the release
+    itself says that its consortium asks for.
 
     ``on`` is the day on which it is used, today by default. Raises ModelError if any file differs
     from what was signed or if it is not valid any more (``model-expired``), IdentityError if the
@@ -58,12 +68,13 @@ def open_model(folder: Path, *, signer: str | None = None, on: dt.date | None = 
         )
     try:
         statement = Statement.load(path, what="release")
-        body = statement.opened(kind=RELEASE, signer=signer or statement.signer)
+        body = _opened(statement, signer)
         _check_files(folder, body)
         card = json.loads((folder / "card.json").read_bytes())
         signed = Statement.load(folder / "protocol.json", what="study protocol")
         protocol = parse_protocol(
-            signed.opened(kind=PROTOCOL, signer=statement.signer), source="The model's protocol"
+            _by_one_of(signed, statement).opened(kind=PROTOCOL, signer=statement.signer),
+            source="The model's protocol",
         )
         promised = (body["weights_sha256"], body["preprocessing_sha256"])
         _check_card(card, protocol, promised)
@@ -95,6 +106,28 @@ def open_model(folder: Path, *, signer: str | None = None, on: dt.date | None = 
     if digest(weights) != body["weights_sha256"]:
         raise ModelError(f"The weights in {folder} are not those that were signed.", do=_AGAIN)
     return Model(folder, statement.signer, card, protocol, weights)
+
+
+def _opened(statement: Statement, signer: str | frozenset[str] | Charter | None) -> dict[str, Any]:
+    if isinstance(signer, Charter):
+        return signer.opened(statement, kind=RELEASE)
+    if isinstance(signer, frozenset):
+        signer = statement.signer if statement.signer in signer else min(signer)
+    body = statement.opened(kind=RELEASE, signer=signer or statement.signer)
+    needed = int(body.get("signatures_needed", 1))
+    if len(statement.signers()) < needed:
+        raise IdentityError(
+            f"The release has {len(statement.signers())} of the {needed} coordinators' signatures "
+            "that its consortium asks for.",
+            do="Ask the coordinator to have it signed by another (`gliofed-server cosign`).",
+            code="signatures",
+        )
+    return body
+
+
+def _by_one_of(signed: Statement, release: Statement) -> Statement:
+    """Return the protocol with the release's first signer in front, if it signed both."""
+    return signed.signed_first_by(release.signer) if release.signer in signed.signers() else signed
 
 
 def _check_card(card: Any, protocol: StudyProtocol, promised: tuple[str, str]) -> None:

@@ -1,9 +1,10 @@
-"""To and from the PACS over DICOMweb: a study is fetched to be segmented, results are stored.
+"""To and from the PACS: a study is fetched to be segmented over DICOMweb, results are stored.
 
-The only door to dicomweb-client. A fetched study lies in a folder that this user alone can read and
-that is removed when the work is done. Only its MR series are fetched, each as whole as the archive
-says it is. Credentials come from the environment, never from the command line, which others on the
-machine can read: ``GLIOFED_PACS_TOKEN``, or ``GLIOFED_PACS_USER`` and ``GLIOFED_PACS_PASSWORD``.
+The only door to dicomweb-client; results for ``dicom://`` are handed to ``dimse``. A fetched study
+lies in a folder that this user alone can read and that is removed when the work is done. Only its
+MR series are fetched, each as whole as the archive says it is. Credentials come from the
+environment, never from the command line, which others on the machine can read:
+``GLIOFED_PACS_TOKEN``, or ``GLIOFED_PACS_USER`` and ``GLIOFED_PACS_PASSWORD``.
 ``REQUESTS_CA_BUNDLE`` names the certificates of a hospital's own authority.
 
 Sources: DICOM PS3.18, QIDO-RS, WADO-RS and STOW-RS.
@@ -25,6 +26,7 @@ from dicomweb_client.api import DICOMwebClient
 from retrying import RetryError
 
 from client.imaging.dicom.headers import DAMAGED, quiet
+from client.inference import dimse
 from client.inference.dicom_results.written import read_results
 from common.errors import CaseError
 from common.files import replacing
@@ -63,13 +65,15 @@ def fetched(url: str, study: str) -> Iterator[Path]:
         yield folder
 
 
-def send(url: str, result: Path) -> int:
+def send(url: str, result: Path, *, calling: str = dimse.TITLE) -> int:
     """Store the DICOM objects in the result folder and return how many.
+
+    ``calling`` is our own title, which only ``dicom://`` knows.
 
     Raises CaseError: ``pacs-url``, ``pacs-nothing`` (no objects there), ``pacs-refused``,
     ``pacs-unreachable``.
     """
-    client = _client(url)
+    client = None if dimse.is_dimse(url) else _client(url)
     with quiet():
         objects = read_results(result)
     if not objects:
@@ -78,6 +82,8 @@ def send(url: str, result: Path) -> int:
             do="Segment a DICOM study; from NIfTI files no DICOM object can be made.",
             code="pacs-nothing",
         )
+    if client is None:
+        return dimse.store(url, objects, calling=calling)
     study = str(objects[0].StudyInstanceUID)
     try:
         with quiet():
@@ -139,12 +145,20 @@ def _fetch(client: DICOMwebClient, study: str, folder: Path) -> None:
 
 def session(url: str) -> requests.Session:
     """Return a session with the credentials of the environment; raise CaseError (``pacs-url``)."""
+    if dimse.is_dimse(url):
+        raise CaseError(
+            "Over dicom:// results can be stored, but no study can be fetched.",
+            do="Give the root of the PACS's DICOMweb service, or export the study into a folder, "
+            "segment that, and store the result with `gliofed-clinic send`.",
+            code="pacs-url",
+        )
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
         raise CaseError(
             "The PACS's address is not an http or https URL without a user's name in it.",
             do="Give the root of its DICOMweb service, as https://pacs.hospital.example/dicom-web; "
-            "the password belongs into GLIOFED_PACS_USER and GLIOFED_PACS_PASSWORD.",
+            "the password belongs into GLIOFED_PACS_USER and GLIOFED_PACS_PASSWORD. To store over "
+            "DIMSE, give dicom://TITLE@HOST:PORT.",
             code="pacs-url",
         )
     made = requests.Session()

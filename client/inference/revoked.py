@@ -22,7 +22,9 @@ def revocations_of(site: Site) -> Revocations:
     if not path.exists():
         return Revocations()
     statement = Statement.load(path, what="list of revoked models")
-    return open_revocations(statement, signer=site.kit.coordinator_key)
+    signer = statement.signer
+    known = signer in site.known_coordinators
+    return open_revocations(statement, signer=signer if known else site.kit.coordinator_key)
 
 
 def take_revocations(site: Site, path: Path) -> Revocations:

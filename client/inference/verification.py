@@ -34,7 +34,7 @@ from client.inference.segment import Segmentation, network_of, segment_case, vol
 from client.site import Site
 from client.training import ExecutionOptions
 from common.errors import CaseError, GliofedError, IdentityError, ModelError, StateError
-from common.identity import fingerprint
+from common.identity import Statement, fingerprint
 from common.metrics import dice
 
 Verdict = Literal["holds", "broken", "unchecked"]
@@ -131,6 +131,9 @@ def _seal(folder: Path, site: Site | None, about: str) -> Check:
         return Check(about, "unchecked", says)
     key = None if site is None else site.identity.public
     try:
+        signer = Statement.load(folder / SEAL, what="seal").signer
+        if site is not None and signer in site.known_identities:
+            key = signer  # of before the site renewed its keys
         name, signed = sealed_sha256(folder, signer=key)
     except GliofedError as error:
         return Check(about, "broken", error.message, type(error))

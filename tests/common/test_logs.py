@@ -79,8 +79,10 @@ ATTACKS: dict[str, Callable[[], object]] = {
     "as a list": lambda: bound().info("order done", took_part=[PATIENT, "north"]),
     "as an order": lambda: bound().info("order done", order=PATIENT, round=PATIENT),
     "bound before": lambda: bound().bind(case=PATIENT).info("order done"),
-    "in a context": lambda: structlog.contextvars.bound_contextvars(case=PATIENT).__enter__()
-    or bound().info("order done"),
+    "in a context": lambda: (
+        structlog.contextvars.bound_contextvars(case=PATIENT).__enter__()
+        or bound().info("order done")
+    ),
     "as an argument": lambda: OURS.warning("A scan of %s is not counted", PATIENT),
     "as a dictionary": lambda: OURS.warning("A scan of %(name)s", {"name": PATIENT}),
     "as an extra": lambda: OURS.warning("A scan", extra={"patient": PATIENT}),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import FederationError
@@ -246,7 +249,8 @@ class FakeControl:
     """The SuperLink's control calls that are used."""
 
     def __init__(self) -> None:
-        self.nodes: list[str] = []
+        self.nodes: dict[bytes, str] = {}
+        self.gone: list[bytes] = []
         self.stopped: list[int] = []
         self.bundle = b""
         self.answers = True
@@ -258,11 +262,22 @@ class FakeControl:
         return None
 
     def ListNodes(self, _: Any) -> Any:  # noqa: N802  Flower's name
-        return SimpleNamespace(nodes_info=[SimpleNamespace(name=name) for name in self.nodes])
+        here = [(key, name, "online") for key, name in self.nodes.items()]
+        gone = [(key, "", "unregistered") for key in self.gone]
+        nodes = [
+            SimpleNamespace(node_id=_node_id(key), name=name, public_key=key, status=status)
+            for key, name, status in [*here, *gone]
+        ]
+        return SimpleNamespace(nodes_info=nodes)
 
     def RegisterNode(self, request: Any) -> None:  # noqa: N802  Flower's name
-        assert request.public_key
-        self.nodes.append(request.name)
+        assert request.public_key not in self.gone, "Flower takes a key once"
+        self.nodes[request.public_key] = request.name
+
+    def UnregisterNode(self, request: Any) -> None:  # noqa: N802  Flower's name
+        key = next(key for key in self.nodes if _node_id(key) == request.node_id)
+        del self.nodes[key]
+        self.gone.append(key)
 
     def ListRuns(self, _: Any) -> Any:  # noqa: N802  Flower's name
         runs = {
@@ -286,16 +301,37 @@ def control(monkeypatch: pytest.MonkeyPatch) -> FakeControl:
     return fake
 
 
+def _node_id(key: bytes) -> int:
+    return zlib.crc32(key)
+
+
+def _key_of(world: Any, name: str) -> bytes:
+    key = load_ssh_public_key(world.consortium.sites.get(name).node_key.encode())
+    return bytes(public_key_to_bytes(key))
+
+
 def test_each_admitted_site_is_registered_once(world: Any, control: FakeControl) -> None:
-    known: set[str] = set()
+    known: dict[bytes, str] = {}
     flower.register_sites(world.consortium, known)
-    assert control.nodes == []
+    assert control.nodes == {}
     world.join("a", "b")
-    control.nodes.append("b")
+    control.nodes[_key_of(world, "b")] = "b"
     for _ in range(2):
         flower.register_sites(world.consortium, known)
-    assert control.nodes == ["b", "a"]
-    assert known == {"a", "b"}
+    assert control.nodes == known == {_key_of(world, name): name for name in "ab"}
+
+
+def test_a_revoked_site_is_no_node_any_more(world: Any, control: FakeControl) -> None:
+    world.join("a", "b")
+    old, known = _key_of(world, "a"), dict[bytes, str]()
+    flower.register_sites(world.consortium, known)
+    world.consortium.sites.revoke("a", by="Ada", why="stolen")
+    flower.register_sites(world.consortium, known)
+    assert (list(control.nodes.values()), control.gone) == (["b"], [old])
+    (world.folder / "a.key").unlink()
+    world.join("a")  # admitted again, with other keys
+    flower.register_sites(world.consortium, known)
+    assert control.nodes[_key_of(world, "a")] == "a"
 
 
 def test_the_one_run_carries_no_code(world: Any, control: FakeControl) -> None:

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_public_key,
+)
 
 from common.errors import StateError
 from server import gateway
-from server.gateway import FLEET_CALLS, MAX_BODY_BYTES, application
+from server.gateway import FLEET_CALLS, KEY_HEADER, MAX_BODY_BYTES, REFUSED, Door, application
 from server.serving import children
 from tests.certificates import expired
 
@@ -38,14 +46,21 @@ class Upstream:
 
 
 def call(
-    upstream: Upstream, method: str, path: str, *, content: Any = b"", **headers: str
+    upstream: Upstream,
+    method: str,
+    path: str,
+    *,
+    content: Any = b"",
+    admits: Callable[[str], bool] = lambda _key: True,
+    **headers: str,
 ) -> httpx.Response:
     async def go() -> httpx.Response:
         transport = httpx.MockTransport(upstream)
         async with (
             httpx.AsyncClient(base_url="https://127.0.0.1:1", transport=transport) as behind,
             httpx.AsyncClient(
-                base_url="https://gateway", transport=httpx.ASGITransport(application(behind))
+                base_url="https://gateway",
+                transport=httpx.ASGITransport(application(behind, admits=admits)),
             ) as client,
         ):
             return await client.request(method, path, content=content, headers=headers)
@@ -164,17 +179,17 @@ def test_refusals_of_the_superlink_are_passed_on(status: int) -> None:
 def test_a_private_consortium_stays_private(
     world: Any, monkeypatch: pytest.MonkeyPatch, host: str, interface: str
 ) -> None:
-    served: dict[str, Any] = {}
-    monkeypatch.setattr(gateway.uvicorn, "run", lambda _app, **options: served.update(options))
+    served: list[uvicorn.Config] = []
+    monkeypatch.setattr(gateway.uvicorn.Server, "run", lambda server: served.append(server.config))
     settings = world.consortium.settings.model_copy(update={"host": host})
     gateway.serve(type(world.consortium)(world.consortium.folder, settings))
-    assert (served["host"], served["port"]) == (interface, 9443)
+    assert (served[0].host, served[0].port) == (interface, 9443)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(served["ssl_certfile"], served["ssl_keyfile"])
+    context.load_cert_chain(str(served[0].ssl_certfile), served[0].ssl_keyfile)
 
 
 def test_an_expired_certificate_is_told(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway.uvicorn, "run", lambda _app, **_options: None)
+    monkeypatch.setattr(gateway.uvicorn.Server, "run", lambda _server: None)
     gateway.serve(world.consortium)
     assert children(world.consortium)
     assert not world.events("certificate expired")
@@ -186,3 +201,45 @@ def test_an_expired_certificate_is_told(world: Any, monkeypatch: pytest.MonkeyPa
     with pytest.raises(StateError, match="expired on 20") as refused:
         children(world.consortium)
     assert refused.value.code == "certificate"
+
+
+def header(world: Any, name: str) -> str:
+    """Return the header in which the SuperNode of a site names its key."""
+    key = load_ssh_public_key(world.consortium.sites.get(name).node_key.encode())
+    return base64.b64encode(
+        key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    ).decode()
+
+
+def knock(door: Door, key: str) -> httpx.Response:
+    return call(Upstream(), "POST", "/v1/fleet/pull-messages", admits=door, **{KEY_HEADER: key})
+
+
+def test_a_revoked_site_is_refused_from_its_next_call_on(world: Any) -> None:
+    world.join("a", "b")
+    door = Door(world.consortium.sites)
+    a, b = header(world, "a"), header(world, "b")
+    assert [knock(door, key).status_code for key in (a, b)] == [200, 200]
+    world.consortium.sites.revoke("a", by="Ada", why="stolen laptop")
+    assert (knock(door, a).status_code, knock(door, a).text) == (403, REFUSED)
+    assert knock(door, b).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "!", base64.b64encode(b"no key").decode(), "stranger"])
+def test_no_key_and_a_strangers_key_are_refused(world: Any, key: str) -> None:
+    world.join("a")
+    if key == "stranger":
+        public = ec.generate_private_key(ec.SECP384R1()).public_key()
+        pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        key = base64.b64encode(pem).decode()
+    assert knock(Door(world.consortium.sites), key).status_code == 403
+
+
+def test_a_folder_that_cannot_be_read_lets_nobody_in(
+    world: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.join("a", "b")
+    key = header(world, "a")
+    (world.consortium.folder / "sites" / "b.json").write_text("{")
+    assert knock(Door(world.consortium.sites), key).status_code == 403
+    assert "Nobody is let in" in capsys.readouterr().err

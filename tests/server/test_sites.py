@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from common.errors import IdentityError, StateError
+from server import provisioning
 
 
 def test_admitted_sites_are_known_by_name(world: Any) -> None:
@@ -79,3 +80,44 @@ def test_a_suspension_whose_file_is_damaged_holds(world: Any) -> None:
         sites.suspended()
     sites.restore("a", by="Ada")
     assert sites.active() == {"a", "b"}
+
+
+def test_a_revoked_site_is_out_and_the_others_go_on(three: Any) -> None:
+    sites = three.consortium.sites
+    three.run()
+    asked = len(three.hospitals["c"].orders)
+    sites.revoke("c", by="Ada", why="its laptop was stolen")
+    assert (sites.names(), sites.out("c"), sites.out("a")) == (["a", "b"], "revoked", "")
+    three.publish("second")
+    three.run("second")
+    assert len(three.hospitals["c"].orders) == asked
+    assert [f["took_part"] for f in three.events("round closed", study="second")] == [
+        ["a", "b"]
+    ] * 2
+    (told,) = three.events("site revoked")
+    assert (told["site"], told["by"], told["why"]) == ("c", "Ada", "its laptop was stolen")
+
+
+def test_a_site_that_is_revoked_in_a_round_is_dropped_from_it(three: Any) -> None:
+    three.fleet.slow["c"] = 50.0
+    three.clock.after(10.0, lambda: three.consortium.sites.revoke("c", by="Ada", why="x"))
+    three.run()
+    closed = three.events("round closed")
+    assert [f["took_part"] for f in closed] == [["a", "b"]] * 2
+    assert closed[0]["dropped"] == {"c": "revoked"}
+
+
+def test_revoked_keys_are_never_admitted_again(world: Any) -> None:
+    world.join("a")
+    old = world.folder / "a.request.json"
+    world.consortium.sites.revoke("a", by="Ada", why="stolen")
+    with pytest.raises(IdentityError, match=r"revoked as those of a: stolen") as refused:
+        provisioning.admit(world.consortium, old, world.folder / "kit")
+    assert refused.value.code == "revoked"
+    with pytest.raises(StateError, match="no site a"):
+        world.consortium.sites.revoke("a", by="Ada", why="again")
+    (world.folder / "a.key").unlink()
+    world.join("a")
+    assert world.consortium.sites.names() == ["a"]
+    world.consortium.sites.revoke("a", by="Ada", why="again")
+    assert len(list((world.consortium.folder / "sites" / "revoked").iterdir())) == 2

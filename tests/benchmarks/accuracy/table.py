@@ -54,11 +54,18 @@ def _line(run: Run, found: list[dict[str, Any]]) -> str:
         run.says,
         f"{found[0]['parameters'] / 1e6:.2f} M",
         "-" if run.epsilon is None else f"{run.epsilon:g}",
-        _spread([one["mean"] for one in found]),
+        _spread([one["mean"] for one in found]) + _best(run, found),
         _spread([one["worst"] for one in found]),
         str(len(found)),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _best(run: Run, found: list[dict[str, Any]]) -> str:
+    """Return the best model's mean, where there is one a hospital."""
+    if run.learn != "alone":
+        return ""
+    return f" (best hospital's {statistics.fmean(one['best_model'] for one in found):.3f})"
 
 
 def _spread(values: list[float]) -> str:
@@ -74,8 +81,10 @@ def _curves(path: Path, done: Sequence[Run], found: dict[str, list[dict[str, Any
     cohorts = [cohort for cohort in COHORTS if any(run.cohort == cohort for run in drawn)]
     if not cohorts:
         return
-    figure, axes = plt.subplots(1, len(cohorts), figsize=(6 * len(cohorts), 5), squeeze=False)
+    figure, axes = plt.subplots(1, len(cohorts), figsize=(7 * len(cohorts), 8), squeeze=False)
+    colours = mpl.colormaps["tab20"].colors
     for axis, cohort in zip(axes[0], cohorts, strict=True):
+        axis.set_prop_cycle(color=colours[::2] + colours[1::2])
         for run in drawn:
             if run.cohort != cohort:
                 continue
@@ -88,8 +97,8 @@ def _curves(path: Path, done: Sequence[Run], found: dict[str, list[dict[str, Any
                 label=run.says,
                 linestyle="-" if run.epsilon is None else "--",
             )
-        axis.set(title=COHORTS[cohort], xlabel="round", ylabel="mean Dice", ylim=(0, 1))
-        axis.legend(fontsize=6)
+        axis.set(title=COHORTS[cohort], xlabel="round", ylabel="mean Dice", ylim=(0, 0.8))
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -92,11 +92,11 @@ def test_the_study_page_marks_the_worst_and_says_who_was_left_out(
     run_all(three)
     text = " ".join(inside.get("/studies/demo").text.split())
     assert "2 of 2 rounds closed" in text
-    assert 'c</span> (privacy-cap)' in text
+    assert "c</span> (privacy-cap)" in text
     assert text.count("(worst)") == 2  # WT and ET, which all report; TC nobody
     assert "of the study's cap" in text
     assert text.count('class="closed"') == 2
-    for found in re.findall(r'<th (?!scope)', text):
+    for found in re.findall(r"<th (?!scope)", text):
         pytest.fail(f"a header without scope: {found}")
 
 
