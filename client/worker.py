@@ -14,9 +14,9 @@ hears of it at once, orders again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
-import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -39,9 +39,12 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from client.app import app
 from client.outbound import Reply, let_out
 from client.site import Site
+from common import logs
 from common.errors import ConsentError, GliofedError, StateError, UpdateError
 from common.processes import repeating
 from common.wire import check_bundle, refusal, unpack_order
+
+_LOG = logging.getLogger("client.worker")
 
 _ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
@@ -89,7 +92,7 @@ class Worker:
                 self._note("order refused", run=run.run_id, code=error.code, reason=str(error))
                 reply = _failure(message, error.code)
             except Exception as error:  # noqa: BLE001  the process's edge: the text must not leave
-                traceback.print_exc()  # into the log; it may name a file, and so a patient
+                _LOG.exception("An order failed unforeseen.")  # its kind and lines, no text
                 name = type(error).__name__
                 self._note("order failed", run=run.run_id, code="internal", error=name)
                 reply = _failure(message, "internal")
@@ -119,7 +122,8 @@ class Worker:
         try:
             self._site.journal.append(event, **facts)
         except StateError as error:
-            sys.stderr.write(f"{event}: {facts}\n{error}\n")
+            _LOG.error("A fact is not in the journal, which does not take it. %s", error)
+            del facts
 
     def _client(self, interceptor: Any, *, name: str) -> RuntimeHttpClient:
         return RuntimeHttpClient.from_server_address(
@@ -152,4 +156,6 @@ def _failure(message: Message, code: str) -> Message:
 
 
 if __name__ == "__main__":
-    Worker(Site.open(Path(sys.argv[1])), sys.argv[2]).run()
+    opened = Site.open(Path(sys.argv[1]))
+    logs.configure("worker", known=lambda: [opened.name, *opened.study_names()])
+    Worker(opened, sys.argv[2]).run()

@@ -210,8 +210,10 @@ class _Words(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.msg, dict):  # of ``get_logger``
             event = str(record.msg.get("event", ""))
-            ours = Path(record.pathname) == Path(__file__) or _is_constant(record, event)
+            caller = str(record.msg.get("pathname", ""))
+            ours = caller == __file__ or event in _constants(caller)
             record.msg = {**record.msg, "event": event if ours else KEPT_BACK}
+            record.msg.pop("pathname", None)
             return True
         record.msg = _words(record, in_words=self._in_words)
         record.args = None
@@ -332,7 +334,14 @@ def configure(
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
     structlog.configure(
-        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            *before,
+            # Whose source the words must be in; a logger of the library may be older than this.
+            structlog.processors.CallsiteParameterAdder(
+                {structlog.processors.CallsiteParameter.PATHNAME}
+            ),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,

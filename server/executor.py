@@ -7,18 +7,20 @@ a new run; the journal says where to go on.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
+from common import logs
 from common.errors import GliofedError, StateError
 from server.app import app
 from server.flower import CALL_ERRORS, register_sites, run_app, start_run
 from server.provisioning import Consortium
 from server.rotation import take_renewals
 
+_LOG = logging.getLogger("server.executor")
 _PAUSE_S = 1.0
 
 
@@ -30,7 +32,7 @@ def execute(consortium: Consortium) -> None:
             run_id = start_run(consortium)
             run_app(consortium, run_id, lambda grid, context: app(grid, context), patience_s=60.0)
         except (*CALL_ERRORS, GliofedError) as error:
-            traceback.print_exc()
+            _LOG.exception("The run was interrupted; another one is started.")
             _record(consortium, f"{type(error).__name__}: {error}"[:300])
         time.sleep(_PAUSE_S)
 
@@ -40,7 +42,7 @@ def _record(consortium: Consortium, reason: str) -> None:
     try:
         consortium.journal.append("federation interrupted", reason=reason)
     except StateError:
-        traceback.print_exc()
+        _LOG.exception("The interruption is not in the journal, which does not take it.")
 
 
 def _keep_registered(consortium: Consortium) -> None:
@@ -52,9 +54,12 @@ def _keep_registered(consortium: Consortium) -> None:
         except CALL_ERRORS:
             known.clear()
         except GliofedError:
-            traceback.print_exc()  # a disk that is full, a file that was changed: try again
+            # A disk that is full, a file that was changed: it is tried again.
+            _LOG.exception("The sites could not be registered.")
         time.sleep(_PAUSE_S)
 
 
 if __name__ == "__main__":
-    execute(Consortium.open(Path(sys.argv[1])))
+    opened = Consortium.open(Path(sys.argv[1]))
+    logs.configure("executor", known=opened.sites.names, in_words=True)
+    execute(opened)

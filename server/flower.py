@@ -231,7 +231,7 @@ def presence(consortium: Consortium) -> dict[str, Presence]:
     with _control(consortium, retries=_once()) as control:
         nodes = control.ListNodes(ListNodesRequest()).nodes_info
     found = {}
-    for node in nodes:
+    for node in sorted(nodes, key=lambda node: bool(node.status == "online")):  # last: it counts
         online = node.status == "online"
         since = node.last_activated_at if online else node.last_deactivated_at or node.online_until
         found[node.name] = Presence(online, str(since))

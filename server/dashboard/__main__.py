@@ -52,6 +52,7 @@ def serve(folder: Path, place: Place, *, metrics_port: int | None = None) -> Non
         log_config=None,
         log_level="warning",
         access_log=False,
+        ws="none",
         server_header=False,
         timeout_graceful_shutdown=1,
         **(tls if place.secure else {}),  # type: ignore[arg-type]

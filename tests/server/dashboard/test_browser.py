@@ -33,7 +33,12 @@ def address(three: Any, tmp_path: Path) -> Iterator[str]:
     port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(
-            pages, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=1
+            pages,
+            host="127.0.0.1",
+            port=port,
+            log_config=None,
+            ws="none",
+            timeout_graceful_shutdown=1,
         )
     )
     thread = threading.Thread(target=server.run)
@@ -62,7 +67,7 @@ def test_a_person_watches_the_rounds(three: Any, address: str, tmp_path: Path) -
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(link(address, issue(tmp_path / "tokens")))
-        page.keyboard.press("Enter")  # the button has the focus
+        page.get_by_role("button", name="Log in").click()
         page.get_by_role("link", name="demo").click()
         closed = page.locator("#rounds-closed")
         assert closed.inner_text() == "0 of 2"
