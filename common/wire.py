@@ -9,8 +9,7 @@ before decoding (number of bytes, names, shapes, dtypes) and after (finite, norm
 own metadata is the sender's claim. Texts about failures are codes; a reason in words is sent only
 for failures whose words are about the protocol and the site's policy, never about a case.
 
-A field that is not used does not travel: a side that is one version older understands what it was
-told as long as nothing newer is used (``common.versions``).
+A field that is not used does not travel.
 
 Each message carries the head of its sender's journal, and the last head that its sender knows of
 the receiver's. A journal that was cut, put back from an old copy or written anew does not hold the
