@@ -76,7 +76,7 @@ def timeline(report: Mapping[str, Any]) -> Markup:
     parts = [_axis(top, bottom, longest, "s")]
     for place, one in enumerate(attempts):
         seconds = one["seconds"]
-        tall = max(3.0, (bottom - top) * (seconds or longest / 2) / longest)
+        tall = max(3.0, (bottom - top) * (longest / 2 if seconds is None else seconds) / longest)
         x = _LEFT + place * step
         took = f"{seconds:.1f} s" if seconds is not None else "no end recorded"
         said = f"Round {one['round']} {one['state']}, {took}, {len(one['sites'])} updates"
