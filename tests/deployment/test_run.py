@@ -53,12 +53,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def private(stack: Stack) -> httpx.Client:
     """A client of the SuperLink's own port, which only the coordinator's machine reaches."""
-    return httpx.Client(base_url=f"https://{stack.consortium.private_address}", verify=trust(stack))
+    return httpx.Client(
+        base_url=f"https://{stack.consortium.private_address}", verify=trust(stack), timeout=60
+    )
 
 
 def public(stack: Stack) -> httpx.Client:
     """A client of the gateway."""
-    return httpx.Client(base_url=f"https://{stack.consortium.address}", verify=trust(stack))
+    return httpx.Client(
+        base_url=f"https://{stack.consortium.address}", verify=trust(stack), timeout=60
+    )
 
 
 def trust(stack: Stack) -> ssl.SSLContext:
