@@ -86,8 +86,8 @@ def segment(
         raise typer.BadParameter("Give the address of the PACS.", param_hint="--pacs")
     from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
+    from client.inference.result_folder import segment_by
     from client.inference.segment import segment as run_segment
-    from client.inference.segment import segment_by
     from client.preemption import clinical_job
     from client.series import decisions, for_once, parse
     from client.site import Site

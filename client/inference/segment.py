@@ -1,118 +1,38 @@
-"""Segment one case and write what a clinician reads: the mask, the volumes, a picture.
+"""How a released model segments a case; ``client.inference.result_folder`` is what comes of it.
 
-Written to the output folder, each file whole or not at all, ``result.json`` last, so that a folder
-with a ``result.json`` is complete::
-
-    segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
-                          input, the grid of the contrast-enhanced T1, without it of the FLAIR)
-    uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.inference.doubt``)
-    overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
-    report.html           all that a clinician reads on one page, in one file (``report.content``)
-    report.pdf            the same on paper
-    *.dcm                 of DICOM input, the same as objects of its study
-                          (``client.inference.dicom_results``)
-    seal.json             with a site's key: its signature over ``result.json``
-    result.json           volumes and their ranges, lesions, change, confidence, model, inputs, what
-                          is missing, preparation and its digest, versions, digests of all other
-                          files, warnings, seconds; its fields are those of ``record.Result``, and
-                          of ``result.schema.json``
+The case is prepared as for training, the networks predict, what they say goes back to its grid.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from client.calibration import AS_IT_IS, Temperatures, calibrated
-from client.cohort import Decide, read_case, undecided
+from client.cohort import Decide, undecided
 from client.confidence import region_confidence
 from client.imaging.absence import check_usable
-from client.imaging.cache import content_sha256
 from client.imaging.case import Case
-from client.imaging.images import read_image
-from client.imaging.nifti import Volume, write_volume
-from client.imaging.plausibility import judge_stripped, warnings_of
+from client.imaging.nifti import Volume
+from client.imaging.plausibility import judge_stripped
 from client.imaging.preprocessing import Prepared, prepare, to_native
-from client.inference.change import change
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
-from client.inference.findings import Diameters, Findings, findings, labels_ml
-from client.inference.lineage import RESULT, outputs, seal, software
-from client.inference.midline import Midline, midline_of
 from client.inference.model import Model
-from client.inference.picture import doubtful, overview
-from client.inference.record import (
-    RESULT_VERSION,
-    Result,
-    federation_json,
-    findings_json,
-    read_prior,
-)
-from client.inference.report.content import content
-from client.inference.report.page import page
-from client.inference.report.sheet import sheet
-from client.inference.reviewed import UNREVIEWED
+from client.inference.record import federation_json
+from client.inference.result_folder import SHOWN, Origin, Segmentation, segment_by
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.training import ExecutionOptions
-from common.errors import ModelError, StateError
-from common.files import json_bytes, write_bytes
+from common.errors import ModelError
 from common.identity import Identity
 from common.networks import build, load_arrays
-from common.regions import MODALITIES, MODALITY_NAMES
-
-_SHOWN: Final = ("t2f", "t1c")
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A label map (X, Y, Z) on the grid ``affine`` of the input.
-
-    ``history`` says how the input was prepared, ``input_sha256`` what the network was given: a site
-    that trains on the case prepares the same. ``brain`` holds, of raw input, what is shown on that
-    grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z) says
-    from 0 to 1 how unsure each voxel is, ``range_ml`` each region's volume of sure and of possible
-    voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of each region
-    (``client.confidence``).
-    """
-
-    labels: NDArray[np.uint8]
-    affine: NDArray[np.float64]
-    history: tuple[dict[str, Any], ...] = ()
-    input_sha256: str = ""
-    brain: Mapping[str, NDArray[np.float32]] | None = None
-    uncertainty: NDArray[np.float32] | None = None
-    range_ml: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    confidence: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a result says of who made it; its fields are those of ``record.Result``.
-
-    ``trusted`` says whether the model's signer is known to be the site's own consortium.
-    """
-
-    model: Mapping[str, Any]
-    federation: Mapping[str, Any]
-    together_with: Sequence[Mapping[str, Any]]
-    postprocessing: Mapping[str, Any]
-    precision: str
-    calibrated: bool
-    trusted: bool
-
-
-Segment = Callable[[Case], tuple[Segmentation, Origin]]
+from common.regions import MODALITIES
 
 
 def origin_of(
@@ -202,7 +122,7 @@ def segment_case(
 
 def _brain(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
     """Return what the picture shows, from the network's input: above 0 in the brain, 0 outside."""
-    names = [name for name in _SHOWN if name not in prepared.missing]
+    names = [name for name in SHOWN if name not in prepared.missing]
     shown = prepared.image[[MODALITIES.index(name) for name in names]]
     lowest = shown.min(axis=(1, 2, 3), keepdims=True)
     positive = np.where(shown != 0, shown - lowest + 0.1, 0).astype(np.float32)
@@ -254,211 +174,6 @@ def segment(
     return segment_by(here, folder, out, decide=decide, prior=prior, sealer=sealer)
 
 
-def segment_by(
-    by: Segment,
-    folder: Path,
-    out: Path,
-    *,
-    decide: Decide = undecided,
-    prior: Path | None = None,
-    sealer: tuple[str, Identity] | None = None,
-) -> dict[str, Any]:
-    """Segment the case in ``folder`` into ``out`` with ``by``, here or elsewhere; as ``segment``.
-
-    Raises what ``by`` raises, CaseError and StateError.
-    """
-    started = time.monotonic()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
-    before = None if prior is None else read_prior(prior)
-    case = read_case(folder, decide=decide)
-    found, origin = by(case)
-    images = found.brain or {
-        name: read_image(case.images[name]).data for name in _SHOWN if name in case.images
-    }
-    measured, midline = measure(found, images)
-    volumes = volumes_ml(found)
-    result = described(
-        case,
-        found,
-        origin,
-        measured,
-        midline=midline,
-        inputs={name: content_sha256(image) for name, image in case.images.items()},
-    )
-    result["case"] = folder.resolve().name
-    result["source"] = str(folder.resolve())
-    if before is not None:
-        result["change"] = change(
-            before,
-            volumes_ml=volumes,
-            range_ml=found.range_ml,
-            of=measured.of,
-            lesions=len(measured.lesions),
-            sum_of_products_mm2=round(measured.sum_of_products_mm2, 1),
-            model_sha256=origin.model["weights_sha256"],
-        ).model_dump(mode="json")
-    with _all_or_nothing(out):
-        percent = _write_images(out, found)
-        largest = measured.lesions[0].diameters if measured.lesions else None
-        _write_report(out, found, images, result, largest)
-        if case.images[case.reference].parts:
-            result["dicom"] = _write_dicom(
-                out, case, found, result, percent, {measured.of: largest} if largest else {}
-            )
-        result["outputs"] = outputs(out)
-        result["seconds"] = round(time.monotonic() - started, 3)
-        written = json_bytes(result)
-        if sealer is not None:
-            seal(out, written, site=sealer[0], key=sealer[1])
-        write_bytes(out / RESULT, written)
-    return result
-
-
-def measure(
-    found: Segmentation, images: Mapping[str, NDArray[np.float32]]
-) -> tuple[Findings, Midline | None]:
-    """Measure the lesions; ``images`` show where the brain is, if ``found`` does not.
-
-    With them comes the midline that sides were told by, None where no brain shows one.
-    """
-    shown = found.brain or {name: images[name] for name in _SHOWN if name in images}
-    brain = np.any([image > 0 for image in shown.values()], axis=0)
-    midline = midline_of(brain, found.affine)
-    return findings(found.labels, found.affine, midline), midline
-
-
-def described(
-    case: Case,
-    found: Segmentation,
-    origin: Origin,
-    measured: Findings,
-    *,
-    midline: Midline | None,
-    inputs: Mapping[str, str],
-) -> dict[str, Any]:
-    """Return what ``result.json`` says; ``inputs`` holds the SHA-256 of each sequence."""
-    volumes = volumes_ml(found)
-    return {
-        "result_version": RESULT_VERSION,
-        "case": case.name,
-        "source": "",
-        "study_date": _study_date(case),
-        "made": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "volumes_ml": volumes,
-        "range_ml": {name: list(ends) for name, ends in found.range_ml.items()},
-        "missing": list(case.missing),
-        "grid_of": case.reference,
-        "confidence": dict(found.confidence),
-        "calibrated": origin.calibrated,
-        "findings": findings_json(measured),
-        "midline": None
-        if midline is None
-        else {"normal": list(midline.normal), "offset_mm": midline.offset_mm},
-        "review": None,
-        "change": None,
-        "model": dict(origin.model),
-        "federation": dict(origin.federation),
-        "together_with": [dict(other) for other in origin.together_with],
-        "postprocessing": dict(origin.postprocessing),
-        "precision": origin.precision,
-        "inputs": {
-            name: {
-                "file": image.path.name,
-                "channel": image.index,
-                "series": image.series or None,
-                "sha256": inputs[name],
-            }
-            for name, image in case.images.items()
-        },
-        "preparation": list(found.history),
-        "prepared_sha256": found.input_sha256,
-        "dicom": {},
-        "outputs": {},
-        "software": software(),
-        "warnings": [
-            *_warnings(
-                found, volumes, trusted=origin.trusted, private=origin.federation["private"]
-            ),
-            *_incomplete(case.missing),
-            *case.notes,
-        ],
-        "seconds": 0.0,
-    }
-
-
-def _write_images(out: Path, found: Segmentation) -> NDArray[np.uint8] | None:
-    """Write mask and uncertainty; return the uncertainty as it was written, in percent."""
-    write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
-    if found.uncertainty is None:
-        return None
-    percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
-    write_volume(out / "uncertainty.nii.gz", percent, found.affine)
-    return percent
-
-
-def _write_report(
-    out: Path,
-    found: Segmentation,
-    images: Mapping[str, NDArray[np.float32]],
-    result: Mapping[str, Any],
-    largest: Diameters | None,
-) -> None:
-    """Write the picture, and the report as page and as PDF."""
-    labels, affine, unsure = found.labels, found.affine, found.uncertainty
-    seen = overview(images, labels, affine, volumes=result["volumes_ml"], diameters=largest)
-    doubt = (
-        None
-        if unsure is None
-        else doubtful(images, labels, affine, uncertainty=unsure, diameters=largest)
-    )
-    report = content(Result.model_validate(result), overview=seen, doubtful=doubt)
-    write_bytes(out / "overview.png", seen)
-    write_bytes(out / "report.html", page(report))
-    write_bytes(out / "report.pdf", sheet(report))
-
-
-def _write_dicom(
-    out: Path,
-    case: Case,
-    found: Segmentation,
-    result: Mapping[str, Any],
-    percent: NDArray[np.uint8] | None,
-    diameters: Mapping[str, Diameters],
-) -> dict[str, str]:
-    """Write the result as DICOM objects, ``report.pdf`` among them; return their UIDs by name."""
-    from client.inference.dicom_results.written import write_results  # not for NIfTI
-
-    return write_results(
-        out,
-        case.images[case.reference],
-        found.labels,
-        found.affine,
-        percent=percent,
-        volumes_ml=result["volumes_ml"],
-        model=result["model"],
-        diameters_mm={name: (one.long_mm, one.across_mm) for name, one in diameters.items()},
-    )
-
-
-@contextmanager
-def _all_or_nothing(out: Path) -> Iterator[None]:
-    """Leave nothing in the folder ``out``, which was empty, if the result does not become whole."""
-    try:
-        yield
-    except BaseException:
-        for path in out.iterdir() if out.is_dir() else ():
-            path.unlink()
-        raise
-
-
-def _study_date(case: Case) -> str | None:
-    """Return the date of a DICOM study; the session of other cases is any word."""
-    found = re.fullmatch(r"(\d{4})(\d{2})(\d{2})", case.session)
-    dicom = any(image.parts for image in case.images.values())
-    return "-".join(found.groups()) if dicom and found else None
-
-
 def check_together(model: Model, other: Model) -> None:
     """Raise ModelError unless the two can predict together: both see the same prepared image."""
     if other.protocol.preprocessing_sha256 != model.protocol.preprocessing_sha256:
@@ -468,52 +183,3 @@ def check_together(model: Model, other: Model) -> None:
             do="Let only models with the same preprocessing predict together.",
             code="model-preprocessing",
         )
-
-
-def volumes_ml(found: Segmentation) -> dict[str, float]:
-    """Return the volume in mL of each label and of the regions TC and WT."""
-    return labels_ml(found.labels, found.affine)
-
-
-def _incomplete(missing: tuple[str, ...]) -> list[str]:
-    """Say what a segmentation without some sequences is worth."""
-    if not missing:
-        return []
-    names = " and ".join(f"{MODALITY_NAMES[name]} ({name})" for name in missing)
-    warnings = [
-        f"Without {names}: the segmentation is less exact than with all four sequences, and its "
-        "uncertainty and the ranges of its volumes are wider."
-    ]
-    if "t1c" in missing:
-        warnings.append(
-            "Without contrast-enhanced T1 nothing shows which tumour takes up contrast: enhancing "
-            "tumour and tumour core are guesses."
-        )
-    if len(missing) == len(MODALITIES) - 1:
-        warnings.append(
-            "With one sequence alone nothing tells how much the others would have changed: the "
-            "uncertainty is only what the network says of itself."
-        )
-    return warnings
-
-
-def _warnings(
-    found: Segmentation, volumes: dict[str, float], *, trusted: bool, private: bool
-) -> list[str]:
-    warnings = [UNREVIEWED]
-    if not trusted:
-        warnings.append(
-            "The model's files fit its signature, but nobody said whose signature it is: install "
-            "the model at a site and use --site to have that checked."
-        )
-    if not private:
-        warnings.append("The model was trained WITHOUT differential privacy.")
-    if volumes["WT"] == 0:
-        warnings.append("No tumour was found. This does not show that there is none.")
-    spacing = np.linalg.norm(found.affine[:3, :3], axis=0)
-    if spacing.max() > 2.0:
-        warnings.append(
-            f"The input's voxels are up to {spacing.max():.1f} mm wide: small parts of a tumour "
-            "cannot be seen and volumes are coarse."
-        )
-    return warnings + warnings_of(found.history)

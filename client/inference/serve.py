@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from client.inference.pacs import send
-from client.inference.segment import segment_by
+from client.inference.result_folder import segment_by
 from client.inference.service.access import own_token, read_token, server_credentials
 from client.inference.service.counters import Counters
 from client.inference.service.line import Line

@@ -29,8 +29,9 @@ from client.inference.installed import installed_model
 from client.inference.lineage import RESULT, SEAL, sealed_sha256, sha256_of, software
 from client.inference.model import Model, open_model
 from client.inference.record import Identity, Result
+from client.inference.result_folder import Segmentation, volumes_ml
 from client.inference.revoked import check_not_revoked, revocations_of
-from client.inference.segment import Segmentation, network_of, segment_case, volumes_ml
+from client.inference.segment import network_of, segment_case
 from client.site import Site
 from client.training import ExecutionOptions
 from common.errors import CaseError, GliofedError, IdentityError, ModelError, StateError

@@ -15,7 +15,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from client.imaging.case import Case
 from client.imaging.images import read_image
-from client.inference.segment import Origin, Segment, Segmentation
+from client.inference.result_folder import Origin, Segment, Segmentation
 from client.inference.service.access import HEADER, channel_credentials, is_loopback, read_token
 from client.inference.service.tensors import ERROR, answered, request_of
 from common.errors import CaseError, FederationError, GliofedError, IdentityError

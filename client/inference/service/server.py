@@ -22,7 +22,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2 as words
 
-from client.inference.segment import described, measure
+from client.inference.result_folder import described, measure
 from client.inference.service import tensors
 from client.inference.service.access import allowed
 from client.inference.service.counters import Counters

@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2 as words
 
 from client.imaging.case import Case, Image
 from client.imaging.nifti import Volume, checked
-from client.inference.segment import Origin, Segmentation
+from client.inference.result_folder import Origin, Segmentation
 from common.errors import CaseError, FederationError
 from common.regions import MODALITIES
 

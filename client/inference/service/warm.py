@@ -19,7 +19,8 @@ from client.imaging.case import Case
 from client.imaging.nifti import Volume
 from client.inference.installed import active_model, temperatures_of
 from client.inference.model import Model
-from client.inference.segment import Origin, Segmentation, network_of, origin_of, segment_case
+from client.inference.result_folder import Origin, Segmentation
+from client.inference.segment import network_of, origin_of, segment_case
 from client.site import Site
 from client.training import ExecutionOptions
 from common.errors import GliofedError

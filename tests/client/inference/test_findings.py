@@ -7,7 +7,7 @@ import pytest
 
 from client.inference.findings import Findings, axial_axis, findings
 from client.inference.midline import Midline, midline_of
-from client.inference.segment import Segmentation, volumes_ml
+from client.inference.result_folder import Segmentation, volumes_ml
 
 SHAPE = (96, 104, 40)
 

@@ -21,7 +21,8 @@ from client.inference import segment as segmenting
 from client.inference.dicom_results import written
 from client.inference.model import Model, open_model
 from client.inference.record import Result
-from client.inference.segment import Segmentation, network_of, segment, segment_case, volumes_ml
+from client.inference.result_folder import Segmentation, volumes_ml
+from client.inference.segment import network_of, segment, segment_case
 from client.training import ExecutionOptions
 from common.errors import CaseError, ModelError, StateError
 from common.protocol import PreprocessingOptions, preprocessing_digest
