@@ -52,7 +52,7 @@ def check_not_revoked(card: Mapping[str, Any], revoked: Revocations) -> None:
     if found is not None:
         raise ModelError(
             f"The model {card['name']} {card['version']} was revoked on {found.time[:10]} by the "
-            f"coordinator, {found.by}: {found.why}",
+            f"coordinator, {found.by}: {found.why.rstrip('.')}.",
             do="Install another release with `gliofed-site install`; review again what this one "
             "segmented.",
             code="model-revoked",

@@ -127,7 +127,7 @@ def _watching(
         def there() -> None:
             with clinical_job(site):
                 segment_by(
-                    keeper.warm.segment,
+                    keeper.for_work().segment,
                     folder,
                     place,
                     decide=decisions(site),

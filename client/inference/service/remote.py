@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +18,16 @@ from client.imaging.images import read_image
 from client.inference.result_folder import Origin, Segment, Segmentation
 from client.inference.service.access import HEADER, channel_credentials, is_loopback, read_token
 from client.inference.service.tensors import ERROR, answered, request_of
-from common.errors import CaseError, FederationError, GliofedError, IdentityError
+from common.errors import CaseError, FederationError, GliofedError, IdentityError, ModelError
 
 TIMEOUT_S: Final = 1800.0
 _ATTEMPTS: Final = 4
 _WAIT_MS: Final = 500
+_OWN: Final[Mapping[grpc.StatusCode, type[GliofedError]]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: CaseError,
+    grpc.StatusCode.FAILED_PRECONDITION: ModelError,
+}
+"""What the service says in its own words, and what that is here."""
 _AGAIN: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
@@ -90,10 +95,11 @@ def _said(address: str, error: Any) -> GliofedError:
     """Return the failure of a call in our own words, or in the service's where it has some."""
     status = error.code()
     packed = dict(error.trailing_metadata() or ()).get(ERROR)
-    if packed is not None and status is grpc.StatusCode.INVALID_ARGUMENT:
+    kind = _OWN.get(status)
+    if packed is not None and kind is not None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             values = json.loads(packed)
-            return CaseError(values["message"], do=values["do"], code=values["code"])
+            return kind(values["message"], do=values["do"], code=values["code"])
     if status is grpc.StatusCode.UNAUTHENTICATED:
         return IdentityError(
             f"The service at {address} does not take the token.",

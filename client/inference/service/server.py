@@ -28,7 +28,7 @@ from client.inference.service.access import allowed
 from client.inference.service.counters import Counters
 from client.inference.service.line import Full, Late, Line
 from client.inference.service.warm import Keeper, Warm
-from common.errors import GliofedError, StateError
+from common.errors import GliofedError, ModelError, StateError
 
 SERVICE: Final = "inference.GRPCInferenceService"
 _LOG = logging.getLogger(__name__)
@@ -144,7 +144,8 @@ class Service:
 
     def _model_ready(self, request: Any, _: grpc.ServicerContext) -> Message:
         warm = self._keeper.warm
-        return words.ModelReadyResponse(ready=self._ready and _is(warm, request.name, request))
+        ready = self._ready and self._keeper.usable and _is(warm, request.name, request)
+        return words.ModelReadyResponse(ready=ready)
 
     def _model_metadata(self, request: Any, context: grpc.ServicerContext) -> Message:
         warm = self._keeper.warm
@@ -181,7 +182,7 @@ class Service:
 
         def work() -> Message:
             with self._job():
-                return self._segmented(self._keeper.warm, asked, request)
+                return self._segmented(self._keeper.for_work(), asked, request)
 
         try:
             future = self._line.join(work, wanted=context.is_active)
@@ -240,8 +241,11 @@ def _seconds(remaining: float | None) -> float | None:
 
 
 def _invalid(error: GliofedError) -> _Refused:
-    kind = isinstance(error, StateError)
-    status = grpc.StatusCode.UNAVAILABLE if kind else grpc.StatusCode.INVALID_ARGUMENT
+    status = grpc.StatusCode.INVALID_ARGUMENT
+    if isinstance(error, StateError):
+        status = grpc.StatusCode.UNAVAILABLE
+    elif isinstance(error, ModelError):
+        status = grpc.StatusCode.FAILED_PRECONDITION
     return _Refused(status, error.code, str(error)[:_LONGEST], error)
 
 

@@ -1,11 +1,13 @@
 """The active model, kept ready on the device, and exchanged when another is installed.
 
 Who works with a model holds it until the work is done: an exchange disturbs nobody. A model that
-cannot be opened is not taken; the one before it goes on, and the reason is told once.
+cannot be opened is not taken; the one before it goes on, and the reason is told once. One that was
+revoked, or has expired, while it was in use does no more work.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -23,10 +25,13 @@ from client.inference.result_folder import Origin, Segmentation
 from client.inference.segment import network_of, origin_of, segment_case
 from client.site import Site
 from client.training import ExecutionOptions
-from common.errors import GliofedError
+from common.errors import GliofedError, ModelError
 
 LOOK_S: Final = 1.0
 """Between two looks for another active model."""
+
+_ENDED: Final = frozenset({"model-revoked", "model-expired"})
+"""Codes of failures that end the use of the model that is warm."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,11 +80,23 @@ class Keeper:
         self._site, self._execution, self._told = site, execution, told
         self._seen = self._state()
         self._lock = threading.Lock()
+        self._ended: ModelError | None = None
         self._warm = self._load()
 
     @property
     def warm(self) -> Warm:
-        """The model for the next piece of work."""
+        """The model that is ready."""
+        return self._warm
+
+    @property
+    def usable(self) -> bool:
+        """Whether the model may be used: it was not revoked and has not expired."""
+        return self._ended is None
+
+    def for_work(self) -> Warm:
+        """Return the model for the next piece of work; raise ModelError if it is not usable."""
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
         return self._warm
 
     def look(self) -> None:
@@ -90,7 +107,10 @@ class Keeper:
                 return
             try:
                 self._warm = self._load()
+                self._ended = None
             except (GliofedError, OSError) as error:
+                if isinstance(error, ModelError) and error.code in _ENDED:
+                    self._ended = error
                 _LOG.error("The model that was installed is not used. %s", error)
             self._seen = state
 
@@ -102,10 +122,11 @@ class Keeper:
         return warm
 
     def _state(self) -> Any:
-        """Return what changes with the files that say which model is active and calibrated."""
+        """Return what changes when another model may be active, calibrated or allowed."""
         folder = self._site.folder / "models"
-        files = [folder / "active.json", *sorted(folder.glob("*.calibration.json"))]
-        found = []
+        files = [folder / "active.json", folder / "revoked.json"]
+        files += sorted(folder.glob("*.calibration.json"))
+        found: list[object] = [dt.date.today()]
         for path in files:
             try:
                 facts = path.stat()

@@ -46,6 +46,8 @@ class Watcher:
                 self.look(stopping)
             except GliofedError as error:
                 _LOG.warning("Watching goes on at the next look. %s", error)
+            except Exception as error:  # noqa: BLE001 - the edge: the watch must not end unseen
+                _LOG.error("A look failed in an unforeseen way (%s).", type(error).__name__)
             stopping.wait(every_s)
 
     def look(self, stopping: threading.Event | None = None) -> None:

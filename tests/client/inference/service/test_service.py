@@ -23,12 +23,14 @@ from tritonclient.utils import InferenceServerException
 
 from client.inference import cli
 from client.inference.installed import activate
+from client.inference.revoked import take_revocations
 from client.inference.segment import segment
 from client.inference.serve import Access, Running
 from client.inference.service import warm as keeping
 from client.inference.service.server import Terms
-from common.errors import IdentityError, StateError
+from common.errors import IdentityError, ModelError, StateError
 from common.processes import free_port
+from server.revocation import revoke, write_revocations
 from tests.client.conftest import Run
 from tests.client.inference.service.conftest import PLAIN, Serve, client, headers, inputs, volumes
 from tests.consortia import STUDY, World
@@ -406,6 +408,33 @@ def test_a_damaged_model_is_not_taken(serve: Serve, world: World, case: Path) ->
         assert running.keeper.warm is before
         got = asking.infer(STUDY, inputs(volumes(case)), headers=headers(running))
         assert got.get_response().model_version == before.version
+
+
+def test_a_model_that_is_revoked_while_it_serves_does_no_more_work(
+    serve: Serve, world: World, case: Path, tmp_path: Path, command: Run
+) -> None:
+    listed = tmp_path / "revoked.json"
+    revoke(world.consortium, STUDY, number=1, by="Dr. Tamm", why="wrong labels")
+    write_revocations(world.consortium, listed)
+    with serve() as running, client(running) as asking:
+        known = headers(running)
+        assert asking.is_model_ready(STUDY, headers=known)
+        take_revocations(world.site, listed)
+        until(lambda: not running.keeper.usable)
+        assert not asking.is_model_ready(STUDY, headers=known)
+        with pytest.raises(InferenceServerException, match="was revoked on") as caught:
+            asking.infer(STUDY, inputs(volumes(case)), headers=known)
+        assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
+        server = ("--server", f"127.0.0.1:{running.port}", "--token-file", running.token)
+        said = command(cli.main, "segment", case, "--out", tmp_path / "out", *server)
+        assert said.code == ModelError.exit_code
+        assert "wrong labels" in said.err
+        assert not (tmp_path / "out").exists()
+
+        assert activate(world.site, world.model(2), {"cases": 1, "dice": {"WT": 0.9}})
+        until(lambda: running.keeper.usable)
+        got = asking.infer(STUDY, inputs(volumes(case)), headers=known)
+        assert got.get_response().model_version == world.model(2).card["version"]
 
 
 def test_what_was_begun_is_finished_at_the_end(serve: Serve, case: Path, gate: Gate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -90,3 +91,21 @@ def test_a_result_is_stored_once_also_later(tmp_path: Path) -> None:
         Watcher(source, Journal(tmp_path), work, send=send).look()
     assert (work.asked, len(sent)) == (["one"], 1)
     assert Journal(tmp_path).record("one").stored == 4
+
+
+def test_a_look_that_fails_in_an_unforeseen_way_does_not_end_the_watch(tmp_path: Path) -> None:
+    stopping = threading.Event()
+
+    class Odd(Source):
+        looks = 0
+
+        def look(self) -> Iterator[Found]:
+            self.looks += 1
+            if self.looks == 1:
+                raise PermissionError(13, "Permission denied")
+            yield from super().look()
+            stopping.set()
+
+    work, source = Work(), Odd("one")
+    Watcher(source, Journal(tmp_path), work).run(stopping, every_s=0.01)
+    assert (source.looks, work.asked) == (2, ["one"])
