@@ -49,6 +49,8 @@ def rotate_ca(
             console.say("The sites learn of the new authority; `rotate-ca` again finishes it.")
             return
     left_out = frozenset(without or ())
+    if wait and (waited_for := consortium.sites.without_kit() - left_out):
+        console.say(f"Waiting until they trust the new authority: {', '.join(sorted(waited_for))}.")
     while wait and consortium.sites.without_kit() - left_out:
         time.sleep(0.5)
     rotation.finish_authority(consortium, by=by, without=left_out)

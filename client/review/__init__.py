@@ -1,4 +1,4 @@
-"""What a review of a segmentation is built from.
+"""What a review of a segmentation is built from. There is no page and no command yet.
 
     gate      who may ask a page on this machine: one link, one cookie, one host
     versions  reviews on the disk: numbered, whole, never written over, in a hash-chained log

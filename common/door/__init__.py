@@ -1,17 +1,16 @@
 """The door to a page of ours: one-time links, sessions, and what no browser may do with the page.
 
-``gliofed-server serve`` and ``gliofed-site run`` print a link with a token. The token opens the
-door once, within an hour, and is then worth nothing: its file is removed before the session begins,
-so that two who come with it at once cannot both get in. A session is a random cookie that scripts
-cannot read; it lives in memory, so that it ends with the process.
+``gliofed-server serve --dashboard`` prints a link with a token. The token opens the door once,
+within an hour, and is then worth nothing: its file is removed before the session begins, so that
+two who come with it at once cannot both get in. A session is a random cookie that scripts cannot
+read; it lives in memory, so that it ends with the process.
 
 Every answer carries a content security policy under which nothing but our own files is loaded, no
 inline script or style runs, and no form goes elsewhere. Requests under a foreign host name are
 refused (DNS rebinding), and so are those that change something unless they come from our own page
 and carry the session's own secret (CSRF).
 
-Out of scope: what the pages show (``server.dashboard``, ``client.desk``); TLS, which is the
-server's that runs this.
+Out of scope: what the pages show (``server.dashboard``); TLS, which is the server's that runs this.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import jinja2
 from starlette.applications import Starlette
@@ -255,8 +255,6 @@ def _from_here(headers: Headers, *, scheme: str) -> bool:
 
 
 async def _read_form(request: Request) -> dict[str, str] | None:
-    from urllib.parse import parse_qs
-
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
