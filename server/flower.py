@@ -234,7 +234,7 @@ def presence(consortium: Consortium) -> dict[str, Presence]:
     for node in sorted(nodes, key=lambda node: bool(node.status == "online")):  # last: it counts
         online = node.status == "online"
         since = node.last_activated_at if online else node.last_deactivated_at or node.online_until
-        found[node.name] = Presence(online, str(since))
+        found[node.name] = Presence(online, str(since) if since else "")  # 0 or "": never
     return found
 
 

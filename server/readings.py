@@ -57,6 +57,8 @@ class ModelReading:
     start: str
     sites: tuple[str, ...]
     private: bool | None
+    revoked: Entry | None
+    """The fact that nobody must use it any more."""
     facts: Mapping[str, Any]
     closed: tuple[Mapping[str, Any], ...]
     """The rounds that led to it: number, weights, who took part."""
@@ -174,6 +176,7 @@ def _models(
     entries: Sequence[Entry], studies: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[ModelReading]:
     """Yield the released models, newest first."""
+    revoked = {e.facts["weights_sha256"]: e for e in entries if e.event == "model revoked"}
     for entry in reversed(entries):
         if entry.event != "model released":
             continue
@@ -191,6 +194,7 @@ def _models(
             start=str(starts[-1].facts["source"]) if starts else "",
             sites=tuple(sorted({site for one in closed for site in one["took_part"]})),
             private=facts.get("private"),
+            revoked=revoked.get(facts["weights_sha256"]),
             facts=facts,
             closed=closed,
         )

@@ -16,7 +16,7 @@ from common.regions import REGIONS
 from server.readings import SiteReading
 
 _WIDE: Final = 760
-_LEFT: Final = 46
+_LEFT: Final = 64
 _COLOURS: Final = 6
 _MOST_BARS: Final = 120
 
@@ -129,7 +129,7 @@ def epsilon(report: Mapping[str, Any]) -> Markup:
         lines,
         top_value=top,
         unit="",
-        title="Epsilon by round and site; the dashed line is the cap",
+        title="Epsilon by round and site; the dotted line is the cap",
         cap=report["max_epsilon"],
     )
 

@@ -20,6 +20,7 @@ from server.dashboard.pages import application, changes
 from server.fleet import Presence
 from server.readings import Readings
 from server.release import release
+from server.revocation import revoke
 
 
 class Now:
@@ -115,6 +116,9 @@ def test_models_have_a_lineage(three: Any, inside: TestClient, tmp_path: Path) -
     assert "demo 1.0.2+mean2" in text
     assert "the mean of rounds 1 to 2" in text
     assert "Lineage: 2 rounds" in text
+    assert "Revoked" not in text
+    revoke(three.consortium, "demo", number=2, by="Dr. Tamm", why="wrong <labels>")
+    assert "by Dr. Tamm: wrong &lt;labels&gt;" in inside.get("/models").text
 
 
 def test_the_journal_is_paged_and_filtered(three: Any, inside: TestClient) -> None:
