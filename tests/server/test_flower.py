@@ -4,6 +4,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from common.errors import FederationError
 from common.wire import MESSAGE_TYPES, Order, Report, pack
 from server import flower
-from server.fleet import Delivery
+from server.fleet import Delivery, Presence
 from server.flower import GridFleet
 
 ORDER = Order(kind="train", study="demo", round=1, protocol="{}")
@@ -375,3 +376,30 @@ def test_a_site_whose_upload_stalls_holds_nobody_up() -> None:
     late = collected(sites, "ticket-1")
     assert late is not None
     assert late.content is not None
+
+
+def test_presence_says_since_when_and_nothing_of_who_never_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def node(name: str, status: str, *times: object) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name,
+            status=status,
+            last_activated_at=times[0],
+            last_deactivated_at=times[1],
+            online_until=times[2],
+        )
+
+    nodes = [
+        node("north", "online", "2026-01-02T03:04:05", "", 1767322000.0),
+        node("south", "offline", "2026-01-02T03:04:05", "2026-01-02T04:00:00", 0.0),
+        node("west", "registered", "", "", 0.0),
+        node("north", "offline", "2025-01-01T00:00:00", "2025-01-01T01:00:00", 0.0),
+    ]
+    control = SimpleNamespace(ListNodes=lambda _: SimpleNamespace(nodes_info=nodes))
+    monkeypatch.setattr(flower, "_control", lambda *_, **__: nullcontext(control))
+    assert flower.presence(SimpleNamespace()) == {  # type: ignore[arg-type]
+        "north": Presence(online=True, since="2026-01-02T03:04:05"),
+        "south": Presence(online=False, since="2026-01-02T04:00:00"),
+        "west": Presence(online=False, since=""),
+    }
