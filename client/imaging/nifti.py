@@ -26,7 +26,7 @@ from common.files import write_secret
 
 _GZIP: Final = b"\x1f\x8b"
 _KINDS: Final = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the header's first field
-_UNREADABLE: Final = (
+UNREADABLE: Final = (
     EOFError,
     HeaderDataError,
     ImageFileError,
@@ -35,6 +35,7 @@ _UNREADABLE: Final = (
     WrapStructError,
     zlib.error,
 )
+"""What nibabel and zlib raise for a file that is no whole NIfTI."""
 _MAX_VOXELS: Final = 2**28
 _COPY_AGAIN: Final = "Copy or export this file again."
 _CONVERT: Final = "Export the image again as a 3-D NIfTI file, for instance with dcm2niix."
@@ -82,7 +83,7 @@ def read_volume(
                 data, affine = _read(file, path, index)
     except FileNotFoundError:
         raise CaseError(f"{path} does not exist.", do="Check the path.", code="case-file") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise CaseError(
             f"{path} cannot be read: it is truncated, damaged or not NIfTI ({error}).",
             do=_COPY_AGAIN,

@@ -10,26 +10,15 @@ from typing import Final
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from client.imaging.nifti import UNREADABLE
 from common.errors import CaseError
 from common.regions import LABELS
 
 _GZIP: Final = b"\x1f\x8b"
 _HEADER_BYTES: Final = 2**16  # a header and what extensions may follow it
 _SAME_MM: Final = 1e-2
-_UNREADABLE: Final = (
-    EOFError,
-    HeaderDataError,
-    ImageFileError,
-    OSError,
-    ValueError,
-    WrapStructError,
-    zlib.error,
-)
 
 
 def most_bytes(shape: tuple[int, ...]) -> int:
@@ -45,7 +34,7 @@ def read_mask(
         image = nib.Nifti1Image.from_bytes(_unpacked(body, most_bytes(shape)))
         kind, found = image.get_data_dtype(), image.shape
         data = np.asarray(image.dataobj) if kind == np.uint8 else None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _refused(f"it is no whole NIfTI file ({type(error).__name__})") from error
     if data is None:
         raise _refused(f"its voxels are of type {kind}, not uint8")
