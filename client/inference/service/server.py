@@ -1,7 +1,6 @@
 """The gRPC server: health, metadata and inference, and its orderly end.
 
 Of the protocol's methods those are served that a clinic needs; others are UNIMPLEMENTED.
-ServerLive and ServerReady need no token: they are for probes and say nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ from client.inference.service.warm import Keeper, Warm
 from common.errors import GliofedError, ModelError, StateError
 
 SERVICE: Final = "inference.GRPCInferenceService"
+OPEN: Final = ("ServerLive", "ServerReady")
+"""Methods that need no token: they are for probes and say nothing."""
 _LOG = logging.getLogger(__name__)
 _OTHERS: Final = 8  # threads beyond those that wait in the line: for health and for refusals
 _LONGEST: Final = 1500  # characters of a message in metadata
@@ -62,7 +63,7 @@ class Service:
         job: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._keeper, self._line, self._counters = keeper, line, counters
-        self._token, self._job = token, job
+        self._job = job
         self._ready = True
         most = terms.places + 1 + _OTHERS
         size = terms.max_message_mb * 2**20
@@ -74,6 +75,7 @@ class Service:
                 ("grpc.so_reuseport", 0),
             ],
             maximum_concurrent_rpcs=2 * most,
+            interceptors=(_Guard(token, counters),),
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         address = f"{terms.host}:{terms.port}"
@@ -99,7 +101,7 @@ class Service:
         return time.monotonic() - began < within_s
 
     def _handlers(self) -> Any:
-        public: dict[str, tuple[type[Message], _Answer]] = {
+        methods: dict[str, tuple[type[Message], _Answer]] = {
             "ServerLive": (
                 words.ServerLiveRequest,
                 lambda *_: words.ServerLiveResponse(live=True),
@@ -108,36 +110,13 @@ class Service:
                 words.ServerReadyRequest,
                 lambda *_: words.ServerReadyResponse(ready=self._ready),
             ),
-        }
-        private: dict[str, tuple[type[Message], _Answer]] = {
             "ServerMetadata": (words.ServerMetadataRequest, self._server_metadata),
             "ModelReady": (words.ModelReadyRequest, self._model_ready),
             "ModelMetadata": (words.ModelMetadataRequest, self._model_metadata),
             "ModelInfer": (words.ModelInferRequest, self._infer),
         }
-        methods = {name: self._method(*one, secret=False) for name, one in public.items()}
-        methods |= {name: self._method(*one, secret=True) for name, one in private.items()}
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
-
-    def _method(self, kind: type[Message], answer: _Answer, *, secret: bool) -> Any:
-        """Return a handler that checks the token before it reads the message."""
-
-        def behave(raw: bytes, context: grpc.ServicerContext) -> Message:
-            if secret and not allowed(context.invocation_metadata(), self._token):
-                self._counters.refused.labels("token").inc()
-                context.abort(
-                    grpc.StatusCode.UNAUTHENTICATED,
-                    "The token is missing or wrong: send `authorization: Bearer TOKEN`.",
-                )
-            try:
-                request = kind.FromString(raw)
-            except DecodeError:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The message cannot be read.")
-            return answer(request, context)
-
-        return grpc.unary_unary_rpc_method_handler(
-            behave, response_serializer=lambda message: message.SerializeToString()
-        )
+        handlers = {name: _method(*one) for name, one in methods.items()}
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _server_metadata(self, _: Any, __: grpc.ServicerContext) -> Message:
         return words.ServerMetadataResponse(name="gliofed", version=version("gliofed"))
@@ -219,6 +198,43 @@ class Service:
         )
         result["seconds"] = round(time.monotonic() - began, 3)
         return tensors.answer(found, result, request=request, wanted=asked.outputs)
+
+
+class _Guard(grpc.ServerInterceptor):  # type: ignore[misc] # grpc has no types
+    """Lets who has the token call everything, and anybody ask whether the service is well.
+
+    Who has none is refused before the message is read: it can be large.
+    """
+
+    def __init__(self, token: bytes, counters: Counters) -> None:
+        self._token, self._counters = token, counters
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        open_to_all = details.method in {f"/{SERVICE}/{name}" for name in OPEN}
+        if open_to_all or allowed(details.invocation_metadata, self._token):
+            return continuation(details)
+        # Of a stream nothing is read until it is asked for.
+        return grpc.stream_unary_rpc_method_handler(self._refuse)
+
+    def _refuse(self, _: Any, context: grpc.ServicerContext) -> None:
+        self._counters.refused.labels("token").inc()
+        context.abort(
+            grpc.StatusCode.UNAUTHENTICATED,
+            "The token is missing or wrong: send `authorization: Bearer TOKEN`.",
+        )
+
+
+def _method(kind: type[Message], answer: _Answer) -> Any:
+    def behave(raw: bytes, context: grpc.ServicerContext) -> Message:
+        try:
+            request = kind.FromString(raw)
+        except DecodeError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The message cannot be read.")
+        return answer(request, context)
+
+    return grpc.unary_unary_rpc_method_handler(
+        behave, response_serializer=lambda message: message.SerializeToString()
+    )
 
 
 class _Refused(Exception):  # noqa: N818

@@ -255,6 +255,15 @@ def test_the_sites_own_token_is_a_secret(running: Running) -> None:
     assert running.token.stat().st_mode & 0o077 == 0
 
 
+def test_without_the_token_no_message_is_read(serve: Serve) -> None:
+    large = _tensor("t1n", "FP32", np.ones((128, 128, 32), np.float32))  # 2 MiB
+    with serve(terms=Terms(port=0, max_message_mb=1)) as running, client(running) as asking:
+        for known, status in (({}, "UNAUTHENTICATED"), (headers(running), "RESOURCE_EXHAUSTED")):
+            with pytest.raises(InferenceServerException) as caught:
+                asking.infer(STUDY, [large], headers=known)
+            assert caught.value.status() == f"StatusCode.{status}"
+
+
 def test_plain_text_stays_on_this_machine(serve: Serve, case: Path, tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="Without TLS"), serve(terms=Terms("0.0.0.0", 0)):  # noqa: S104
         pass
