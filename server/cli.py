@@ -19,7 +19,6 @@ from common.processes import Supervisor, stop_on_signals
 from common.weights import load
 from server import provisioning, serving
 from server.dashboard.place import Place
-from server.event_files import write_events
 from server.health import check as check_health
 from server.lifetime import app as lifetime
 from server.planning import simulate
@@ -262,6 +261,8 @@ def export(
     tensorboard: Annotated[Path, typer.Option(help="TensorBoard's folder: one run a study.")],
 ) -> None:
     """Write a study's figures by round for TensorBoard."""
+    from server.event_files import write_events  # tensorboardX loads torch where there is one
+
     consortium = Consortium.open(folder)
     told = full_report(
         consortium.study(study), consortium.journal, admitted=consortium.sites.names()
