@@ -41,7 +41,14 @@ def review(
     from client.review.desk import Desk
     from client.review.serving import serve
 
-    serve(result, lambda: Desk(result, case), port=port, reviewer=reviewer, browser=browser, told=_tell)
+    serve(
+        result,
+        lambda: Desk(result, case),
+        port=port,
+        reviewer=reviewer,
+        browser=browser,
+        told=_tell,
+    )
 
 
 def _tell(address: str) -> None:

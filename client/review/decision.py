@@ -25,6 +25,7 @@ from client.inference.record import Result, findings_json, read_result
 from client.inference.result_folder import (
     MASK,
     NO_TUMOUR,
+    SHOWN,
     Segmentation,
     write_dicom,
     write_report,
@@ -130,7 +131,9 @@ def _write(
     stored = subject.result.midline
     midline = None if stored is None else Midline(stored.normal, stored.offset_mm)
     measured = findings(labels, subject.affine, midline)
-    result = reviewed_result(subject.result, review, labels, subject.affine, findings_json(measured))
+    result = reviewed_result(
+        subject.result, review, labels, subject.affine, findings_json(measured)
+    )
     largest = measured.lesions[0].diameters if measured.lesions else None
     doubt = subject.percent
     found = Segmentation(
@@ -139,7 +142,8 @@ def _write(
         uncertainty=None if doubt is None else doubt.astype(np.float32) / 100,
     )
     write_volume(folder / MASK, labels, subject.affine)
-    write_report(folder, found, subject.images, result, largest)
+    pictured = {name: subject.images[name] for name in SHOWN if name in subject.images}
+    write_report(folder, found, pictured, result, largest)
     before = _with_objects(subject)
     if before is not None and review.decision != "rejected":
         from client.inference.dicom_results.written import reviewed_by  # not for NIfTI

@@ -72,9 +72,7 @@ class Desk:
                 "study_date": result.study_date,
                 "banner": BANNER if review is None else REVIEWED.format(decision=review.decision),
                 "model": result.model.model_dump(mode="json"),
-                "sequences": [
-                    {"name": name, "title": MODALITY_NAMES[name]} for name in one.images
-                ],
+                "sequences": [{"name": name, "title": MODALITY_NAMES[name]} for name in one.images],
                 "labels": [
                     {
                         "name": name,
@@ -88,6 +86,7 @@ class Desk:
                 "review": None if review is None else review.model_dump(mode="json"),
                 "sha256": digest(self._labels),
                 "opened_sha256": digest(one.mask),
+                "opened_voxels": np.bincount(one.mask.ravel(), minlength=4).tolist(),
                 "warnings": list(result.warnings),
                 "voxel_ml": abs(float(np.linalg.det(one.affine[:3, :3]))) / 1000,
             }
@@ -126,9 +125,7 @@ class Desk:
         with self._lock:
             self._check(seen)
             one, labels = self.subject, self._labels
-            what = said(
-                decision, reviewer, comment, changed=not np.array_equal(labels, one.mask)
-            )
+            what = said(decision, reviewer, comment, changed=not np.array_equal(labels, one.mask))
             find_case(one.result, self._case)  # what was shown is still what lies there
             number = save(one, labels, what, sealer=self._sealer)
             self._draft.remove()

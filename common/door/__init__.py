@@ -165,9 +165,7 @@ class Door:
     async def _logout(self, request: Request) -> Response:
         self._sessions.pop(_hash(request.cookies.get(self._cookie, "")), None)
         answer = RedirectResponse("/login", status_code=303)
-        answer.delete_cookie(
-            self._cookie, secure=self._secure, httponly=True, samesite="strict"
-        )
+        answer.delete_cookie(self._cookie, secure=self._secure, httponly=True, samesite="strict")
         return answer
 
     def _spend(self, token: str) -> bool:

@@ -13,7 +13,8 @@ const OPTIONS = {
   isNearestInterpolation: false,
   show3Dcrosshair: false,
   crosshairColor: [0.35, 0.75, 1, 0.65],
-  crosshairWidth: 0.5,
+  crosshairWidth: 0.4, crosshairWidthUnit: "mm", crosshairGap: 3,
+  fontMinPx: 16, fontColor: [1, 0.85, 0.35, 1], showAllOrientationMarkers: true,
   dragAndDropEnabled: false,
   clipPlaneHotKey: "", cycleClipPlaneHotKey: "", viewModeHotKey: "", // keys are the page's
   logLevel: "silent",

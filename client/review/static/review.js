@@ -38,10 +38,12 @@ function choose(value) {
   pen();
 }
 
-function volumes(column) {
+function volumes() {
   const counts = strokes.counts();
   for (const row of all("#volumes tbody tr")) {
-    row.children[column].textContent = (counts[row.dataset.value] * state.voxel_ml).toFixed(2);
+    const { value } = row.dataset;
+    row.children[1].textContent = (state.opened_voxels[value] * state.voxel_ml).toFixed(2);
+    row.children[2].textContent = (counts[value] * state.voxel_ml).toFixed(2);
   }
 }
 
@@ -59,7 +61,7 @@ function offer() {
 
 function changed() {
   drafts.touch();
-  volumes(2);
+  volumes();
   offer();
 }
 
@@ -164,8 +166,7 @@ async function open() {
   strokes = new Strokes(panes.bitmap);
   drafts = new Drafts({ file: () => panes.file(), sha256: state.sha256, told: heard });
   wire();
-  volumes(1);
-  volumes(2);
+  volumes();
   panes.tell();
   offer();
   say(state.sha256 === state.opened_sha256 ? "Ready." : "Ready, with the draft of before.");
