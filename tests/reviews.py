@@ -1,4 +1,4 @@
-"""A result to review, of a phantom head on any grid, as ``segment`` leaves it but without a model."""
+"""A result to review, of a phantom head on any grid, as ``segment`` leaves it, made up."""
 
 from __future__ import annotations
 

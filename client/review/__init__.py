@@ -3,6 +3,7 @@
     cli       the command
     serving   its process: one result, one page, this machine alone (``common.door``)
     pages     what a browser may ask
+    into_cohort  what a site does with a case that was reviewed
     desk      what the page may ask of a review: show, keep a draft, decide
     decision  a decision, and the version that it becomes
     drafts    what was drawn and not decided yet

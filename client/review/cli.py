@@ -39,16 +39,18 @@ def review(
     once; a decision becomes a new version in RESULT_DIR/reviews, beside the old ones. Ctrl+C ends.
     """
     from client.review.desk import Desk
+    from client.review.into_cohort import into_cohort
     from client.review.serving import serve
+    from client.site import Site
 
-    serve(
-        result,
-        lambda: Desk(result, case),
-        port=port,
-        reviewer=reviewer,
-        browser=browser,
-        told=_tell,
-    )
+    def desk() -> Desk:
+        if site is None:
+            return Desk(result, case)
+        opened = Site.open(site)
+        sealer = (opened.name, opened.identity)
+        return Desk(result, case, sealer=sealer, decided=into_cohort(opened))
+
+    serve(result, desk, port=port, reviewer=reviewer, browser=browser, told=_tell)
 
 
 def _tell(address: str) -> None:

@@ -139,7 +139,7 @@ def _write(
     found = Segmentation(
         labels=labels,
         affine=subject.affine,
-        uncertainty=None if doubt is None else doubt.astype(np.float32) / 100,
+        uncertainty=None if doubt is None else doubt.astype(np.float32) / np.float32(100),
     )
     write_volume(folder / MASK, labels, subject.affine)
     pictured = {name: subject.images[name] for name in SHOWN if name in subject.images}

@@ -1,9 +1,9 @@
 """The door to a page of ours: one-time links, sessions, and what no browser may do with the page.
 
-``gliofed-server serve --dashboard`` and ``gliofed-clinic review`` print a link with a token. The token opens the door once,
-within an hour, and is then worth nothing: its file is removed before the session begins, so that
-two who come with it at once cannot both get in. A session is a random cookie that scripts cannot
-read; it lives in memory, so that it ends with the process.
+``gliofed-server serve --dashboard`` and ``gliofed-clinic review`` print a link with a token. The
+token opens the door once, within an hour, and is then worth nothing: its file is removed before the
+session begins, so that two who come with it at once cannot both get in. A session is a random
+cookie that scripts cannot read; it lives in memory, so that it ends with the process.
 
 Every answer carries a content security policy under which nothing but our own files is loaded, no
 inline script or style runs, and no form goes elsewhere. Requests under a foreign host name are
@@ -11,7 +11,8 @@ refused (DNS rebinding), and so are those that change something unless they come
 and carry the session's own secret (CSRF): a form in its field ``csrf``, a script in the header
 ``x-csrf``, whose body is then the page's to read and to bound.
 
-Out of scope: what the pages show (``server.dashboard``, ``client.review``); TLS, which is the server's that runs this.
+Out of scope: what the pages show (``server.dashboard``, ``client.review``); TLS, which is the
+server's that runs this.
 """
 
 from __future__ import annotations

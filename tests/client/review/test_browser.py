@@ -1,4 +1,4 @@
-"""The review page in a real browser: open, scroll, draw, save, load again, on every kind of grid."""
+"""The review page in a real browser: open, scroll, draw, save, load again, on any grid."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def test_images_that_changed_are_refused(page: TestClient, result: Path, tmp_pat
     shutil.copy(next((tmp_path / "case").rglob("*-t2f.nii.gz")), path)
     answer = decide(page, "accepted")
     assert (answer.status_code, "not the one that was" in answer.json()["error"]) == (422, True)
-    with pytest.raises(CaseError, match="t2w in .* is not the one that was segmented"):
+    with pytest.raises(CaseError, match=r"t2w in .* is not the one that was segmented"):
         Desk(result)
     shutil.rmtree(tmp_path / "case")
     with pytest.raises(CaseError, match="not at") as caught:
@@ -283,7 +283,7 @@ def test_a_damaged_draft_is_said(page: TestClient, result: Path) -> None:
     put(page, drawn())
     (draft,) = (result / "reviews").glob("draft*")
     draft.write_bytes(draft.read_bytes()[:60])
-    with pytest.raises(CaseError, match="draft-.* cannot be read"):
+    with pytest.raises(CaseError, match=r"draft-.* cannot be read"):
         Desk(result)
 
 
