@@ -11,6 +11,7 @@ from typing import Final
 
 import uvicorn
 
+from client.inference.lineage import RESULT
 from client.review.desk import Desk
 from client.review.pages import application
 from client.review.subject import REVIEWS
@@ -36,8 +37,12 @@ def serve(
     and StateError for a result under review and a port in use.
     """
     place = folder / REVIEWS
-    if not folder.is_dir():
-        raise StateError(f"{folder} is not a folder.", do="Name the folder of a result.")
+    if not (folder / RESULT).is_file():
+        raise StateError(
+            f"{folder} holds no {RESULT}.",
+            do="Name the folder that `gliofed-clinic segment` wrote.",
+            code="review-result",
+        )
     with (
         held(place / ".lock", what="This result is being reviewed"),
         tempfile.TemporaryDirectory(prefix="gliofed-review-") as tokens,

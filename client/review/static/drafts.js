@@ -12,16 +12,25 @@ export class Refusal extends Error {
   }
 }
 
-const GONE = "The review command has ended or was started again; this page cannot save any more. What you drew "
-  + "is still on this page. Leave this page open, start `gliofed-clinic review` again, open its new link in another "
-  + "tab of this browser, and draw there what the draft lacks.";
+const gone = () => "The review command has ended or was started again, so nothing more is saved. What you drew is "
+  + `still here: leave this page open. Start the same command with --port ${location.port}, open its link in another `
+  + "tab of this browser, log in there, then come back to this tab and press Try again.";
+
+/** Takes over the session of whoever logged in anew in this browser. */
+async function renew() {
+  const answer = await fetch("/", { credentials: "same-origin", headers: { accept: "text/html" } });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const found = page.querySelector("meta[name=csrf]");
+  if (!found) throw new Refusal(401, { error: gone(), code: "gone" });
+  document.querySelector("meta[name=csrf]").content = found.content;
+}
 
 export async function ask(path, options = {}) {
   const csrf = document.querySelector("meta[name=csrf]").content;
   const headers = { ...options.headers, "x-csrf": csrf };
   const answer = await fetch(path, { ...options, headers, credentials: "same-origin", redirect: "error" });
   if (answer.ok) return answer.json();
-  if (answer.status === 401 || answer.status === 403) throw new Refusal(answer.status, { error: GONE, code: "gone" });
+  if (answer.status === 401 || answer.status === 403) throw new Refusal(answer.status, { error: gone(), code: "gone" });
   const isJson = (answer.headers.get("content-type") || "").startsWith("application/json");
   throw new Refusal(answer.status, isJson ? await answer.json() : { error: await answer.text() });
 }
@@ -57,6 +66,17 @@ export class Drafts {
     }
   }
 
+  /** Sends again after a new session, once there is one. */
+  async again() {
+    try {
+      await renew();
+      this.stopped = false;
+      await this.flush();
+    } catch (error) {
+      this.told("failed", error instanceof Refusal ? error : new Refusal(0, { error: gone(), code: "gone" }));
+    }
+  }
+
   #later(ms) {
     clearTimeout(this.timer);
     if (this.stopped) return;
@@ -76,7 +96,7 @@ export class Drafts {
     } catch (error) {
       const lasting = error instanceof Refusal && error.status !== 503;
       this.stopped = lasting;
-      this.told("failed", error instanceof Refusal ? error.message : GONE);
+      this.told("failed", error instanceof Refusal ? error : new Refusal(0, { error: gone(), code: "gone" }));
       if (!lasting) this.#later(AGAIN_MS);
       throw error;
     }

@@ -13,7 +13,7 @@ const OPTIONS = {
   isNearestInterpolation: false,
   show3Dcrosshair: false,
   crosshairColor: [0.35, 0.75, 1, 0.65],
-  crosshairWidth: 0.4, crosshairWidthUnit: "mm", crosshairGap: 3,
+  crosshairWidth: 0.9, crosshairWidthUnit: "mm", crosshairGap: 3,
   fontMinPx: 16, fontColor: [1, 0.85, 0.35, 1], showAllOrientationMarkers: true,
   dragAndDropEnabled: false,
   clipPlaneHotKey: "", cycleClipPlaneHotKey: "", viewModeHotKey: "", // keys are the page's
@@ -57,6 +57,7 @@ export class Panes {
     this.setPen(null);
     this.setOpacity(0.5);
     this.show();
+    this.toTumour();
   }
 
   get dims() { return this.viewers[0].back.dimsRAS.slice(1, 4); }
@@ -73,6 +74,26 @@ export class Panes {
     for (const viewer of this.viewers) {
       viewer.drawBitmap = this.bitmap;
       viewer.refreshDrawing(true);
+    }
+  }
+
+  /** Goes to the middle of the tumour on the axial slice that shows most of it. */
+  toTumour() {
+    const [nx, ny, nz] = this.dims;
+    const slices = Array.from({ length: nz }, (_, z) => ({ z, count: 0, x: 0, y: 0 }));
+    this.bitmap.forEach((value, i) => {
+      if (!value) return;
+      const one = slices[Math.floor(i / (nx * ny))];
+      one.count += 1;
+      one.x += i % nx;
+      one.y += Math.floor(i / nx) % ny;
+    });
+    const most = slices.reduce((best, one) => (one.count > best.count ? one : best));
+    if (!most.count) return;
+    const place = [Math.round(most.x / most.count), Math.round(most.y / most.count), most.z];
+    for (const viewer of this.viewers) {
+      viewer.scene.crosshairPos = viewer.vox2frac(place);
+      viewer.drawScene();
     }
   }
 

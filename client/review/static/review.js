@@ -22,9 +22,15 @@ const panes = new Panes({
 
 function say(text) { at("status").textContent = text; }
 
-function complain(text) {
+/** Says what is wrong; after the server went away with a way to go on. */
+function complain(text, code) {
   at("problem").textContent = text;
   at("problem").hidden = !text;
+  if (code !== "gone" || !drafts) return;
+  const again = document.createElement("button");
+  again.textContent = "Try again";
+  again.addEventListener("click", () => drafts.again());
+  at("problem").append(document.createElement("br"), again);
 }
 
 function pen() {
@@ -74,7 +80,7 @@ function take(back) {
 function heard(how, why) {
   if (how === "kept") { say("Draft kept."); complain(""); }
   if (how === "unsaved") say("Keeping the draft…");
-  if (how === "failed") { say("Not kept."); complain(why); }
+  if (how === "failed") { say("Not kept."); complain(why.message, why.code); }
   offer();
 }
 
@@ -98,7 +104,7 @@ async function decide(decision) {
       + "You can close this page; load it again to go on from this review.");
   } catch (error) {
     say("Not saved.");
-    complain(error.message);
+    complain(error.message, error.code);
   }
   offer();
 }

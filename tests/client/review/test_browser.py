@@ -92,7 +92,7 @@ def visitor() -> Iterator[Visitor]:
     chromium = needed("chromium")
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=list(SOFTWARE_GL))
-        yield Visitor(browser.new_page(viewport={"width": 860, "height": 520}))
+        yield Visitor(browser.new_context(viewport={"width": 860, "height": 520}).new_page())
         browser.close()
 
 
@@ -149,3 +149,75 @@ def test_a_stroke_lies_where_it_was_drawn(grid: str, visitor: Visitor, tmp_path:
         url for url in visitor.asked if not url.startswith((server.address, "data:", "blob:"))
     ]
     assert visitor.said == []  # a broken policy would be told on the console
+
+
+def test_what_the_server_did_not_get_stays_and_is_sent_later(
+    visitor: Visitor, result: Path, tmp_path: Path
+) -> None:
+    page, port = visitor.page, free_port()
+    here = f"http://127.0.0.1:{port}"
+    with served(result, tmp_path / "one", port=port) as server:
+        visitor.enter(server.link)
+        page.keyboard.press("2")
+        visitor.stroke("t2f", (0.40, 0.30), (0.44, 0.30))
+        visitor.status("Draft kept")
+    first = Desk(result).state()["sha256"]
+    visitor.stroke("t2f", (0.60, 0.30), (0.64, 0.30))  # nobody is there
+    problem = page.locator("#problem")
+    sync_api.expect(problem).to_contain_text(f"--port {port}", timeout=SLOW_MS)
+    assert page.locator("[data-decision=corrected]").is_disabled()
+    with served(result, tmp_path / "two", port=port) as server:
+        assert Desk(result).state()["sha256"] == first
+        other = page.context.new_page()
+        other.goto(server.link)
+        page.get_by_role("button", name="Try again").click()
+        sync_api.expect(problem).to_contain_text("still here", timeout=SLOW_MS)
+        other.get_by_role("button", name="Log in").click()
+        other.wait_for_url(f"{here}/")
+        other.close()
+        page.get_by_role("button", name="Try again").click()
+        visitor.status("Draft kept")
+        sync_api.expect(problem).to_be_hidden()
+        page.get_by_role("button", name="Save corrected").click()
+        visitor.status("Saved as review 1")
+    saved = read_volume(result / "reviews/0001/segmentation.nii.gz", dtype=np.uint8).data
+    before = (saved == 2) & (tumour() != 2)
+    assert len(np.unique(np.argwhere(before)[:, 0])) > 4, "both strokes are there"
+
+
+def test_undo_eraser_and_keys(visitor: Visitor, result: Path, tmp_path: Path) -> None:
+    page = visitor.page
+
+    def counts() -> list[int]:
+        return list(page.evaluate("() => gliofed.strokes.counts()"))
+
+    with served(result, tmp_path / "tokens") as server:
+        visitor.enter(server.link)
+        before = counts()
+        visitor.stroke("t1n", (0.40, 0.30), (0.44, 0.30))  # no pen: it looks only
+        assert counts() == before
+        page.keyboard.press("1")
+        visitor.stroke("t1n", (0.40, 0.30), (0.44, 0.30))
+        drawn = counts()
+        assert drawn[1] > before[1]
+        page.keyboard.press("z")
+        assert counts() == before
+        page.keyboard.press("y")
+        assert counts() == drawn
+        page.keyboard.press("e")
+        for _ in range(3):
+            page.keyboard.press("]")
+        visitor.stroke("t2w", (0.36, 0.30), (0.48, 0.30))
+        assert counts()[1] <= before[1]
+        page.keyboard.press("Control+z")
+        page.keyboard.press("Control+z")
+        visitor.status("Draft kept")
+        assert page.locator("[data-decision=accepted]").is_enabled(), "all was taken back"
+        page.locator("#comment").fill("c1e?")  # keys are letters there
+        assert page.locator("#planes [data-plane=axial]").get_attribute("aria-pressed") == "true"
+        page.locator("#comment").blur()
+        page.keyboard.press("c")
+        assert page.locator("#place").inner_text().endswith("of 36")
+        page.keyboard.press("o")
+        assert page.locator("#opacity").input_value() == "0"
+    assert visitor.said == []
