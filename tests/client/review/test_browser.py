@@ -120,7 +120,7 @@ def test_a_stroke_lies_where_it_was_drawn(grid: str, visitor: Visitor, tmp_path:
     with served(result, tmp_path / "tokens") as server:
         visitor.enter(server.link)
         slices = page.locator("#place").inner_text()
-        for _ in range(3):
+        for _ in range(4):
             page.keyboard.press("ArrowUp")
         assert page.locator("#place").inner_text() != slices
         page.keyboard.press("3")
