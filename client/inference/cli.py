@@ -153,8 +153,10 @@ def segment(
     identity = result["model"]
     console.say(
         f"Model {identity['name']} {identity['version']}, round {identity['round']}, weights "
-        f"{identity['weights_sha256'][:16]}. {result['seconds']:.1f} s."
+        f"{identity['weights_sha256'][:16]}."
     )
+    stages = ", ".join(f"{one} {spent['wall_s']:.1f}" for one, spent in result["stages"].items())
+    console.say(f"It took {result['seconds']:.1f} s: {stages}.")
     for warning in result["warnings"]:
         console.warn(warning)
     console.say(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from client.inference.change import Before, Change
 from client.inference.findings import Findings
 from client.inference.reviewed import Review
+from client.inference.stages import Spent, Stage
 from common.errors import StateError
 
 RESULT_VERSION: Final = 1
@@ -134,6 +135,7 @@ class Result(_Part):
     outputs: dict[str, Sha256] = Field({}, description="every other file of the result, by name")
     software: dict[str, str] = Field({}, description="versions that the result depends on")
     warnings: tuple[str, ...]
+    stages: dict[Stage, Spent] = Field({}, description="what each stage of the work took")
     seconds: Annotated[float, Field(ge=0)]
 
 

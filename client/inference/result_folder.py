@@ -14,8 +14,8 @@ with a ``result.json`` is complete::
     seal.json             with a site's key: its signature over ``result.json``
     result.json           volumes and their ranges, lesions, change, confidence, model, inputs, what
                           is missing, preparation and its digest, versions, digests of all other
-                          files, warnings, seconds; its fields are those of ``record.Result``, and
-                          of ``result.schema.json``
+                          files, warnings, seconds in all and of each stage; its fields are those of
+                          ``record.Result``, and of ``result.schema.json``
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from client.inference.report.content import content
 from client.inference.report.page import page
 from client.inference.report.sheet import sheet
 from client.inference.reviewed import UNREVIEWED
+from client.inference.stages import Spent, Stage, Stopwatch
 from common.errors import StateError
 from common.files import json_bytes, write_bytes
 from common.identity import Identity
@@ -66,7 +67,8 @@ class Segmentation:
     grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z) says
     from 0 to 1 how unsure each voxel is, ``range_ml`` each region's volume of sure and of possible
     voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of each region
-    (``client.confidence``).
+    (``client.confidence``). ``seen`` are the images of ``SHOWN`` as they were read, None where only
+    the brain may be shown or they were read elsewhere; ``stages`` is what computing it took here.
     """
 
     labels: NDArray[np.uint8]
@@ -77,6 +79,8 @@ class Segmentation:
     uncertainty: NDArray[np.float32] | None = None
     range_ml: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     confidence: Mapping[str, float] = field(default_factory=dict)
+    seen: Mapping[str, NDArray[np.float32]] | None = None
+    stages: Mapping[Stage, Spent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,17 +116,24 @@ def segment_by(
 
     Raises what ``by`` raises, CaseError and StateError.
     """
-    started = time.monotonic()
+    started, watch = time.monotonic(), Stopwatch()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
     before = None if prior is None else read_prior(prior)
     case = read_case(folder, decide=decide)
+    watch.done("load")
     found, origin = by(case)
-    images = found.brain or {
-        name: read_image(case.images[name]).data for name in SHOWN if name in case.images
-    }
+    watch.counted(found.stages)
+    watch.done("measure" if found.stages else "service")
+    images = (
+        found.brain
+        or found.seen
+        or {name: read_image(case.images[name]).data for name in SHOWN if name in case.images}
+    )
+    watch.done("load")
     measured, midline = measure(found, images)
     volumes = volumes_ml(found)
+    watch.done("measure")
     result = described(
         case,
         found,
@@ -152,6 +163,10 @@ def segment_by(
                 out, case, found, result, percent, {measured.of: largest} if largest else {}
             )
         result["outputs"] = outputs(out)
+        watch.done("write")
+        result["stages"] = {
+            stage: spent.model_dump(mode="json") for stage, spent in watch.stages.items()
+        }
         result["seconds"] = round(time.monotonic() - started, 3)
         written = json_bytes(result)
         if sealer is not None:
@@ -228,6 +243,7 @@ def described(
             *_incomplete(case.missing),
             *case.notes,
         ],
+        "stages": {},
         "seconds": 0.0,
     }
 

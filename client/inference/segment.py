@@ -6,6 +6,7 @@ The case is prepared as for training, the networks predict, what they say goes b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from client.cohort import Decide, undecided
 from client.confidence import region_confidence
 from client.imaging.absence import check_usable
 from client.imaging.case import Case
+from client.imaging.images import read_image
 from client.imaging.nifti import Volume
 from client.imaging.plausibility import judge_stripped
 from client.imaging.preprocessing import Prepared, prepare, to_native
@@ -26,6 +28,7 @@ from client.inference.doubt import Predictions, predictions, range_ml, uncertain
 from client.inference.model import Model
 from client.inference.record import federation_json
 from client.inference.result_folder import SHOWN, Origin, Segmentation, segment_by
+from client.inference.stages import Stopwatch
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.training import ExecutionOptions
@@ -83,7 +86,12 @@ def segment_case(
     training = model.protocol.training
     check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
     options = model.protocol.preprocessing
+    watch = Stopwatch()
+    read = read or {name: read_image(image) for name, image in case.images.items()}
+    watch.done("load")
     prepared = prepare(case, options, read=read)
+    seen = {name: read[name].data for name in SHOWN if name in read}
+    del read  # the others are not needed while the network works
     if options.input == "brats":  # of raw input the brain was judged when it was found
         judge_stripped((prepared.image != 0).any(axis=0), options.spacing_mm, case.name)
 
@@ -96,7 +104,9 @@ def segment_case(
             options=model.protocol.prediction,
         )
 
+    watch.done("prepare")
     found = predictions(chances, prepared.image)
+    watch.done("predict")
     raw = options.input == "raw"
     voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
     labels = segmented(
@@ -108,7 +118,7 @@ def segment_case(
     )
     native = to_native(truer.there, prepared)
     others = (to_native(one, prepared) for one in truer.fewer)  # one at a time: they are large
-    return Segmentation(
+    result = Segmentation(
         labels,
         prepared.native_affine,
         prepared.history,
@@ -117,7 +127,10 @@ def segment_case(
         to_native(uncertainty(truer)[None], prepared)[0],
         range_ml(chain([native], others), voxel_ml=voxel_mm3 / 1000),
         region_confidence(native, labels),
+        None if raw else seen,
     )
+    watch.done("measure")
+    return replace(result, stages=watch.stages)
 
 
 def _brain(prepared: Prepared) -> dict[str, NDArray[np.float32]]:

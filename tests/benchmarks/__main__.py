@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common import console
 from tests.benchmarks import (
+    cold_segment,
     dicom_input,
     missing_sequences,
     poisoning,
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "raw_preparation": raw_preparation.measure,
     "raw_rivals": raw_rivals.measure,
     "prediction": prediction.measure,
+    "cold_segment": cold_segment.measure,
     "missing_sequences": missing_sequences.measure,
 }
 

@@ -124,6 +124,7 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
             "Research use only: a person must review this segmentation.",
             "Without T2 (t2w): the segmentation is less exact than with all four sequences.",
         ],
+        "stages": {"predict": {"wall_s": 10.0, "cpu_s": 19.5}},
         "seconds": 12.3,
     }
     return {**value, **fields}

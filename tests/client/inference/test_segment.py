@@ -84,6 +84,9 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
     }
     assert result["model"] == world.model().identity
     assert result["seconds"] > 0
+    assert list(result["stages"]) == ["load", "prepare", "predict", "measure", "write"]
+    told = sum(spent["wall_s"] for spent in result["stages"].values())
+    assert told == pytest.approx(result["seconds"], abs=0.2)
     assert Result.model_validate(result).model_dump(mode="json") == result
     assert result["case"] == "case"
     assert (result["study_date"], result["change"]) == (None, None)
