@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.inference.change import Before, Change
+from client.inference.familiar import Familiarity
 from client.inference.findings import Findings
 from client.inference.reviewed import Review
 from client.inference.stages import Spent, Stage
@@ -119,6 +120,9 @@ class Result(_Part):
     grid_of: Sequence
     confidence: dict[Region, Share]
     calibrated: bool
+    familiarity: Familiarity | None = Field(
+        None, description="whether the scan is unlike what the model learnt from"
+    )
     findings: Lesions | None = None
     midline: Plane | None = Field(None, description="what sides were told by")
     change: Change | None = None

@@ -39,6 +39,7 @@ from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
 from client.imaging.plausibility import warnings_of
 from client.inference.change import change
+from client.inference.familiar import Familiarity, Unlike
 from client.inference.findings import Diameters, Findings, findings, labels_ml
 from client.inference.lineage import RESULT, outputs, seal, software
 from client.inference.midline import Midline, midline_of
@@ -57,6 +58,8 @@ from common.regions import MODALITIES, MODALITY_NAMES
 SHOWN: Final = ("t2f", "t1c")
 """What pictures show and brains are told by."""
 
+UNLIKE: Final = "Unlike what the model learnt from, so not to be relied on:"
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -68,7 +71,9 @@ class Segmentation:
     from 0 to 1 how unsure each voxel is, ``range_ml`` each region's volume of sure and of possible
     voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of each region
     (``client.confidence``). ``seen`` are the images of ``SHOWN`` as they were read, None where only
-    the brain may be shown or they were read elsewhere; ``stages`` is what computing it took here.
+    the brain may be shown or they were read elsewhere; ``familiarity`` says whether the scan is
+    unlike what the model learnt from (``client.inference.familiar``), ``stages`` what computing it
+    took here.
     """
 
     labels: NDArray[np.uint8]
@@ -80,6 +85,7 @@ class Segmentation:
     range_ml: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     confidence: Mapping[str, float] = field(default_factory=dict)
     seen: Mapping[str, NDArray[np.float32]] | None = None
+    familiarity: Familiarity | None = None
     stages: Mapping[Stage, Spent] = field(default_factory=dict)
 
 
@@ -211,6 +217,9 @@ def described(
         "grid_of": case.reference,
         "confidence": dict(found.confidence),
         "calibrated": origin.calibrated,
+        "familiarity": None
+        if found.familiarity is None
+        else found.familiarity.model_dump(mode="json"),
         "findings": findings_json(measured),
         "midline": None
         if midline is None
@@ -241,6 +250,7 @@ def described(
                 found, volumes, trusted=origin.trusted, private=origin.federation["private"]
             ),
             *_incomplete(case.missing),
+            *(f"{UNLIKE} {one.says}" for one in _unlike(found)),
             *case.notes,
         ],
         "stages": {},
@@ -323,6 +333,10 @@ def _study_date(case: Case) -> str | None:
 def volumes_ml(found: Segmentation) -> dict[str, float]:
     """Return the volume in mL of each label and of the regions TC and WT."""
     return labels_ml(found.labels, found.affine)
+
+
+def _unlike(found: Segmentation) -> tuple[Unlike, ...]:
+    return () if found.familiarity is None else found.familiarity.unlike
 
 
 def _incomplete(missing: tuple[str, ...]) -> list[str]:

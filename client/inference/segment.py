@@ -25,6 +25,7 @@ from client.imaging.nifti import Volume
 from client.imaging.plausibility import judge_stripped
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
+from client.inference.familiar import Cohort, familiarity
 from client.inference.model import Model
 from client.inference.record import federation_json
 from client.inference.result_folder import SHOWN, Origin, Segmentation, segment_by
@@ -128,6 +129,11 @@ def segment_case(
         range_ml(chain([native], others), voxel_ml=voxel_mm3 / 1000),
         region_confidence(native, labels),
         None if raw else seen,
+        familiarity(
+            prepared,
+            Cohort.of(model.card),
+            whole_tumour_ml=np.count_nonzero(labels) * voxel_mm3 / 1000,
+        ),
     )
     watch.done("measure")
     return replace(result, stages=watch.stages)

@@ -16,6 +16,7 @@ from common import console
 from tests.benchmarks import (
     cold_segment,
     dicom_input,
+    familiarity,
     missing_sequences,
     poisoning,
     prediction,
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "raw_rivals": raw_rivals.measure,
     "prediction": prediction.measure,
     "cold_segment": cold_segment.measure,
+    "familiarity": familiarity.measure,
     "missing_sequences": missing_sequences.measure,
 }
 

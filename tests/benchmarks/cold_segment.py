@@ -7,7 +7,8 @@ something. Each turn is a process of its own, as from a shell. The stages are th
 The files were written just before and lie in the system's cache: the disk is not measured.
 
 The promise is about the NIfTI case and wall time on an idle machine; on a busy one the processor's
-time says more, so both are shown. ``GLIOFED_BENCH_WEIGHTS`` names weights of an earlier run, to save the training.
+time says more, so both are shown. ``GLIOFED_BENCH_WEIGHTS`` names weights of an earlier run, to
+save the training.
 """
 
 from __future__ import annotations

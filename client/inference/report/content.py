@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from client.inference.change import BIDIMENSIONAL, VOLUMETRIC, Change
+from client.inference.familiar import Familiarity
 from client.inference.record import Lesions, Result
 from client.inference.reviewed import MACHINE, Review
 from common.regions import LABEL_NAMES, MODALITY_NAMES
@@ -288,9 +289,52 @@ def _checks(result: Result) -> tuple[Block, ...]:
         Words(
             (
                 *steps,
-                "Whether this scan is unlike all that the model learnt from is not measured: look "
-                "at the outlines.",
+                *_familiarity(result.familiarity),
             )
+        ),
+    )
+
+
+def _familiarity(found: Familiarity | None) -> tuple[str, ...]:
+    """Say what was compared, and what could not be; what is unlike stands in the warnings."""
+    if found is None:
+        return (
+            "Whether this scan is unlike all that the model learnt from was not measured: look at "
+            "the outlines.",
+        )
+    general = (
+        "The sequences contradict each other, or show more noise than a brain: see above."
+        if any(one.code in ("opposite", "double", "noise") for one in found.unlike)
+        else "The sequences fit each other as in any brain, and noise does not hide them."
+    )
+    if found.cohort != "compared":
+        why = (
+            "the model's card holds no histograms of the patients that it learnt from"
+            if found.cohort == "none"
+            else "the noise that protects the patients whom the model learnt from hides it"
+        )
+        return (
+            general,
+            f"Whether this scan is otherwise unlike theirs cannot be told: {why}. Look at the "
+            "outlines.",
+        )
+    names = {
+        "intensity": "intensities",
+        "spacing": "size of voxels",
+        "volume": "volume of the tumour",
+    }
+    compared = [
+        word for key, word in names.items() if any(one.startswith(key) for one in found.measured)
+    ]
+    unlike = any(one.code in ("intensities", "spacing", "volume") for one in found.unlike)
+    return (
+        general,
+        f"Compared with the noised histograms of the patients at {found.sites} "
+        f"{'site' if found.sites == 1 else 'sites'}: {', '.join(compared)}. "
+        + (
+            "They are unlike: see above."
+            if unlike
+            else "Nothing is unlike; a scan may still be unlike in other ways."
         ),
     )
 

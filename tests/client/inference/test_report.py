@@ -98,6 +98,7 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
         "grid_of": "t1c",
         "confidence": {"WT": 0.93, "TC": 0.88, "ET": 0.85},
         "calibrated": True,
+        "familiarity": None,
         "findings": findings_json(found),
         "midline": {"normal": [1.0, 0.0, 0.0], "offset_mm": 0.0},
         "review": None,
@@ -246,3 +247,28 @@ def test_a_very_long_word_and_many_lesions_fit_the_sheet() -> None:
     found = report(case="x" * 400, findings=many, warnings=["w" * 900] * 40)
     assert any("84 smallest are not listed" in line for line in texts(found))
     assert sheet(found).startswith(b"%PDF-")
+
+
+SOUND = {"measured": {"correlation_t1n_t1c": 0.6, "intensity_t1c": 0.1}, "unlike": ()}
+OPPOSITE = {"code": "opposite", "says": "T1 and T2 are alike.", "value": 0.5, "limit": 0.2}
+ELSEWHERE = {"code": "intensities", "says": "T1 is spread otherwise.", "value": 0.5, "limit": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (None, "was not measured"),
+        ({"cohort": "none", **SOUND}, "the model's card holds no histograms"),
+        ({"cohort": "noisy", "sites": 2, **SOUND}, "the noise that protects the patients"),
+        ({"cohort": "compared", "sites": 1, **SOUND}, "at 1 site: intensities. Nothing is unlike"),
+        (
+            {"cohort": "compared", "sites": 3, **SOUND, "unlike": [ELSEWHERE]},
+            "at 3 sites: intensities. They are unlike",
+        ),
+        ({"cohort": "none", **SOUND, "unlike": [OPPOSITE]}, "The sequences contradict each other"),
+    ],
+)
+def test_what_could_be_compared_is_said(said: Any, words: str) -> None:
+    result = Result.model_validate(example(familiarity=said))
+    whole = content(result, overview=b"", doubtful=None)
+    assert words in " ".join(texts(whole))

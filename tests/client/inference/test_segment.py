@@ -83,6 +83,7 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     assert result["model"] == world.model().identity
+    assert result["familiarity"]["cohort"] == "none"
     assert result["seconds"] > 0
     assert list(result["stages"]) == ["load", "prepare", "predict", "measure", "write"]
     told = sum(spent["wall_s"] for spent in result["stages"].values())
