@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.inference.change import Before, Change
+from client.inference.explanation import Explained
 from client.inference.familiar import Familiarity
 from client.inference.findings import Findings
 from client.inference.reviewed import Review
@@ -120,6 +121,9 @@ class Result(_Part):
     grid_of: Sequence
     confidence: dict[Region, Share]
     calibrated: bool
+    explanation: Explained | None = Field(
+        None, description="what each sequence mattered; None where it was not asked for"
+    )
     familiarity: Familiarity | None = Field(
         None, description="whether the scan is unlike what the model learnt from"
     )

@@ -6,6 +6,8 @@ with a ``result.json`` is complete::
     segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
                           input, the grid of the contrast-enhanced T1, without it of the FLAIR)
     uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.inference.doubt``)
+    explanation.nii.gz    uint8, where it was asked for: how much the model's chances of each voxel
+                          change, 0 to 100, as each sequence is hidden: one volume for each
     overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
     report.html           all that a clinician reads on one page, in one file (``report.content``)
     report.pdf            the same on paper
@@ -39,11 +41,12 @@ from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
 from client.imaging.plausibility import warnings_of
 from client.inference.change import change
+from client.inference.explanation import Explanation
 from client.inference.familiar import Familiarity, Unlike
 from client.inference.findings import Diameters, Findings, findings, labels_ml
 from client.inference.lineage import RESULT, outputs, seal, software
 from client.inference.midline import Midline, midline_of
-from client.inference.picture import doubtful, overview
+from client.inference.picture import doubtful, explained, overview
 from client.inference.record import RESULT_VERSION, Result, findings_json, read_prior
 from client.inference.report.content import content
 from client.inference.report.page import page
@@ -72,8 +75,8 @@ class Segmentation:
     voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of each region
     (``client.confidence``). ``seen`` are the images of ``SHOWN`` as they were read, None where only
     the brain may be shown or they were read elsewhere; ``familiarity`` says whether the scan is
-    unlike what the model learnt from (``client.inference.familiar``), ``stages`` what computing it
-    took here.
+    unlike what the model learnt from (``client.inference.familiar``), ``explanation``, where it was
+    asked for, what each sequence mattered, ``stages`` what computing it took here.
     """
 
     labels: NDArray[np.uint8]
@@ -86,6 +89,7 @@ class Segmentation:
     confidence: Mapping[str, float] = field(default_factory=dict)
     seen: Mapping[str, NDArray[np.float32]] | None = None
     familiarity: Familiarity | None = None
+    explanation: Explanation | None = None
     stages: Mapping[Stage, Spent] = field(default_factory=dict)
 
 
@@ -217,6 +221,9 @@ def described(
         "grid_of": case.reference,
         "confidence": dict(found.confidence),
         "calibrated": origin.calibrated,
+        "explanation": None
+        if found.explanation is None
+        else found.explanation.told.model_dump(mode="json"),
         "familiarity": None
         if found.familiarity is None
         else found.familiarity.model_dump(mode="json"),
@@ -261,6 +268,9 @@ def described(
 def _write_images(out: Path, found: Segmentation) -> NDArray[np.uint8] | None:
     """Write mask and uncertainty; return the uncertainty as it was written, in percent."""
     write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
+    if found.explanation is not None:
+        changed = np.rint(100 * np.clip(found.explanation.changed, 0, 1)).astype(np.uint8)
+        write_volume(out / "explanation.nii.gz", changed, found.affine)
     if found.uncertainty is None:
         return None
     percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
@@ -283,7 +293,26 @@ def _write_report(
         if unsure is None
         else doubtful(images, labels, affine, uncertainty=unsure, diameters=largest)
     )
-    report = content(Result.model_validate(result), overview=seen, doubtful=doubt)
+    mattered = (
+        None
+        if found.explanation is None
+        else explained(
+            images,
+            labels,
+            affine,
+            changed=dict(
+                zip(
+                    found.explanation.told.without,
+                    np.moveaxis(found.explanation.changed, -1, 0),
+                    strict=True,
+                )
+            ),
+            diameters=largest,
+        )
+    )
+    report = content(
+        Result.model_validate(result), overview=seen, doubtful=doubt, explained=mattered
+    )
     write_bytes(out / "overview.png", seen)
     write_bytes(out / "report.html", page(report))
     write_bytes(out / "report.pdf", sheet(report))

@@ -25,6 +25,7 @@ from client.imaging.nifti import Volume
 from client.imaging.plausibility import judge_stripped
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
+from client.inference.explanation import explanation
 from client.inference.familiar import Cohort, familiarity
 from client.inference.model import Model
 from client.inference.record import federation_json
@@ -74,12 +75,14 @@ def segment_case(
     execution: ExecutionOptions,
     temperatures: Temperatures = AS_IT_IS,
     read: Mapping[str, Volume] | None = None,
+    explain: bool = False,
 ) -> Segmentation:
     """Return the segmentation of ``case`` on its own grid.
 
     ``model`` says how; ``networks`` are its own, and others that predict together with it.
     ``temperatures`` make the probabilities truer here; they change no label. ``read`` holds the
-    sequences where they were read before.
+    sequences where they were read before. ``explain`` asks how much the answer owes to each
+    sequence, at the cost of a prediction for each.
 
     Raises CaseError: what ``prepare`` raises, ``case-sequence`` where the model cannot do without
     what is missing, or ``case-brain`` where no brain is shown.
@@ -113,6 +116,22 @@ def segment_case(
     labels = segmented(
         to_native(found.there, prepared), model.protocol.postprocessing, voxel_mm3=voxel_mm3
     )
+    watch.done("measure")
+    explained = None
+    if explain:
+        explained = explanation(
+            prepared.image,
+            found.there,
+            labels,
+            predict=chances,
+            to_grid=lambda values: to_native(values, prepared),
+            segmented=lambda values: segmented(
+                values, model.protocol.postprocessing, voxel_mm3=voxel_mm3
+            ),
+            dropout=training.sequence_dropout > 0,
+            voxel_ml=voxel_mm3 / 1000,
+        )
+        watch.done("explain")
     truer = Predictions(
         calibrated(found.there, temperatures),
         tuple(calibrated(one, temperatures) for one in found.fewer),
@@ -134,6 +153,7 @@ def segment_case(
             Cohort.of(model.card),
             whole_tumour_ml=np.count_nonzero(labels) * voxel_mm3 / 1000,
         ),
+        explained,
     )
     watch.done("measure")
     return replace(result, stages=watch.stages)
@@ -160,6 +180,7 @@ def segment(
     temperatures: Temperatures | None = None,
     prior: Path | None = None,
     sealer: tuple[str, Identity] | None = None,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Segment the case in ``folder`` into ``out`` and return what ``result.json`` says.
 
@@ -167,9 +188,9 @@ def segment(
     which sequence a person takes a DICOM series for. ``others`` predict together with ``model``,
     whose protocol says how the result is processed. ``temperatures`` are those fitted at this site,
     None without. ``prior`` is the folder of an earlier result to compare with, ``sealer`` the site
-    that signs the result, by name and key. Raises CaseError,
-    ModelError (the others take another input), StateError (``out`` is not empty, the disk is full,
-    or ``prior`` holds no result).
+    that signs the result, by name and key; ``explain`` asks what each sequence mattered. Raises
+    CaseError, ModelError (the others take another input), StateError (``out`` is not empty, the
+    disk is full, or ``prior`` holds no result).
     """
     for other in others:
         check_together(model, other)
@@ -181,6 +202,7 @@ def segment(
             [network_of(one) for one in (model, *others)],
             execution=execution,
             temperatures=temperatures or AS_IT_IS,
+            explain=explain,
         )
         return found, origin_of(
             model,

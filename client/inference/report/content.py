@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from client.inference.change import BIDIMENSIONAL, VOLUMETRIC, Change
+from client.inference.explanation import Explained
 from client.inference.familiar import Familiarity
 from client.inference.record import Lesions, Result
 from client.inference.reviewed import MACHINE, Review
@@ -74,8 +75,11 @@ class Report:
     review: tuple[str, ...] = ()
 
 
-def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Report:
-    """Return the report of a result; ``doubtful`` is None where the model's doubt is not known."""
+def content(
+    result: Result, *, overview: bytes, doubtful: bytes | None, explained: bytes | None = None
+) -> Report:
+    """Return the report of a result; ``doubtful`` is None where the model's doubt is not known,
+    ``explained`` where no explanation was asked for."""
     date = f"Study of {result.study_date}" if result.study_date else "Study date not in the files"
     there = ", ".join(MODALITY_NAMES[name] for name in result.inputs)
     facts = (
@@ -103,6 +107,7 @@ def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Repor
             ),
         ),
         *(() if doubtful is None else (_doubt(doubtful),)),
+        *_explanation(result.explanation, explained),
         Section("Model", _model(result)),
     )
     if review is None:
@@ -241,6 +246,8 @@ def _change(found: Change | None) -> tuple[Block, ...]:
         f"{found.bidimensional or 'not told'} (thresholds {_thresholds(BIDIMENSIONAL)}). An aid, "
         "no RANO assessment: new lesions, steroids, the patient's state, the smallest earlier "
         "measurement and confirmation are for a person.",
+        "The thresholds by volume are those by diameters, carried over to spheres: products that "
+        "grow by 25 % or halve belong to volumes of +40 % or −65 %.",
         "That both results are of one patient is for a person to see: gliofed does not check it.",
     ]
     if found.within_ranges:
@@ -280,6 +287,44 @@ def _doubt(picture: bytes) -> Section:
             ),
         ),
     )
+
+
+def _explanation(found: Explained | None, picture: bytes | None) -> tuple[Section, ...]:
+    if found is None:
+        return ()
+    rows = tuple(
+        (
+            MODALITY_NAMES[sequence],
+            *(
+                cell
+                for region in ("ET", "TC", "WT")
+                for cell in (f"{one[region].volume_ml:.1f}", f"{one[region].dice:.2f}")
+            ),
+        )
+        for sequence, one in ((name, dict(regions)) for name, regions in found.without.items())
+    )
+    head = (
+        "Hidden",
+        *(f"{name}, {what}" for name in ("ET", "TC", "WT") for what in ("mL", "Dice")),
+    )
+    shown = (
+        "A hidden sequence looks as a missing one does, which the model was trained for."
+        if found.hidden_as == "absent"
+        else "A hidden sequence has its mean everywhere, which the model was never trained for: "
+        "part of the change is its surprise."
+    )
+    words = Words(
+        (
+            "Each sequence was hidden in turn and the case predicted again: volumes then, and "
+            "their Dice with the segmentation above (1: nothing changed). Colour is how much the "
+            "model's chances of a voxel change, from 10 of 100.",
+            f"{shown} This is what the model's answer depends on. It is no cause, no finding, and "
+            "no check of whether the answer is right.",
+        )
+    )
+    drawn = () if picture is None else (Picture(picture, "Change as each sequence is hidden"),)
+    table = Table(head, rows, numbers=(1, 2, 3, 4, 5, 6))
+    return (Section("What each sequence mattered to the model", (table, *drawn, words)),)
 
 
 def _checks(result: Result) -> tuple[Block, ...]:

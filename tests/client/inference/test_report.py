@@ -98,6 +98,7 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
         "grid_of": "t1c",
         "confidence": {"WT": 0.93, "TC": 0.88, "ET": 0.85},
         "calibrated": True,
+        "explanation": None,
         "familiarity": None,
         "findings": findings_json(found),
         "midline": {"normal": [1.0, 0.0, 0.0], "offset_mm": 0.0},
@@ -272,3 +273,19 @@ def test_what_could_be_compared_is_said(said: Any, words: str) -> None:
     result = Result.model_validate(example(familiarity=said))
     whole = content(result, overview=b"", doubtful=None)
     assert words in " ".join(texts(whole))
+
+
+def test_an_explanation_says_what_it_is() -> None:
+    region = {"volume_ml": 3.25, "dice": 0.5}
+    without = {"t1c": dict.fromkeys(("ET", "TC", "WT"), region)}
+    for hidden_as, words in (("absent", "as a missing one does"), ("mean", "never trained for")):
+        said = {"hidden_as": hidden_as, "without": without}
+        result = Result.model_validate(example(explanation=said))
+        whole = content(result, overview=b"", doubtful=None, explained=b"picture")
+        told = " ".join(texts(whole))
+        assert words in told
+        assert "no check of whether the answer is right" in told
+        assert "contrast-enhanced T1 3.2 0.50 3.2 0.50 3.2 0.50" in told
+    assert "mattered" not in " ".join(
+        texts(content(Result.model_validate(example()), overview=b"", doubtful=None))
+    )
