@@ -252,7 +252,8 @@ def _broken(url: str, name: str) -> CaseError:
     return CaseError(
         f"The PACS at {url} broke off, or did not answer, at {name}.",
         do="Try again with `gliofed-clinic send`: the result is kept, and what is stored already "
-        "is sent again as the same object.",
+        "is sent again as the same object. If it happens each time, ask whether the PACS takes "
+        "objects from this machine and its title (--aet).",
         code=_BROKEN,
     )
 

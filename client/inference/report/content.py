@@ -107,7 +107,8 @@ def content(
             ),
         ),
         *(() if doubtful is None else (_doubt(doubtful),)),
-        *_explanation(result.explanation, explained),
+        # Of the model's own mask, as is what it says of its doubt.
+        *(_explanation(result.explanation, explained) if review is None else ()),
         Section("Model", _model(result)),
     )
     if review is None:
@@ -165,10 +166,14 @@ def _volumes(result: Result) -> Table:
             )
         )
     head = ("", "Region", "Volume, mL", "Sure to possible, mL", "Expected Dice")
+    if not ranges and not confidence:  # of a mask that a person drew
+        return Table(head[:3], tuple(row[:3] for row in rows), numbers=(2,))
     return Table(head, tuple(rows), numbers=(2, 3, 4))
 
 
 def _volume_notes(result: Result) -> tuple[str, ...]:
+    if not result.range_ml and not result.confidence:
+        return ()
     calibrated = (
         "calibrated on this site's patients" if result.calibrated else "never calibrated here"
     )
@@ -208,7 +213,8 @@ def _lesions(found: Lesions | None, grid_of: str) -> tuple[Block, ...]:
         + (f" The {more} smallest are not listed." if more else ""),
         "Longest diameter and the longest at a right angle to it, on axial slices of the "
         f"{MODALITY_NAMES[grid_of]}. Measurable (RANO 2.0): both at least 10 mm, on two slices. A "
-        "diameter crosses necrosis; cysts and surgical cavities are not told from it.",
+        "diameter crosses necrosis; cysts and surgical cavities are not told from it. The side "
+        "is by the brain's outline; lobes are not told, as that needs an atlas.",
     ]
     if found.of == "WT":
         lines.insert(0, "Nothing enhances: the whole tumour, as FLAIR shows it, was measured.")
@@ -324,7 +330,7 @@ def _explanation(found: Explained | None, picture: bytes | None) -> tuple[Sectio
     )
     drawn = () if picture is None else (Picture(picture, "Change as each sequence is hidden"),)
     table = Table(head, rows, numbers=(1, 2, 3, 4, 5, 6))
-    return (Section("What each sequence mattered to the model", (table, *drawn, words)),)
+    return (Section("What each sequence mattered to the model", (*drawn, table, words)),)
 
 
 def _checks(result: Result) -> tuple[Block, ...]:
@@ -354,14 +360,14 @@ def _familiarity(found: Familiarity | None) -> tuple[str, ...]:
     )
     if found.cohort != "compared":
         why = (
-            "the model's card holds no histograms of the patients that it learnt from"
+            "the model's card holds no histograms of them"
             if found.cohort == "none"
-            else "the noise that protects the patients whom the model learnt from hides it"
+            else "the noise that protects the patients in the card's histograms hides it"
         )
         return (
             general,
-            f"Whether this scan is otherwise unlike theirs cannot be told: {why}. Look at the "
-            "outlines.",
+            f"Whether this scan is otherwise unlike those that the model learnt from cannot be "
+            f"told: {why}. Look at the outlines.",
         )
     names = {
         "intensity": "intensities",
