@@ -26,6 +26,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import AE, evt
+from pynetdicom.dimse import DIMSEServiceProvider
 
 from client.inference import cli, dimse
 from client.inference.pacs import fetched, send
@@ -206,6 +207,31 @@ def test_an_archive_that_falls_silent_is_waited_for_so_long(
         ended.set()
     assert error.code == "pacs-unreachable"
     assert "did not answer, at segmentation.dcm" in str(error)
+
+
+def test_no_other_thread_takes_the_archives_answers(
+    result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    storing = threading.Event()
+    take, store = DIMSEServiceProvider.get_msg, dimse._refusal
+
+    def get_msg(self: Any, block: bool = False) -> Any:
+        if self.assoc.is_requestor and storing.is_set():
+            taken.append(block)
+        return take(self, block)
+
+    def refusal(*values: Any) -> str:
+        storing.set()
+        time.sleep(0.02)  # twenty times as long as that thread waits between two looks
+        return store(*values)
+
+    monkeypatch.setattr(DIMSEServiceProvider, "get_msg", get_msg)
+    monkeypatch.setattr(dimse, "_refusal", refusal)
+    with archive(kept({})) as url:
+        assert send(url, result) == 4
+        storing.clear()
+    assert taken[:4] == [True] * 4
 
 
 def test_another_title_is_refused(result: Path) -> None:
