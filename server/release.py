@@ -74,7 +74,7 @@ def release(
     report = study_report(chosen, consortium.journal, admitted=consortium.sites.names())
     card = _card(consortium, report, number, digest(weights), chosen.protocol)
     described = cohorts(chosen, consortium.journal)
-    if described and described["statistics"]:  # the sum alone: no site's own histograms go on
+    if described and len(described["statistics"]) > 1:  # of one site the sum would be its own
         card["cohort"] = {
             "histograms": described["sum"],
             "deviation": described["sum_deviation"],

@@ -124,6 +124,15 @@ def test_a_release_holds_the_sum_alone(world: Any, tmp_path: Path) -> None:
     assert "coarsest voxel spacing" in (tmp_path / "model" / "card.md").read_text()
 
 
+def test_a_single_sites_histograms_stay_with_the_coordinator(world: Any, tmp_path: Path) -> None:
+    world.join("a", "b")
+    world.hospitals["a"].statistics = counts(1)
+    publish(world)
+    world.run()
+    assert list(told(world)["statistics"]["statistics"]) == ["a"]
+    assert "cohort" not in release(world.consortium, "demo", tmp_path / "model")
+
+
 def test_a_release_without_histograms_says_nothing_of_them(three: Any, tmp_path: Path) -> None:
     three.run()
     assert "cohort" not in release(three.consortium, "demo", tmp_path / "model")
