@@ -89,6 +89,7 @@ def content(
     )
     review = result.review
     sections = (
+        *_unlike(result.familiarity),
         *(() if review is None else (Section("What the reviewer changed", _edit(review)),)),
         Section("Volumes", (_volumes(result), Words(_volume_notes(result)))),
         Section("Lesions and RANO diameters", _lesions(result.findings, result.grid_of)),
@@ -124,6 +125,14 @@ def content(
             f"Comment: {review.comment or _NONE}",
         ),
     )
+
+
+def _unlike(found: Familiarity | None) -> tuple[Section, ...]:
+    """Say first of all that the rest is not to be relied on."""
+    if found is None or not found.unlike:
+        return ()
+    says = tuple(one.says for one in found.unlike)
+    return (Section("This scan is unlike what the model learnt from", (Words(says, grave=True),)),)
 
 
 def _edit(review: Review) -> tuple[Block, ...]:

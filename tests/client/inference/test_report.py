@@ -273,6 +273,8 @@ def test_what_could_be_compared_is_said(said: Any, words: str) -> None:
     result = Result.model_validate(example(familiarity=said))
     whole = content(result, overview=b"", doubtful=None)
     assert words in " ".join(texts(whole))
+    warned = bool(said and said["unlike"])
+    assert whole.sections[0].title.startswith("This scan is unlike" if warned else "Volumes")
 
 
 def test_an_explanation_says_what_it_is() -> None:
