@@ -23,9 +23,10 @@ from common.errors import ModelError, StateError
 from common.files import write_bytes, write_json
 from common.protocol import RELEASE, StudyProtocol
 from common.regions import REGIONS
+from common.statistics import HISTOGRAMS
 from common.weights import Arrays, digest, save
 from server.provisioning import Consortium
-from server.report import study_report
+from server.report import cohorts, study_report
 
 
 def release(
@@ -72,6 +73,13 @@ def release(
     weights = _mean(chosen.load(one, closed[one]) for one in chosen_rounds)
     report = study_report(chosen, consortium.journal, admitted=consortium.sites.names())
     card = _card(consortium, report, number, digest(weights), chosen.protocol)
+    described = cohorts(chosen, consortium.journal)
+    if described and len(described["statistics"]) > 1:  # of one site the sum would be its own
+        card["cohort"] = {
+            "histograms": described["sum"],
+            "deviation": described["sum_deviation"],
+            "sites": len(described["statistics"]),
+        }
     if average > 1:
         card["version"] += f"+mean{average}"
         card["averaged_rounds"] = list(chosen_rounds)
@@ -223,6 +231,23 @@ def _markdown(card: dict[str, Any]) -> str:
         ]
     else:
         lines.append("No site reported Dice for this round.")
+    if "cohort" in card:
+        lines += [
+            "",
+            "## The patients it learnt from",
+            "",
+            f"card.json holds histograms of the training patients of {card['cohort']['sites']} "
+            "sites, with noise for privacy, added up: clinics compare scans with them.",
+            "",
+            "| histogram | unit | counts |",
+            "| --- | --- | --- |",
+        ]
+        lines += [
+            f"| {HISTOGRAMS[name].title} | {HISTOGRAMS[name].unit} | "
+            + ", ".join(f"{count:.0f}" for count in counts)
+            + " |"
+            for name, counts in card["cohort"]["histograms"].items()
+        ]
     lines += ["", "## From probabilities to a segmentation", ""]
     for part in ("prediction", "postprocessing"):
         lines += [f"- {part}.{key} = {json.dumps(value)}" for key, value in card[part].items()]

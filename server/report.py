@@ -42,6 +42,11 @@ def study_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict
     return _summary(study, _entries(study, journal), admitted=admitted)
 
 
+def cohorts(study: Study, journal: Journal) -> dict[str, Any] | None:
+    """Return the noised histograms of the sites' cohorts and their sum; None without any."""
+    return _statistics(_entries(study, journal))
+
+
 def full_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict[str, Any]:
     """Return the summary and, beside it, what each site did in each attempt at each round.
 

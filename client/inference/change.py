@@ -2,8 +2,12 @@
 
 An aid, never an assessment: RANO compares progression with the smallest and response with the
 first measurement, confirms both on a second scan and counts steroids and the patient's state. None
-of that is known here; the one earlier result stands for both. Source of the thresholds: Wen et al.
-2023, "RANO 2.0", doi:10.1200/JCO.23.01059.
+of that is known here; the one earlier result stands for both. Source of the thresholds for products
+of diameters: Wen et al. 2023, "RANO 2.0", doi:10.1200/JCO.23.01059. Those for volumes follow from
+them for a sphere, whose volume goes with its product to the power of 1.5: of 1.25 that is 1.40, of
+0.5 it is 0.354. That volumes should be compared is proposed by Ellingson et al. 2017, "Modified
+criteria for radiographic response assessment in glioblastoma clinical trials",
+doi:10.1007/s13311-016-0507-6.
 """
 
 from __future__ import annotations

@@ -72,6 +72,14 @@ def segment(
         bool, typer.Option("--send", help="Store the DICOM objects of the result in --pacs.")
     ] = False,
     aet: Annotated[str, typer.Option(metavar="TITLE", help=_AET)] = "GLIOFED",
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show what each sequence mattered to the model: one prediction more for each, so "
+            "that predicting takes up to five times as long.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Segment one case: mask and uncertainty on the input's grid, measurements, a report.
@@ -84,6 +92,8 @@ def segment(
         raise typer.BadParameter("Give either a folder or --study.", param_hint="CASE")
     if (study is not None or send) and pacs is None:
         raise typer.BadParameter("Give the address of the PACS.", param_hint="--pacs")
+    if explain and server is not None:
+        raise typer.BadParameter("The service explains nothing.", param_hint="--explain")
     from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
     from client.inference.result_folder import segment_by
@@ -131,6 +141,7 @@ def segment(
                 temperatures=temperatures,
                 prior=prior,
                 sealer=sealer,
+                explain=explain,
             )
     sent = _send(out, pacs, aet) if send and pacs else 0
     if json:
@@ -153,15 +164,19 @@ def segment(
     identity = result["model"]
     console.say(
         f"Model {identity['name']} {identity['version']}, round {identity['round']}, weights "
-        f"{identity['weights_sha256'][:16]}. {result['seconds']:.1f} s."
+        f"{identity['weights_sha256'][:16]}."
     )
+    stages = ", ".join(f"{one} {spent['wall_s']:.1f}" for one, spent in result["stages"].items())
+    console.say(f"It took {result['seconds']:.1f} s: {stages}.")
     for warning in result["warnings"]:
         console.warn(warning)
     console.say(
         "Confidence is the Dice that the model's probabilities let expect"
         + (", calibrated here." if result["calibrated"] else "; it was never calibrated here.")
     )
-    pictures = ("segmentation.nii.gz", "uncertainty.nii.gz", "overview.png")
+    pictures: tuple[str, ...] = ("segmentation.nii.gz", "uncertainty.nii.gz", "overview.png")
+    if result["explanation"] is not None:
+        pictures = (*pictures, "explanation.nii.gz")
     files = ("report.html", "report.pdf", *pictures, *result["dicom"], "result.json")
     console.say(f"Written to {out}: {', '.join(files)}.")
     if sent:

@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ _IMPLICIT: Final = "1.2.840.10008.1.2"
 _CONNECT_S: Final = 10.0
 _AGREE_S: Final = 30.0
 _ANSWER_S: Final = 300.0  # for one object, its way there included
+_PARK_S: Final = 5.0
 _STORED: Final = ("Success", "Warning")  # a warning: stored, with elements changed or left out
 _UNKNOWN_CALLED, _UNKNOWN_CALLING = 7, 3  # PS3.8 table 9-21
 _BROKEN: Final = "pacs-unreachable"
@@ -175,7 +177,8 @@ def _associated(
                 else _unreachable(url, node)
             )
         try:
-            yield association
+            with _answers_are_ours(association):
+                yield association
         except BaseException:
             association.abort()
             raise
@@ -185,6 +188,42 @@ def _associated(
     finally:
         for one in connected:  # pynetdicom leaves it open where the archive went first
             one.close()
+
+
+class _Held(threading.Event):
+    """Stops whoever waits until it is let go; ``parked`` says that somebody does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parked = threading.Event()
+
+    def set(self) -> None:
+        """Change nothing: pynetdicom calls this after each object."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.parked.set()
+        return super().wait(timeout)
+
+    def let_go(self) -> None:
+        super().set()
+
+
+@contextlib.contextmanager
+def _answers_are_ours(association: Association) -> Iterator[None]:
+    """Keep pynetdicom's own thread from taking the archive's answers.
+
+    It looks for messages between two objects and is asked to pause for each, but may be believed
+    to pause when it has just stopped doing so: then a quick answer is lost and waited for in vain.
+    On a busy machine that happened to one association in twelve. Here it pauses once for all.
+    """
+    held, before = _Held(), association._reactor_checkpoint
+    association._reactor_checkpoint = held
+    held.parked.wait(_PARK_S)
+    try:
+        yield
+    finally:
+        association._reactor_checkpoint = before
+        held.let_go()
 
 
 def _trusting() -> ssl.SSLContext:
@@ -252,7 +291,8 @@ def _broken(url: str, name: str) -> CaseError:
     return CaseError(
         f"The PACS at {url} broke off, or did not answer, at {name}.",
         do="Try again with `gliofed-clinic send`: the result is kept, and what is stored already "
-        "is sent again as the same object.",
+        "is sent again as the same object. If it happens each time, ask whether the PACS takes "
+        "objects from this machine and its title (--aet).",
         code=_BROKEN,
     )
 

@@ -18,7 +18,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 
 from client.inference.findings import Diameters
-from common.regions import LABEL_COLOURS, LABEL_NAMES, LABELS
+from common.regions import LABEL_COLOURS, LABEL_NAMES, LABELS, MODALITY_NAMES
 
 _SLICES: Final = 5
 _LINES: Final = {"ED": 1.2, "ET": 2.4, "NCR": 1.0}
@@ -102,16 +102,7 @@ def doubtful(
     for panel, z in zip(axes, shown, strict=True):
         _draw(panel, image[width, height, z], high=_brightest(image), aspect=_aspect(affine))
         part = doubt[width, height, z].T
-        colours = panel.imshow(
-            np.ma.masked_less(part, _UNSURE_SHOWN),
-            cmap="plasma",
-            origin="lower",
-            vmin=0,
-            vmax=1,
-            alpha=0.75,
-            aspect=_aspect(affine),
-            interpolation="nearest",
-        )
+        colours = _coloured(panel, part, aspect=_aspect(affine), cmap="plasma")
         outline = mask[width, height, z].T > 0
         if np.any(outline):
             panel.contour(outline, [0.5], colors="white", linewidths=1)
@@ -122,6 +113,54 @@ def doubtful(
     bar.set_ticks([0, 0.5, 1], labels=["0 sure", "50", "100 a guess"])
     bar.ax.tick_params(colors="white", labelsize=11)
     return _png(figure, bottom=0.2)
+
+
+def explained(
+    images: Mapping[str, NDArray[np.float32]],
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    *,
+    changed: Mapping[str, NDArray[np.float32]],
+    diameters: Diameters | None = None,
+) -> bytes:
+    """Return a PNG of one slice, a panel for each hidden sequence, coloured where it mattered.
+
+    ``changed`` (X, Y, Z) runs from 0 to 1; the slice is that of ``diameters``, or the middle one.
+    """
+    image = _las(list(images.values())[-1], affine)
+    mask = _las(labels, affine)
+    z = diameters.slice - 1 if diameters else _slices(mask, image)[_SLICES // 2]
+    width, height = _window(image > 0)
+    figure = Figure(figsize=(3.5 * len(changed), 4.6), facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(changed), squeeze=False)[0]
+    for panel, (name, values) in zip(axes, changed.items(), strict=True):
+        _draw(panel, image[width, height, z], high=_brightest(image), aspect=_aspect(affine))
+        part = _las(values, affine)[width, height, z].T
+        colours = _coloured(panel, part, aspect=_aspect(affine), cmap="viridis")
+        outline = mask[width, height, z].T > 0
+        if np.any(outline):
+            panel.contour(outline, [0.5], colors="white", linewidths=1)
+        _name(panel, f"{MODALITY_NAMES[name]} hidden, slice {z + 1}")
+    bar = figure.colorbar(
+        colours, cax=figure.add_axes((0.3, 0.12, 0.4, 0.03)), orientation="horizontal"
+    )
+    bar.set_ticks([0, 0.5, 1], labels=["0 no change", "50", "100 another answer"])
+    bar.ax.tick_params(colors="white", labelsize=11)
+    return _png(figure, bottom=0.2, columns=len(changed))
+
+
+def _coloured(panel: Any, part: NDArray[np.float32], *, aspect: float, cmap: str) -> Any:
+    return panel.imshow(
+        np.ma.masked_less(part, _UNSURE_SHOWN),
+        cmap=cmap,
+        origin="lower",
+        vmin=0,
+        vmax=1,
+        alpha=0.75,
+        aspect=aspect,
+        interpolation="nearest",
+    )
 
 
 def _draw(panel: Any, plane: NDArray[np.float32], *, high: float, aspect: float) -> None:
@@ -143,7 +182,9 @@ def _name(panel: Any, title: str) -> None:
     panel.set_axis_off()
 
 
-def _png(figure: Figure, *, bottom: float, title: str = _UNREVIEWED) -> bytes:
+def _png(
+    figure: Figure, *, bottom: float, title: str = _UNREVIEWED, columns: int = _SLICES
+) -> bytes:
     figure.text(
         0.5,
         0.985,
@@ -155,7 +196,7 @@ def _png(figure: Figure, *, bottom: float, title: str = _UNREVIEWED) -> bytes:
     )
     panels = [one for one in figure.axes if one.get_title()]
     height = figure.get_size_inches()[1]
-    rows = len(panels) // _SLICES
+    rows = len(panels) // columns
     figure.subplots_adjust(
         left=0.005,
         right=0.995,

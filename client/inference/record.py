@@ -14,8 +14,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.inference.change import Before, Change
+from client.inference.explanation import Explained
+from client.inference.familiar import Familiarity
 from client.inference.findings import Findings
 from client.inference.reviewed import Review
+from client.inference.stages import Spent, Stage
 from common.errors import StateError
 
 RESULT_VERSION: Final = 1
@@ -118,6 +121,12 @@ class Result(_Part):
     grid_of: Sequence
     confidence: dict[Region, Share]
     calibrated: bool
+    explanation: Explained | None = Field(
+        None, description="what each sequence mattered; None where it was not asked for"
+    )
+    familiarity: Familiarity | None = Field(
+        None, description="whether the scan is unlike what the model learnt from"
+    )
     findings: Lesions | None = None
     midline: Plane | None = Field(None, description="what sides were told by")
     change: Change | None = None
@@ -134,6 +143,7 @@ class Result(_Part):
     outputs: dict[str, Sha256] = Field({}, description="every other file of the result, by name")
     software: dict[str, str] = Field({}, description="versions that the result depends on")
     warnings: tuple[str, ...]
+    stages: dict[Stage, Spent] = Field({}, description="what each stage of the work took")
     seconds: Annotated[float, Field(ge=0)]
 
 

@@ -6,6 +6,8 @@ with a ``result.json`` is complete::
     segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
                           input, the grid of the contrast-enhanced T1, without it of the FLAIR)
     uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.inference.doubt``)
+    explanation.nii.gz    uint8, where it was asked for: how much the model's chances of each voxel
+                          change, 0 to 100, as each sequence is hidden: one volume for each
     overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
     report.html           all that a clinician reads on one page, in one file (``report.content``)
     report.pdf            the same on paper
@@ -14,8 +16,8 @@ with a ``result.json`` is complete::
     seal.json             with a site's key: its signature over ``result.json``
     result.json           volumes and their ranges, lesions, change, confidence, model, inputs, what
                           is missing, preparation and its digest, versions, digests of all other
-                          files, warnings, seconds; its fields are those of ``record.Result``, and
-                          of ``result.schema.json``
+                          files, warnings, seconds in all and of each stage; its fields are those of
+                          ``record.Result``, and of ``result.schema.json``
 """
 
 from __future__ import annotations
@@ -39,15 +41,18 @@ from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
 from client.imaging.plausibility import warnings_of
 from client.inference.change import change
+from client.inference.explanation import Explanation
+from client.inference.familiar import Familiarity, Unlike
 from client.inference.findings import Diameters, Findings, findings, labels_ml
 from client.inference.lineage import RESULT, outputs, seal, software
 from client.inference.midline import Midline, midline_of
-from client.inference.picture import doubtful, overview
+from client.inference.picture import doubtful, explained, overview
 from client.inference.record import RESULT_VERSION, Result, findings_json, read_prior
 from client.inference.report.content import content
 from client.inference.report.page import page
 from client.inference.report.sheet import sheet
 from client.inference.reviewed import UNREVIEWED
+from client.inference.stages import Spent, Stage, Stopwatch
 from common.errors import StateError
 from common.files import json_bytes, write_bytes
 from common.identity import Identity
@@ -61,6 +66,7 @@ SHOWN: Final = ("t2f", "t1c")
 
 MASK: Final = "segmentation.nii.gz"
 NO_TUMOUR: Final = "No tumour was found. This does not show that there is none."
+UNLIKE: Final = "Unlike what the model learnt from, so not to be relied on:"
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,10 @@ class Segmentation:
     grid, without the skull; it is None where the files share a grid. ``uncertainty`` (X, Y, Z) says
     from 0 to 1 how unsure each voxel is, ``range_ml`` each region's volume of sure and of possible
     voxels (``client.inference.doubt``), ``confidence`` which Dice is to be expected of each region
-    (``client.confidence``).
+    (``client.confidence``). ``seen`` are the images of ``SHOWN`` as they were read, None where only
+    the brain may be shown or they were read elsewhere; ``familiarity`` says whether the scan is
+    unlike what the model learnt from (``client.inference.familiar``), ``explanation``, where it was
+    asked for, what each sequence mattered, ``stages`` what computing it took here.
     """
 
     labels: NDArray[np.uint8]
@@ -83,6 +92,10 @@ class Segmentation:
     uncertainty: NDArray[np.float32] | None = None
     range_ml: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     confidence: Mapping[str, float] = field(default_factory=dict)
+    seen: Mapping[str, NDArray[np.float32]] | None = None
+    familiarity: Familiarity | None = None
+    explanation: Explanation | None = None
+    stages: Mapping[Stage, Spent] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,17 +131,24 @@ def segment_by(
 
     Raises what ``by`` raises, CaseError and StateError.
     """
-    started = time.monotonic()
+    started, watch = time.monotonic(), Stopwatch()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StateError(f"{out} is not an empty folder.", do="Choose a new folder for the result.")
     before = None if prior is None else read_prior(prior)
     case = read_case(folder, decide=decide)
+    watch.done("load")
     found, origin = by(case)
-    images = found.brain or {
-        name: read_image(case.images[name]).data for name in SHOWN if name in case.images
-    }
+    watch.counted(found.stages)
+    watch.done("measure" if found.stages else "service")
+    images = (
+        found.brain
+        or found.seen
+        or {name: read_image(case.images[name]).data for name in SHOWN if name in case.images}
+    )
+    watch.done("load")
     measured, midline = measure(found, images)
     volumes = volumes_ml(found)
+    watch.done("measure")
     result = described(
         case,
         found,
@@ -158,6 +178,10 @@ def segment_by(
                 out, case, found, result, percent, {measured.of: largest} if largest else {}
             )
         result["outputs"] = outputs(out)
+        watch.done("write")
+        result["stages"] = {
+            stage: spent.model_dump(mode="json") for stage, spent in watch.stages.items()
+        }
         result["seconds"] = round(time.monotonic() - started, 3)
         written = json_bytes(result)
         if sealer is not None:
@@ -202,6 +226,12 @@ def described(
         "grid_of": case.reference,
         "confidence": dict(found.confidence),
         "calibrated": origin.calibrated,
+        "explanation": None
+        if found.explanation is None
+        else found.explanation.told.model_dump(mode="json"),
+        "familiarity": None
+        if found.familiarity is None
+        else found.familiarity.model_dump(mode="json"),
         "findings": findings_json(measured),
         "midline": None
         if midline is None
@@ -232,8 +262,10 @@ def described(
                 found, volumes, trusted=origin.trusted, private=origin.federation["private"]
             ),
             *_incomplete(case.missing),
+            *(f"{UNLIKE} {one.says}" for one in _unlike(found)),
             *case.notes,
         ],
+        "stages": {},
         "seconds": 0.0,
     }
 
@@ -241,6 +273,9 @@ def described(
 def _write_images(out: Path, found: Segmentation) -> NDArray[np.uint8] | None:
     """Write mask and uncertainty; return the uncertainty as it was written, in percent."""
     write_volume(out / MASK, found.labels, found.affine)
+    if found.explanation is not None:
+        changed = np.rint(100 * np.clip(found.explanation.changed, 0, 1)).astype(np.uint8)
+        write_volume(out / "explanation.nii.gz", changed, found.affine)
     if found.uncertainty is None:
         return None
     percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
@@ -263,7 +298,26 @@ def write_report(
         if unsure is None
         else doubtful(images, labels, affine, uncertainty=unsure, diameters=largest)
     )
-    report = content(Result.model_validate(result), overview=seen, doubtful=doubt)
+    mattered = (
+        None
+        if found.explanation is None
+        else explained(
+            images,
+            labels,
+            affine,
+            changed=dict(
+                zip(
+                    found.explanation.told.without,
+                    np.moveaxis(found.explanation.changed, -1, 0),
+                    strict=True,
+                )
+            ),
+            diameters=largest,
+        )
+    )
+    report = content(
+        Result.model_validate(result), overview=seen, doubtful=doubt, explained=mattered
+    )
     write_bytes(out / "overview.png", seen)
     write_bytes(out / "report.html", page(report))
     write_bytes(out / "report.pdf", sheet(report))
@@ -318,6 +372,10 @@ def _study_date(case: Case) -> str | None:
 def volumes_ml(found: Segmentation) -> dict[str, float]:
     """Return the volume in mL of each label and of the regions TC and WT."""
     return labels_ml(found.labels, found.affine)
+
+
+def _unlike(found: Segmentation) -> tuple[Unlike, ...]:
+    return () if found.familiarity is None else found.familiarity.unlike
 
 
 def _incomplete(missing: tuple[str, ...]) -> list[str]:

@@ -6,6 +6,7 @@ The case is prepared as for training, the networks predict, what they say goes b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ from client.cohort import Decide, undecided
 from client.confidence import region_confidence
 from client.imaging.absence import check_usable
 from client.imaging.case import Case
+from client.imaging.images import read_image
 from client.imaging.nifti import Volume
 from client.imaging.plausibility import judge_stripped
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from client.inference.doubt import Predictions, predictions, range_ml, uncertainty
+from client.inference.explanation import explanation
+from client.inference.familiar import Cohort, familiarity
 from client.inference.model import Model
 from client.inference.record import federation_json
 from client.inference.result_folder import SHOWN, Origin, Segmentation, segment_by
+from client.inference.stages import Stopwatch
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.training import ExecutionOptions
@@ -70,12 +75,14 @@ def segment_case(
     execution: ExecutionOptions,
     temperatures: Temperatures = AS_IT_IS,
     read: Mapping[str, Volume] | None = None,
+    explain: bool = False,
 ) -> Segmentation:
     """Return the segmentation of ``case`` on its own grid.
 
     ``model`` says how; ``networks`` are its own, and others that predict together with it.
     ``temperatures`` make the probabilities truer here; they change no label. ``read`` holds the
-    sequences where they were read before.
+    sequences where they were read before. ``explain`` asks how much the answer owes to each
+    sequence, at the cost of a prediction for each.
 
     Raises CaseError: what ``prepare`` raises, ``case-sequence`` where the model cannot do without
     what is missing, or ``case-brain`` where no brain is shown.
@@ -83,7 +90,12 @@ def segment_case(
     training = model.protocol.training
     check_usable(case.name, case.missing, sequence_dropout=training.sequence_dropout)
     options = model.protocol.preprocessing
+    watch = Stopwatch()
+    read = read or {name: read_image(image) for name, image in case.images.items()}
+    watch.done("load")
     prepared = prepare(case, options, read=read)
+    seen = {name: read[name].data for name in SHOWN if name in read}
+    del read  # the others are not needed while the network works
     if options.input == "brats":  # of raw input the brain was judged when it was found
         judge_stripped((prepared.image != 0).any(axis=0), options.spacing_mm, case.name)
 
@@ -96,19 +108,37 @@ def segment_case(
             options=model.protocol.prediction,
         )
 
+    watch.done("prepare")
     found = predictions(chances, prepared.image)
+    watch.done("predict")
     raw = options.input == "raw"
     voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
     labels = segmented(
         to_native(found.there, prepared), model.protocol.postprocessing, voxel_mm3=voxel_mm3
     )
+    watch.done("measure")
+    explained = None
+    if explain:
+        explained = explanation(
+            prepared.image,
+            found.there,
+            labels,
+            predict=chances,
+            to_grid=lambda values: to_native(values, prepared),
+            segmented=lambda values: segmented(
+                values, model.protocol.postprocessing, voxel_mm3=voxel_mm3
+            ),
+            dropout=training.sequence_dropout > 0,
+            voxel_ml=voxel_mm3 / 1000,
+        )
+        watch.done("explain")
     truer = Predictions(
         calibrated(found.there, temperatures),
         tuple(calibrated(one, temperatures) for one in found.fewer),
     )
     native = to_native(truer.there, prepared)
     others = (to_native(one, prepared) for one in truer.fewer)  # one at a time: they are large
-    return Segmentation(
+    result = Segmentation(
         labels,
         prepared.native_affine,
         prepared.history,
@@ -117,7 +147,16 @@ def segment_case(
         to_native(uncertainty(truer)[None], prepared)[0],
         range_ml(chain([native], others), voxel_ml=voxel_mm3 / 1000),
         region_confidence(native, labels),
+        None if raw else seen,
+        familiarity(
+            prepared,
+            Cohort.of(model.card),
+            whole_tumour_ml=np.count_nonzero(labels) * voxel_mm3 / 1000,
+        ),
+        explained,
     )
+    watch.done("measure")
+    return replace(result, stages=watch.stages)
 
 
 def _brain(prepared: Prepared) -> dict[str, NDArray[np.float32]]:
@@ -141,6 +180,7 @@ def segment(
     temperatures: Temperatures | None = None,
     prior: Path | None = None,
     sealer: tuple[str, Identity] | None = None,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Segment the case in ``folder`` into ``out`` and return what ``result.json`` says.
 
@@ -148,9 +188,9 @@ def segment(
     which sequence a person takes a DICOM series for. ``others`` predict together with ``model``,
     whose protocol says how the result is processed. ``temperatures`` are those fitted at this site,
     None without. ``prior`` is the folder of an earlier result to compare with, ``sealer`` the site
-    that signs the result, by name and key. Raises CaseError,
-    ModelError (the others take another input), StateError (``out`` is not empty, the disk is full,
-    or ``prior`` holds no result).
+    that signs the result, by name and key; ``explain`` asks what each sequence mattered. Raises
+    CaseError, ModelError (the others take another input), StateError (``out`` is not empty, the
+    disk is full, or ``prior`` holds no result).
     """
     for other in others:
         check_together(model, other)
@@ -162,6 +202,7 @@ def segment(
             [network_of(one) for one in (model, *others)],
             execution=execution,
             temperatures=temperatures or AS_IT_IS,
+            explain=explain,
         )
         return found, origin_of(
             model,

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from common import console
 from tests.benchmarks import (
+    cold_segment,
     dicom_input,
+    familiarity,
     missing_sequences,
     poisoning,
     prediction,
@@ -42,6 +44,8 @@ BENCHMARKS = {
     "raw_preparation": raw_preparation.measure,
     "raw_rivals": raw_rivals.measure,
     "prediction": prediction.measure,
+    "cold_segment": cold_segment.measure,
+    "familiarity": familiarity.measure,
     "missing_sequences": missing_sequences.measure,
 }
 

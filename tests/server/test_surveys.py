@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from common.errors import PrivacyError
 from common.statistics import StatisticsOptions
 from common.wire import Content, Order, pack
+from server.release import release
 from server.report import full_report
 from server.report_page import markdown
 from server.studies import Study
@@ -105,3 +107,32 @@ def test_a_site_that_refused_before_is_not_in_the_sum(world: Any) -> None:
     publish(world, aggregation={"quorum": 1, "deadline_s": 100})
     world.run()
     assert set(told(world)["statistics"]["statistics"]) == {"a"}
+
+
+def test_a_release_holds_the_sum_alone(world: Any, tmp_path: Path) -> None:
+    world.join("a", "b")
+    for value, name in enumerate("ab", start=1):
+        world.hospitals[name].statistics = counts(value)
+    publish(world)
+    world.run()
+    card = release(world.consortium, "demo", tmp_path / "model")
+    assert card["cohort"] == {
+        "histograms": counts(3),
+        "deviation": pytest.approx(ASKED.deviation * 2**0.5, abs=1e-3),
+        "sites": 2,
+    }
+    assert "coarsest voxel spacing" in (tmp_path / "model" / "card.md").read_text()
+
+
+def test_a_single_sites_histograms_stay_with_the_coordinator(world: Any, tmp_path: Path) -> None:
+    world.join("a", "b")
+    world.hospitals["a"].statistics = counts(1)
+    publish(world)
+    world.run()
+    assert list(told(world)["statistics"]["statistics"]) == ["a"]
+    assert "cohort" not in release(world.consortium, "demo", tmp_path / "model")
+
+
+def test_a_release_without_histograms_says_nothing_of_them(three: Any, tmp_path: Path) -> None:
+    three.run()
+    assert "cohort" not in release(three.consortium, "demo", tmp_path / "model")

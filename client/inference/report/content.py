@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from client.inference.change import BIDIMENSIONAL, VOLUMETRIC, Change
+from client.inference.explanation import Explained
+from client.inference.familiar import Familiarity
 from client.inference.record import Lesions, Result
 from client.inference.reviewed import MACHINE, Review
 from common.regions import LABEL_NAMES, MODALITY_NAMES
@@ -73,8 +75,11 @@ class Report:
     review: tuple[str, ...] = ()
 
 
-def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Report:
-    """Return the report of a result; ``doubtful`` is None where the model's doubt is not known."""
+def content(
+    result: Result, *, overview: bytes, doubtful: bytes | None, explained: bytes | None = None
+) -> Report:
+    """Return the report of a result; ``doubtful`` is None where the model's doubt is not known,
+    ``explained`` where no explanation was asked for."""
     date = f"Study of {result.study_date}" if result.study_date else "Study date not in the files"
     there = ", ".join(MODALITY_NAMES[name] for name in result.inputs)
     facts = (
@@ -84,6 +89,7 @@ def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Repor
     )
     review = result.review
     sections = (
+        *_unlike(result.familiarity),
         *(() if review is None else (Section("What the reviewer changed", _edit(review)),)),
         Section("Volumes", (_volumes(result), Words(_volume_notes(result)))),
         Section("Lesions and RANO diameters", _lesions(result.findings, result.grid_of)),
@@ -102,6 +108,8 @@ def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Repor
             ),
         ),
         *(() if doubtful is None else (_doubt(doubtful),)),
+        # Of the model's own mask, as is what it says of its doubt.
+        *(_explanation(result.explanation, explained) if review is None else ()),
         Section("Model", _model(result)),
     )
     if review is None:
@@ -117,6 +125,14 @@ def content(result: Result, *, overview: bytes, doubtful: bytes | None) -> Repor
             f"Comment: {review.comment or _NONE}",
         ),
     )
+
+
+def _unlike(found: Familiarity | None) -> tuple[Section, ...]:
+    """Say first of all that the rest is not to be relied on."""
+    if found is None or not found.unlike:
+        return ()
+    says = tuple(one.says for one in found.unlike)
+    return (Section("This scan is unlike what the model learnt from", (Words(says, grave=True),)),)
 
 
 def _edit(review: Review) -> tuple[Block, ...]:
@@ -159,10 +175,14 @@ def _volumes(result: Result) -> Table:
             )
         )
     head = ("", "Region", "Volume, mL", "Sure to possible, mL", "Expected Dice")
+    if not ranges and not confidence:  # of a mask that a person drew
+        return Table(head[:3], tuple(row[:3] for row in rows), numbers=(2,))
     return Table(head, tuple(rows), numbers=(2, 3, 4))
 
 
 def _volume_notes(result: Result) -> tuple[str, ...]:
+    if not result.range_ml and not result.confidence:
+        return ()
     calibrated = (
         "calibrated on this site's patients" if result.calibrated else "never calibrated here"
     )
@@ -202,7 +222,8 @@ def _lesions(found: Lesions | None, grid_of: str) -> tuple[Block, ...]:
         + (f" The {more} smallest are not listed." if more else ""),
         "Longest diameter and the longest at a right angle to it, on axial slices of the "
         f"{MODALITY_NAMES[grid_of]}. Measurable (RANO 2.0): both at least 10 mm, on two slices. A "
-        "diameter crosses necrosis; cysts and surgical cavities are not told from it.",
+        "diameter crosses necrosis; cysts and surgical cavities are not told from it. The side "
+        "is by the brain's outline; lobes are not told, as that needs an atlas.",
     ]
     if found.of == "WT":
         lines.insert(0, "Nothing enhances: the whole tumour, as FLAIR shows it, was measured.")
@@ -240,6 +261,8 @@ def _change(found: Change | None) -> tuple[Block, ...]:
         f"{found.bidimensional or 'not told'} (thresholds {_thresholds(BIDIMENSIONAL)}). An aid, "
         "no RANO assessment: new lesions, steroids, the patient's state, the smallest earlier "
         "measurement and confirmation are for a person.",
+        "The thresholds by volume are those by diameters, carried over to spheres: products that "
+        "grow by 25 % or halve belong to volumes of +40 % or −65 %.",
         "That both results are of one patient is for a person to see: gliofed does not check it.",
     ]
     if found.within_ranges:
@@ -281,6 +304,44 @@ def _doubt(picture: bytes) -> Section:
     )
 
 
+def _explanation(found: Explained | None, picture: bytes | None) -> tuple[Section, ...]:
+    if found is None:
+        return ()
+    rows = tuple(
+        (
+            MODALITY_NAMES[sequence],
+            *(
+                cell
+                for region in ("ET", "TC", "WT")
+                for cell in (f"{one[region].volume_ml:.1f}", f"{one[region].dice:.2f}")
+            ),
+        )
+        for sequence, one in ((name, dict(regions)) for name, regions in found.without.items())
+    )
+    head = (
+        "Hidden",
+        *(f"{name}, {what}" for name in ("ET", "TC", "WT") for what in ("mL", "Dice")),
+    )
+    shown = (
+        "A hidden sequence looks as a missing one does, which the model was trained for."
+        if found.hidden_as == "absent"
+        else "A hidden sequence has its mean everywhere, which the model was never trained for: "
+        "part of the change is its surprise."
+    )
+    words = Words(
+        (
+            "Each sequence was hidden in turn and the case predicted again: volumes then, and "
+            "their Dice with the segmentation above (1: nothing changed). Colour is how much the "
+            "model's chances of a voxel change, from 10 of 100.",
+            f"{shown} This is what the model's answer depends on. It is no cause, no finding, and "
+            "no check of whether the answer is right.",
+        )
+    )
+    drawn = () if picture is None else (Picture(picture, "Change as each sequence is hidden"),)
+    table = Table(head, rows, numbers=(1, 2, 3, 4, 5, 6))
+    return (Section("What each sequence mattered to the model", (*drawn, table, words)),)
+
+
 def _checks(result: Result) -> tuple[Block, ...]:
     steps = preparation_words(result.preparation)
     return (
@@ -288,9 +349,52 @@ def _checks(result: Result) -> tuple[Block, ...]:
         Words(
             (
                 *steps,
-                "Whether this scan is unlike all that the model learnt from is not measured: look "
-                "at the outlines.",
+                *_familiarity(result.familiarity),
             )
+        ),
+    )
+
+
+def _familiarity(found: Familiarity | None) -> tuple[str, ...]:
+    """Say what was compared, and what could not be; what is unlike stands in the warnings."""
+    if found is None:
+        return (
+            "Whether this scan is unlike all that the model learnt from was not measured: look at "
+            "the outlines.",
+        )
+    general = (
+        "The sequences contradict each other, or show more noise than a brain: see above."
+        if any(one.code in ("opposite", "double", "noise") for one in found.unlike)
+        else "The sequences fit each other as in any brain, and noise does not hide them."
+    )
+    if found.cohort != "compared":
+        why = (
+            "the model's card holds no histograms of them"
+            if found.cohort == "none"
+            else "the noise that protects the patients in the card's histograms hides it"
+        )
+        return (
+            general,
+            f"Whether this scan is otherwise unlike those that the model learnt from cannot be "
+            f"told: {why}. Look at the outlines.",
+        )
+    names = {
+        "intensity": "intensities",
+        "spacing": "size of voxels",
+        "volume": "volume of the tumour",
+    }
+    compared = [
+        word for key, word in names.items() if any(one.startswith(key) for one in found.measured)
+    ]
+    unlike = any(one.code in ("intensities", "spacing", "volume") for one in found.unlike)
+    return (
+        general,
+        f"Compared with the noised histograms of the patients at {found.sites} "
+        f"{'site' if found.sites == 1 else 'sites'}: {', '.join(compared)}. "
+        + (
+            "They are unlike: see above."
+            if unlike
+            else "Nothing is unlike; a scan may still be unlike in other ways."
         ),
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from xml.sax.saxutils import escape
 
 import matplotlib as mpl
+from reportlab import rl_config
 from reportlab.lib.colors import HexColor
 from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.pagesizes import A4
@@ -37,6 +38,9 @@ _INK: Final = HexColor("#1b1f24")
 _SOFT: Final = HexColor("#4a525c")
 _LINE: Final = HexColor("#c5ccd4")
 _GRAVE: Final = HexColor("#8c1d18")
+
+rl_config.useA85 = 0
+"""Images as bytes: as text they take a second more to write, and a quarter more room."""
 
 
 def sheet(report: Report) -> bytes:

@@ -22,6 +22,7 @@ from tritonclient.grpc import service_pb2 as words
 
 from client.imaging.case import Case, Image
 from client.imaging.nifti import Volume, checked
+from client.inference.familiar import Familiarity
 from client.inference.result_folder import Origin, Segmentation
 from common.errors import CaseError, FederationError
 from common.regions import MODALITIES
@@ -173,6 +174,9 @@ def answered(response: words.ModelInferResponse) -> tuple[Segmentation, Origin]:
             arrays["uncertainty"],
             {name: (low, high) for name, (low, high) in result["range_ml"].items()},
             result["confidence"],
+            familiarity=None
+            if result.get("familiarity") is None
+            else Familiarity.model_validate(result["familiarity"]),
         )
         return found, Origin(
             result["model"],

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import AE, evt
+from pynetdicom.dimse import DIMSEServiceProvider
 
-from client.inference import cli
+from client.inference import cli, dimse
 from client.inference.pacs import fetched, send
 from common.errors import CaseError
+from tests import consortia
 from tests.client.inference.dicom_results.test_written import labelled, source, written
 from tests.scanners import oblique
 
@@ -146,6 +149,89 @@ def test_the_command_stores_and_says_how_many(command: Run, result: Path) -> Non
         strange = refused(url, result)
     assert strange.code == "pacs-refused"
     assert "it does not know GLIOFED" in str(strange)
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
+    """An archive's side of TLS, and who vouches for it."""
+    folder = consortia.found(tmp_path_factory.mktemp("authority") / "coordinator").folder
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "server.crt", folder / "keys" / "server.key")
+    return context, folder / "ca.crt"
+
+
+def test_objects_arrive_as_they_are_in_tls(
+    result: Path, certified: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, authority = certified
+    arrived: dict[str, Any] = {}
+    with archive(kept(arrived), tls=context) as url:
+        strange = refused(url, result)
+        assert (strange.code, arrived) == ("pacs-unreachable", {})
+        assert "certificate is of an authority in REQUESTS_CA_BUNDLE" in str(strange)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+        assert send(url, result) == 4
+        plain = refused(url.replace("dicoms:", "dicom:"), result)
+        assert (plain.code, "does not want TLS" in str(plain)) == ("pacs-unreachable", True)
+    for path in result.glob("*.dcm"):
+        one = pydicom.dcmread(path)
+        assert arrived[str(one.SOPInstanceUID)] == one
+
+
+def test_an_archive_that_never_answers_is_waited_for_so_long(
+    result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dimse, "_AGREE_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        error = refused(f"dicom://ARCHIVE@127.0.0.1:{silent.getsockname()[1]}", result)
+        assert time.monotonic() - began < 10
+    assert error.code == "pacs-unreachable"
+    assert "did not answer, before an association was made. Nothing was sent" in str(error)
+
+
+def test_an_archive_that_falls_silent_is_waited_for_so_long(
+    result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dimse, "_ANSWER_S", 0.5)
+    ended = threading.Event()
+
+    def store(event: evt.Event) -> int:
+        ended.wait(60)
+        return 0x0000
+
+    with archive(store) as url:
+        began = time.monotonic()
+        error = refused(url, result)
+        assert time.monotonic() - began < 20
+        ended.set()
+    assert error.code == "pacs-unreachable"
+    assert "did not answer, at segmentation.dcm" in str(error)
+
+
+def test_no_other_thread_takes_the_archives_answers(
+    result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    storing = threading.Event()
+    take, store = DIMSEServiceProvider.get_msg, dimse._refusal
+
+    def get_msg(self: Any, block: bool = False) -> Any:
+        if self.assoc.is_requestor and storing.is_set():
+            taken.append(block)
+        return take(self, block)
+
+    def refusal(*values: Any) -> str:
+        storing.set()
+        time.sleep(0.02)  # twenty times as long as that thread waits between two looks
+        return store(*values)
+
+    monkeypatch.setattr(DIMSEServiceProvider, "get_msg", get_msg)
+    monkeypatch.setattr(dimse, "_refusal", refusal)
+    with archive(kept({})) as url:
+        assert send(url, result) == 4
+        storing.clear()
+    assert taken[:4] == [True] * 4
 
 
 def test_another_title_is_refused(result: Path) -> None:

@@ -34,6 +34,16 @@ USER, PASSWORD = "site", "for-this-test"
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
+dicom_ports: dict[str, int] = {}
+"""Where the archive at an address takes C-STORE."""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run an Orthanc and yield the address of its DICOMweb service."""
@@ -41,16 +51,20 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not PLUGIN.exists():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("orthanc-dicomweb is not installed")
     root = tmp_path_factory.mktemp("orthanc")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, dicom_port = (free_port() for _ in range(2))
     settings = {
         "StorageDirectory": str(root / "db"),
         "IndexDirectory": str(root / "db"),
         "Plugins": [str(PLUGIN)],
         "HttpPort": port,
         "StableAge": 1,
-        "DicomServerEnabled": False,
+        "DicomServerEnabled": True,
+        "DicomPort": dicom_port,
+        "DicomAet": "ORTHANC",
+        "DicomCheckCalledAet": True,
+        "DicomAlwaysAllowStore": False,
+        "DicomCheckModalityHost": True,
+        "DicomModalities": {"ward": ["WARD 7", "127.0.0.1", 104]},
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": True,
         "RegisteredUsers": {USER: PASSWORD},
@@ -72,6 +86,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 time.sleep(0.1)
         else:
             pytest.fail(log.read_text())
+        dicom_ports[f"http://127.0.0.1:{port}/dicom-web"] = dicom_port
         yield f"http://127.0.0.1:{port}/dicom-web"
     finally:
         process.terminate()
@@ -130,6 +145,26 @@ def test_a_study_is_segmented_from_the_archive_and_its_results_return_unchanged(
     # What was stored is no image: the study can be segmented again from the archive.
     options = ("--out", tmp_path / "again", "--model", world.release, "--pacs", archive.base_url)
     assert clinic("segment", "--study", study, *options).code == 0
+
+
+def test_results_return_unchanged_when_they_were_stored_by_c_store(
+    archive: DICOMwebClient, clinic: Run, world: World, tmp_path: Path
+) -> None:
+    study = f"{STUDY}.7"
+    folder = write_study(tmp_path / "study", study=study, affine=oblique((12.0, 11.0, 13.0)))
+    out = tmp_path / "out"
+    url = f"dicom://ORTHANC@127.0.0.1:{dicom_ports[archive.base_url]}"
+    options = ("--out", out, "--model", world.release, "--pacs", url, "--send")
+    said = clinic("segment", folder, *options, "--aet", "WARD 7")
+    assert said.code == 0, said.err
+    result = json.loads((out / "result.json").read_text())
+    for name, uid in result["dicom"].items():
+        own = pydicom.dcmread(out / name)
+        back = archive.retrieve_instance(study, str(own.SeriesInstanceUID), uid)
+        assert own == back
+        assert own.file_meta.TransferSyntaxUID == back.file_meta.TransferSyntaxUID
+    stranger = clinic("send", out, "--pacs", url, "--aet", "STRANGER")
+    assert (stranger.code, "The PACS at dicom" in stranger.err) == (15, True)
 
 
 def test_what_the_archive_cannot_give_is_refused(

@@ -98,6 +98,8 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
         "grid_of": "t1c",
         "confidence": {"WT": 0.93, "TC": 0.88, "ET": 0.85},
         "calibrated": True,
+        "explanation": None,
+        "familiarity": None,
         "findings": findings_json(found),
         "midline": {"normal": [1.0, 0.0, 0.0], "offset_mm": 0.0},
         "review": None,
@@ -124,6 +126,7 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
             "Research use only: a person must review this segmentation.",
             "Without T2 (t2w): the segmentation is less exact than with all four sequences.",
         ],
+        "stages": {"predict": {"wall_s": 10.0, "cpu_s": 19.5}},
         "seconds": 12.3,
     }
     return {**value, **fields}
@@ -245,3 +248,46 @@ def test_a_very_long_word_and_many_lesions_fit_the_sheet() -> None:
     found = report(case="x" * 400, findings=many, warnings=["w" * 900] * 40)
     assert any("84 smallest are not listed" in line for line in texts(found))
     assert sheet(found).startswith(b"%PDF-")
+
+
+SOUND = {"measured": {"correlation_t1n_t1c": 0.6, "intensity_t1c": 0.1}, "unlike": ()}
+OPPOSITE = {"code": "opposite", "says": "T1 and T2 are alike.", "value": 0.5, "limit": 0.2}
+ELSEWHERE = {"code": "intensities", "says": "T1 is spread otherwise.", "value": 0.5, "limit": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (None, "was not measured"),
+        ({"cohort": "none", **SOUND}, "the model's card holds no histograms"),
+        ({"cohort": "noisy", "sites": 2, **SOUND}, "the noise that protects the patients"),
+        ({"cohort": "compared", "sites": 1, **SOUND}, "at 1 site: intensities. Nothing is unlike"),
+        (
+            {"cohort": "compared", "sites": 3, **SOUND, "unlike": [ELSEWHERE]},
+            "at 3 sites: intensities. They are unlike",
+        ),
+        ({"cohort": "none", **SOUND, "unlike": [OPPOSITE]}, "The sequences contradict each other"),
+    ],
+)
+def test_what_could_be_compared_is_said(said: Any, words: str) -> None:
+    result = Result.model_validate(example(familiarity=said))
+    whole = content(result, overview=b"", doubtful=None)
+    assert words in " ".join(texts(whole))
+    warned = bool(said and said["unlike"])
+    assert whole.sections[0].title.startswith("This scan is unlike" if warned else "Volumes")
+
+
+def test_an_explanation_says_what_it_is() -> None:
+    region = {"volume_ml": 3.25, "dice": 0.5}
+    without = {"t1c": dict.fromkeys(("ET", "TC", "WT"), region)}
+    for hidden_as, words in (("absent", "as a missing one does"), ("mean", "never trained for")):
+        said = {"hidden_as": hidden_as, "without": without}
+        result = Result.model_validate(example(explanation=said))
+        whole = content(result, overview=b"", doubtful=None, explained=b"picture")
+        told = " ".join(texts(whole))
+        assert words in told
+        assert "no check of whether the answer is right" in told
+        assert "contrast-enhanced T1 3.2 0.50 3.2 0.50 3.2 0.50" in told
+    assert "mattered" not in " ".join(
+        texts(content(Result.model_validate(example()), overview=b"", doubtful=None))
+    )

@@ -83,7 +83,11 @@ def test_the_result_is_complete_and_on_the_inputs_grid(
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     assert result["model"] == world.model().identity
+    assert result["familiarity"]["cohort"] == "none"
     assert result["seconds"] > 0
+    assert list(result["stages"]) == ["load", "prepare", "predict", "measure", "write"]
+    told = sum(spent["wall_s"] for spent in result["stages"].values())
+    assert told == pytest.approx(result["seconds"], abs=0.2)
     assert Result.model_validate(result).model_dump(mode="json") == result
     assert result["case"] == "case"
     assert (result["study_date"], result["change"]) == (None, None)

@@ -21,10 +21,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tritonclient.utils import InferenceServerException
 
+from client.imaging.case import Case, Image
+from client.imaging.nifti import Volume
 from client.inference import cli
 from client.inference.installed import activate
 from client.inference.revoked import take_revocations
-from client.inference.segment import segment
+from client.inference.segment import network_of, segment, segment_case
 from client.inference.serve import Access, Running
 from client.inference.service import warm as keeping
 from client.inference.service.server import Terms
@@ -37,6 +39,7 @@ from tests.consortia import STUDY, World
 from tests.scanners import write_study
 
 SAME = [
+    "familiarity",
     "volumes_ml",
     "range_ml",
     "missing",
@@ -123,6 +126,30 @@ def test_the_result_is_the_local_commands(
         local["volumes_ml"][name] for name in ("NCR", "ED", "ET", "TC", "WT")
     ]
     assert got.get_response().model_version == local["model"]["version"]
+
+
+@pytest.mark.slow
+def test_volumes_of_a_whole_head_fit_through(running: Running, world: World, case: Path) -> None:
+    """Of 240 x 240 x 155 voxels four are 143 MB, far above gRPC's own limit of 4 MB."""
+    small = volumes(case)
+    scale = np.diag([0.1, 0.1, 0.1, 1.0])
+    large = {
+        name: Volume(
+            np.ascontiguousarray(
+                one.data.repeat(10, 0).repeat(10, 1).repeat(10, 2)[:240, :240, :155]
+            ),
+            one.affine @ scale,
+        )
+        for name, one in small.items()
+    }
+    assert {one.data.shape for one in large.values()} == {(240, 240, 155)}
+    found = Case("large", "", {name: Image(Path(name)) for name in large}, None, {})
+    model = world.model(1)
+    local = segment_case(found, model, network_of(model), execution=PLAIN, read=large)
+    with client(running) as asking:
+        got = asking.infer(STUDY, inputs(large), headers=headers(running))
+    assert np.array_equal(got.as_numpy("segmentation"), local.labels)
+    np.testing.assert_array_equal(got.as_numpy("uncertainty"), local.uncertainty)
 
 
 def test_only_what_is_asked_for_is_answered(running: Running, case: Path) -> None:
