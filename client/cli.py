@@ -12,6 +12,7 @@ from client import running
 from client import site as sites
 from client.choosing import app as choosing
 from client.consent import check_policy
+from client.doctor import app as doctor
 from client.imaging import preprocessing
 from client.oversight import app as oversight
 from client.practice import app as practice
@@ -33,6 +34,7 @@ app.add_typer(oversight)
 app.add_typer(practice)
 app.add_typer(choosing)
 app.add_typer(upkeep)
+app.add_typer(doctor)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]

@@ -19,6 +19,7 @@ from common.processes import Supervisor, stop_on_signals
 from common.weights import load
 from server import provisioning, serving
 from server.dashboard.place import Place
+from server.doctor import app as doctor
 from server.health import check as check_health
 from server.lifetime import app as lifetime
 from server.planning import simulate
@@ -358,6 +359,7 @@ def revocations(
 
 app.command()(simulate)
 app.add_typer(lifetime)
+app.add_typer(doctor)
 
 
 def main() -> None:
