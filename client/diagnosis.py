@@ -188,7 +188,7 @@ def of_devices(wanted: Machine, found: Devices) -> Finding:
 def _versions(site: Site) -> list[Finding]:
     ours = version("gliofed")
     said = [of_libraries(LIBRARIES, proven())]
-    noted = site.folder / "flower" / "coordinator.json"
+    noted = site.heard_version
     theirs = (
         str(read_json(noted, what="coordinator's version")["version"]) if noted.exists() else ""
     )

@@ -243,6 +243,11 @@ class Site:
         return self.folder / "flower" / "run.lock"
 
     @property
+    def heard_version(self) -> Path:
+        """Keeps which gliofed the coordinator's last order came from."""
+        return self.folder / "flower" / "coordinator.json"
+
+    @property
     def clinic_lock(self) -> Path:
         """Held, shared, by the clinical jobs that run here: training waits for their end."""
         return self.folder / "flower" / "clinic.lock"

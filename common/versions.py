@@ -53,6 +53,11 @@ def skew(*, site: str, coordinator: str) -> str:
     return f"{both}: more than one minor version apart. The {old} must upgrade to {least} or {new}."
 
 
+def own() -> str:
+    """Return the version of the gliofed that runs here."""
+    return importlib.metadata.version("gliofed")
+
+
 def proven() -> dict[str, str]:
     """Return the version of each library that this release is proven with; {} if none is known."""
     shipped = importlib.resources.files("common") / "constraints.txt"

@@ -39,6 +39,7 @@ from common.versions import proven, skew
 from common.way import of_days, of_door
 from server import certificates
 from server.provisioning import Consortium
+from server.sites import VERSION_EVENTS
 from server.studies import Study
 
 LIBRARIES: Final = ("flwr", "numpy", "starlette", "uvicorn", "httpx", "cryptography")
@@ -187,7 +188,7 @@ def _sites(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
     told_versions = {
         str(e.facts["site"]): str(e.facts["version"])
         for e in entries
-        if e.event in {"site admitted", "site version"} and e.facts.get("version")
+        if e.event in VERSION_EVENTS and e.facts.get("version")
     }
     here = {one.site for one in admitted}
     for name, theirs in sorted(told_versions.items()):
