@@ -19,6 +19,7 @@ from client.practice import app as practice
 from client.site import Site
 from client.upkeep import app as upkeep
 from common import console
+from common.amendment import changes
 from common.errors import CaseError, ConsentError, StateError
 from common.files import held, is_held
 from common.identity import fingerprint
@@ -87,9 +88,11 @@ def studies(folder: Folder, json: Json = False) -> None:
     if not rows:
         console.say("No study was offered yet; offers arrive while `gliofed-site run` is running.")
         return
-    columns = ["study", "privacy", "rounds", "network", "expires", "decision", "policy"]
+    columns = ["study", "version", "privacy", "rounds", "network", "expires", "decision", "policy"]
     console.show_table("Studies", columns, [[row[c] for c in columns] for row in rows])
     for row in rows:
+        for line in _changed(site, site.protocol(str(row["study"]))):
+            console.say(line)
         if not row["private"]:
             console.warn(f"{row['study']} trains WITHOUT differential privacy.")
 
@@ -106,6 +109,8 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
     )
     if not protocol.private:
         console.warn(f"{study} trains WITHOUT differential privacy.")
+    for line in _changed(site, protocol):
+        console.say(line)
     site.decide(study, "approve", by=by)
     console.say(f"{by} approved {study}, protocol {protocol.digest[:16]}.")
     would = _would_spend(protocol)
@@ -372,6 +377,7 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
     return {
         "study": name,
         "title": protocol.title,
+        "version": protocol.version,
         "protocol": protocol.digest,
         "private": protocol.private,
         "would_spend": would,
@@ -379,9 +385,25 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
         "rounds": protocol.rounds,
         "network": protocol.network.name,
         "expires": str(protocol.expires),
-        "decision": f"{decided[0].decision} by {decided[0].by}" if decided else "open",
+        "decision": _decision(decided[0], protocol) if decided else "open",
         "policy": _policy(site, protocol),
     }
+
+
+def _decision(decision: sites.Decision, protocol: StudyProtocol) -> str:
+    said = f"{decision.decision} by {decision.by}"
+    return said if decision.protocol == protocol.digest else f"open (version before: {said})"
+
+
+def _changed(site: Site, protocol: StudyProtocol) -> list[str]:
+    """Say what an amendment changed since the version before."""
+    before = site.version_before(protocol.study)
+    if before is None:
+        return []
+    return [
+        f"{protocol.study}, version {protocol.version}: {key} was {old}, is {new}."
+        for key, (old, new) in changes(before, protocol)
+    ]
 
 
 def _privacy(protocol: StudyProtocol, would: float | None) -> str:

@@ -57,6 +57,12 @@ class StoppedError(FederationError):
     default_code = "stopped"
 
 
+class AmendedError(FederationError):
+    """A new version of the protocol takes force here, between two rounds."""
+
+    default_code = "amended"
+
+
 class Orders:
     """Gives the orders of one study."""
 
