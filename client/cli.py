@@ -13,7 +13,6 @@ from client import site as sites
 from client.choosing import app as choosing
 from client.consent import check_policy
 from client.doctor import app as doctor
-from client.imaging import preprocessing
 from client.oversight import app as oversight
 from client.practice import app as practice
 from client.site import Site
@@ -24,7 +23,7 @@ from common.errors import CaseError, ConsentError, StateError
 from common.files import held, is_held
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
-from common.protocol import StudyProtocol
+from common.protocol import StudyProtocol, preprocessing_digest
 from common.regions import REGIONS
 
 app = typer.Typer(
@@ -105,7 +104,7 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
     check_policy(
         protocol,
         site.settings.policy,
-        preprocessing_sha256=preprocessing.digest(protocol.preprocessing),
+        preprocessing_sha256=preprocessing_digest(protocol.preprocessing),
     )
     if not protocol.private:
         console.warn(f"{study} trains WITHOUT differential privacy.")
@@ -430,7 +429,7 @@ def _policy(site: Site, protocol: StudyProtocol) -> str:
         check_policy(
             protocol,
             site.settings.policy,
-            preprocessing_sha256=preprocessing.digest(protocol.preprocessing),
+            preprocessing_sha256=preprocessing_digest(protocol.preprocessing),
         )
     except ConsentError as error:
         return f"refused: {error.message}"
