@@ -12,17 +12,18 @@ from client import running
 from client import site as sites
 from client.choosing import app as choosing
 from client.consent import check_policy
-from client.imaging import preprocessing
+from client.doctor import app as doctor
 from client.oversight import app as oversight
 from client.practice import app as practice
 from client.site import Site
 from client.upkeep import app as upkeep
 from common import console
+from common.amendment import changes
 from common.errors import CaseError, ConsentError, StateError
 from common.files import held, is_held
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
-from common.protocol import StudyProtocol
+from common.protocol import StudyProtocol, preprocessing_digest
 from common.regions import REGIONS
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app.add_typer(oversight)
 app.add_typer(practice)
 app.add_typer(choosing)
 app.add_typer(upkeep)
+app.add_typer(doctor)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]
@@ -85,9 +87,11 @@ def studies(folder: Folder, json: Json = False) -> None:
     if not rows:
         console.say("No study was offered yet; offers arrive while `gliofed-site run` is running.")
         return
-    columns = ["study", "privacy", "rounds", "network", "expires", "decision", "policy"]
+    columns = ["study", "version", "privacy", "rounds", "network", "expires", "decision", "policy"]
     console.show_table("Studies", columns, [[row[c] for c in columns] for row in rows])
     for row in rows:
+        for line in _changed(site, site.protocol(str(row["study"]))):
+            console.say(line)
         if not row["private"]:
             console.warn(f"{row['study']} trains WITHOUT differential privacy.")
 
@@ -100,10 +104,12 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
     check_policy(
         protocol,
         site.settings.policy,
-        preprocessing_sha256=preprocessing.digest(protocol.preprocessing),
+        preprocessing_sha256=preprocessing_digest(protocol.preprocessing),
     )
     if not protocol.private:
         console.warn(f"{study} trains WITHOUT differential privacy.")
+    for line in _changed(site, protocol):
+        console.say(line)
     site.decide(study, "approve", by=by)
     console.say(f"{by} approved {study}, protocol {protocol.digest[:16]}.")
     would = _would_spend(protocol)
@@ -370,6 +376,7 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
     return {
         "study": name,
         "title": protocol.title,
+        "version": protocol.version,
         "protocol": protocol.digest,
         "private": protocol.private,
         "would_spend": would,
@@ -377,9 +384,25 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
         "rounds": protocol.rounds,
         "network": protocol.network.name,
         "expires": str(protocol.expires),
-        "decision": f"{decided[0].decision} by {decided[0].by}" if decided else "open",
+        "decision": _decision(decided[0], protocol) if decided else "open",
         "policy": _policy(site, protocol),
     }
+
+
+def _decision(decision: sites.Decision, protocol: StudyProtocol) -> str:
+    said = f"{decision.decision} by {decision.by}"
+    return said if decision.protocol == protocol.digest else f"open (version before: {said})"
+
+
+def _changed(site: Site, protocol: StudyProtocol) -> list[str]:
+    """Say what an amendment changed since the version before."""
+    before = site.version_before(protocol.study)
+    if before is None:
+        return []
+    return [
+        f"{protocol.study}, version {protocol.version}: {key} was {old}, is {new}."
+        for key, (old, new) in changes(before, protocol)
+    ]
 
 
 def _privacy(protocol: StudyProtocol, would: float | None) -> str:
@@ -406,7 +429,7 @@ def _policy(site: Site, protocol: StudyProtocol) -> str:
         check_policy(
             protocol,
             site.settings.policy,
-            preprocessing_sha256=preprocessing.digest(protocol.preprocessing),
+            preprocessing_sha256=preprocessing_digest(protocol.preprocessing),
         )
     except ConsentError as error:
         return f"refused: {error.message}"

@@ -24,6 +24,7 @@ from common.errors import StateError, UpdateError
 from common.journal import GENESIS
 from common.protocol import MessageOptions, StudyProtocol
 from common.statistics import check_counts
+from common.versions import own
 from common.weights import check_like
 from common.wire import Content, Order, Report, pack
 
@@ -105,6 +106,7 @@ def let_out(site: Site, order: Order, protocol: StudyProtocol | None, reply: Rep
             "site_head": GENESIS if done else "",
             "kit_sha256": kit_sha256(site) if done else "",
             "renewal": pending(site) if done else "",
+            "version": own(),
         }
     )
     if not reply.news:
@@ -140,6 +142,7 @@ def unjournalled(order: Order, error: Exception) -> Content:
             round=order.round,
             status="failed",
             code="journal-damaged" if damaged else "journal-write",
+            version=own(),
         ),
         None,
     )

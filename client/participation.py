@@ -33,6 +33,7 @@ from common.errors import CaseError, ConsentError, GliofedError, UpdateError
 from common.files import read_json, write_json
 from common.identity import Statement
 from common.protocol import StudyProtocol
+from common.versions import own, skew
 from common.weights import Arrays, check_like, digest, norm
 from common.wire import CONTROL, Content, Order, Report, case_count_bucket, refusal, unpack_order
 
@@ -92,6 +93,8 @@ class Participation:
     def _open(self, order: Order) -> tuple[Site, StudyProtocol]:
         """Return the site as it is now, and the protocol that the coordinator signed."""
         site = Site.open(self._site.folder)  # settings and decisions may have changed
+        if order.version and (said := skew(site=own(), coordinator=order.version)):
+            raise ConsentError(said, code="version")
         if order.site_head and not site.journal.holds(order.site_head):
             raise ConsentError(
                 "The journal of this site does not hold what it said to the coordinator before: "

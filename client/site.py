@@ -8,7 +8,8 @@ The folder::
     request.json        what is sent to the coordinator to enrol
     kit.json, ca.crt    what came back, or came newer with an order
     coordinators.json   who speaks for the consortium, if that was changed since
-    studies/ID/         protocol.json (signed by the coordinator), decision.json (signed here), what
+    studies/ID/         protocol.json (signed by the coordinator; the versions before it in
+                        versions/), decision.json (signed here), what
                         this site has of its own there and never sends (``client.kept``)
     ledger.sqlite       the privacy budget
     reviewed/HASH/      cases that clinicians reviewed, to train on (``client.handover``)
@@ -31,6 +32,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from client import keyring
+from common.amendment import changes, check_amendment
 from common.charter import Charter, parse_charter
 from common.errors import ConsentError, IdentityError, StateError
 from common.files import read_json, write_bytes, write_json, write_secret
@@ -248,6 +250,11 @@ class Site:
         return self.folder / "flower" / "run.lock"
 
     @property
+    def heard_version(self) -> Path:
+        """Keeps which gliofed the coordinator's last order came from."""
+        return self.folder / "flower" / "coordinator.json"
+
+    @property
     def clinic_lock(self) -> Path:
         """Held, shared, by the clinical jobs that run here: training waits for their end."""
         return self.folder / "flower" / "clinic.lock"
@@ -290,11 +297,26 @@ class Site:
         return parse_protocol(body, source="The offered protocol")
 
     def keep_protocol(self, statement: Statement) -> StudyProtocol:
-        """Keep an offered protocol; one that differs from the one kept before is refused."""
+        """Keep an offered protocol, or an amendment of the one kept before, and return it.
+
+        Anything else that differs from the one kept before is refused, an older version also:
+        raises ConsentError, and ProtocolError for an amendment that changes what it may not.
+        """
         protocol = self.open_protocol(statement)
         path = self.folder / "studies" / protocol.study / "protocol.json"
         if path.exists():
-            if self.protocol(protocol.study).digest != protocol.digest:
+            known = self.protocol(protocol.study)
+            if known.digest in protocol.supersedes:
+                check_amendment(known, protocol)
+                return self._amend(known, protocol, statement)
+            if protocol.digest in known.supersedes:
+                raise ConsentError(
+                    f"Study {protocol.study} is at version {known.version} here; this order is of "
+                    f"version {protocol.version}.",
+                    do="Ask the coordinator why it orders by an older version.",
+                    code="superseded",
+                )
+            if known.digest != protocol.digest:
                 raise ConsentError(
                     f"Study {protocol.study} was offered before with another protocol.",
                     do="Ask the coordinator; a changed protocol needs a new study id.",
@@ -304,6 +326,30 @@ class Site:
         self.journal.append("study offered", study=protocol.study, protocol=protocol.digest)
         statement.save(path)
         return protocol
+
+    def _amend(
+        self, known: StudyProtocol, protocol: StudyProtocol, statement: Statement
+    ) -> StudyProtocol:
+        """Let an amendment take the place of the version before; nobody has approved it yet."""
+        folder = self.folder / "studies" / protocol.study
+        before = Statement.load(folder / "protocol.json", what="study protocol")
+        before.save(folder / "versions" / f"{known.version:04d}.json")
+        self.journal.append(
+            "study amended",
+            study=protocol.study,
+            protocol=protocol.digest,
+            version=protocol.version,
+            changed=[key for key, _ in changes(known, protocol)],
+        )
+        statement.save(folder / "protocol.json")
+        return protocol
+
+    def version_before(self, study: str) -> StudyProtocol | None:
+        """Return the newest version of a study before the one that is known now, if any is kept."""
+        kept = sorted((self.folder / "studies" / study / "versions").glob("*.json"))
+        if not kept:
+            return None
+        return parse_protocol(Statement.load(kept[-1], what="protocol").body, source=str(kept[-1]))
 
     def decision(self, study: str) -> tuple[Decision, Statement] | None:
         """Return what was decided about ``study`` with its signature, or None."""

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from client import renewal
 from client.site import Site
 from common import console
 from common.files import read_json
@@ -22,6 +21,8 @@ By = Annotated[str, typer.Option("--by", help="Who does it: a person's name.")]
 @app.command("rotate-keys")
 def rotate_keys(folder: Folder, by: By) -> None:
     """Make new keys; the next reply tells the coordinator, and its next order lets them be used."""
+    from client import renewal
+
     site = Site.open(folder)
     statement = renewal.begin(site, by=by)
     console.say(
@@ -36,6 +37,8 @@ def renew_kit(
     kit: Annotated[Path, typer.Argument(help="What `gliofed-server kit` wrote.")],
 ) -> None:
     """Take a newer kit from a file, where no order could bring it."""
+    from client import renewal  # it loads Flower, for which no other command shall wait
+
     value = read_json(kit, what="newer kit")
     site = renewal.take_kit(
         Site.open(folder),

@@ -2,9 +2,9 @@
 
 It stands where Flower would unpack a bundle and start a new process for each message. The bundle
 is looked at, never installed and never run: one that is not the code-free bundle of this product is
-refused, and one of another version is answered with words. Torch and the cache stay warm between
-rounds. Texts of failures stay at the site. Whatever happens, the SuperNode gets an answer; its
-date is reckoned from the order's, so that a wrong clock here makes no answer look expired.
+refused, and one of a version too far off is answered with words. Torch and the cache stay warm
+between rounds. Texts of failures stay at the site. Whatever happens, the SuperNode gets an answer;
+its date is reckoned from the order's, so that a wrong clock here makes no answer look expired.
 
 A worker that dies leaves its order with the SuperNode, perhaps with half an answer, for which the
 SuperNode would wait for ever: ``client.running`` restarts both together, and the coordinator, who
@@ -17,7 +17,6 @@ import contextlib
 import logging
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,7 +40,9 @@ from client.outbound import Reply, let_out
 from client.site import Site
 from common import logs
 from common.errors import ConsentError, GliofedError, StateError, UpdateError
+from common.files import write_json
 from common.processes import repeating
+from common.versions import own, skew
 from common.wire import check_bundle, refusal, unpack_order
 
 _LOG = logging.getLogger("client.worker")
@@ -58,6 +59,7 @@ class Worker:
     def __init__(self, site: Site, address: str) -> None:
         self._site = site
         self._address = address
+        self._theirs = ""
 
     def run(self) -> None:
         """Take orders until the process ends."""
@@ -100,15 +102,12 @@ class Worker:
             push_task_output(client, context, status, "")
 
     def _answer(self, message: Message, context: Context, *, theirs: str) -> Message:
-        """Let the site answer, unless the coordinator runs another version."""
-        ours = version("gliofed")
-        if release(theirs) == release(ours):
+        """Let the site answer, unless the coordinator's version is too far off."""
+        self._know(theirs)
+        said = skew(site=own(), coordinator=theirs)
+        if not said:
             return app(message=message, context=context)
-        error = ConsentError(
-            f"This site runs gliofed {ours}, the coordinator {theirs}.",
-            do="Install the coordinator's version at the site.",
-            code="version",
-        )
+        error = ConsentError(said, code="version")
         try:
             order, _ = unpack_order(message.content)
         except UpdateError:  # its orders have another form
@@ -116,6 +115,16 @@ class Worker:
         self._note("order refused", study=order.study, code=error.code, reason=str(error))
         reply = Reply(refusal(order, error), what="a refusal", news=order.kind != "offer")
         return Message(let_out(self._site, order, None, reply), reply_to=message)
+
+    def _know(self, theirs: str) -> None:
+        """Keep the coordinator's version for `gliofed-site doctor`."""
+        if theirs == self._theirs:
+            return
+        self._theirs = theirs
+        try:
+            write_json(self._site.heard_version, {"version": theirs})
+        except StateError as error:
+            _LOG.error("The coordinator's version is not kept. %s", error)
 
     def _note(self, event: str, **facts: object) -> None:
         """Write what went wrong in the journal; a full disk must not keep the answer back."""
@@ -144,11 +153,6 @@ def dated(reply: Message, order: Message, *, worked_s: float) -> Message:
     reply.metadata.created_at = order.metadata.created_at + worked_s
     reply.metadata.ttl = order.metadata.ttl - worked_s
     return reply
-
-
-def release(of: str) -> tuple[str, ...]:
-    """Return the part of a version by which two sides understand each other: ``0.1`` of 0.1.7."""
-    return tuple(of.split(".")[:2])
 
 
 def _failure(message: Message, code: str) -> Message:

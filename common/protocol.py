@@ -16,7 +16,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from common.aggregation_options import ADAPTIVE, MOMENTUM
 from common.aggregation_options import AggregationOptions as AggregationOptions
@@ -39,6 +48,9 @@ RELEASE: Final = "model-release"
 PREPROCESSING_ALGORITHMS: Final = {"brats": "brain-zscore/1", "raw": "raw-n4-rigid-brain-zscore/2"}
 """Steps of ``client.imaging.preprocessing`` for each kind of input. Raise the version whenever any
 result changes."""
+
+_LATER: Final = frozenset({"supersedes"})
+"""Keys that the first form of a protocol did not have."""
 
 Reportable = Literal["dice", "case_count", "privacy_spent", "withdrawals"]
 Crop = Annotated[int, Field(ge=8, le=512)]
@@ -201,6 +213,23 @@ class StudyProtocol(_Frozen):
     asked for by ``statistics``."""
     evaluate_every: int = Field(default=1, ge=1)
     """Rounds between two evaluations on the sites' validation patients; the last always is."""
+    supersedes: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = Field(
+        default=(), max_length=100
+    )
+    """Digests of the versions before, the oldest first; `gliofed-server amend` fills it in. See
+    ``common.amendment``."""
+
+    @model_serializer(mode="wrap")
+    def _first_form(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later keys at their defaults: a protocol without them keeps its digest, and
+        versions of gliofed that do not know them can read it."""
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if k not in _LATER or v not in ((), [])}
+
+    @property
+    def version(self) -> int:
+        """1 for a study's first protocol, one more with each amendment."""
+        return len(self.supersedes) + 1
 
     @model_validator(mode="after")
     def _feedback(self) -> StudyProtocol:

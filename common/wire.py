@@ -9,7 +9,9 @@ before decoding (number of bytes, names, shapes, dtypes) and after (finite, norm
 own metadata is the sender's claim. Texts about failures are codes; a reason in words is sent only
 for failures whose words are about the protocol and the site's policy, never about a case.
 
-A field that is not used does not travel.
+A field that is not used does not travel. Each message names the version of its sender; of one that
+is a minor version away (``common.versions``) a field that is not known here is left unread. What
+must not be left unread has no place in a new field.
 
 Each message carries the head of its sender's journal, and the last head that its sender knows of
 the receiver's. A journal that was cut, put back from an old copy or written anew does not hold the
@@ -19,11 +21,11 @@ head that the other side kept: neither side can rewrite its history alone.
 from __future__ import annotations
 
 import io
+import json
 import tomllib
 import zipfile
 import zlib
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -41,6 +43,7 @@ from common.errors import (
     UpdateError,
 )
 from common.protocol import MessageOptions, StudyId
+from common.versions import own, release, skew
 from common.weights import Arrays, check_like
 
 Content = RecordDict
@@ -71,6 +74,10 @@ Head = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 """SHA-256 of a journal's last line; empty if none is known."""
 
 
+Version = Annotated[str, Field(max_length=40, pattern=r"^[0-9A-Za-z.+!-]*$")]
+"""Of the sender's gliofed; empty if it does not say."""
+
+
 class Order(_Frozen):
     """What the coordinator asks of a site. ``protocol`` is the signed protocol, as JSON text."""
 
@@ -92,6 +99,7 @@ class Order(_Frozen):
     folded_round: int = Field(default=0, ge=0)
     """The last round that this site trained for and whose update is part of the model; 0 if none:
     with SCAFFOLD the site's control variate follows that update, and no other."""
+    version: Version = ""
 
 
 class PrivacySpent(_Frozen):
@@ -131,6 +139,7 @@ class Report(_Frozen):
     """Of the site's journal, when the reply left."""
     coordinator_head: Head = ""
     """Of the coordinator's journal, as the site last heard it before this order."""
+    version: Version = ""
 
 
 def case_count_bucket(count: int) -> str:
@@ -152,6 +161,7 @@ def refusal(order: Order, error: GliofedError) -> Report:
         status="refused" if refused else "failed",
         code=error.code,
         reason=error.message[:2000] if refused else "",
+        version=own(),
     )
 
 
@@ -235,7 +245,7 @@ def _read(model: Any, content: RecordDict) -> Any:
             code="update-form",
         )
     try:
-        return model.model_validate_json(text)
+        return model.model_validate_json(_known(model, text))
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, item["loc"])) or "form" for item in error.errors())
         raise UpdateError(
@@ -243,6 +253,27 @@ def _read(model: Any, content: RecordDict) -> Any:
             do="Compare the versions of gliofed at the site and at the coordinator.",
             code="update-form",
         ) from None
+
+
+def _known(model: type[Order] | type[Report], text: str) -> str:
+    """Return a message without the fields that a neighbouring version added.
+
+    Raises UpdateError (code ``version``) if its sender is further off and it has such fields.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    strange = set(value) - set(model.model_fields) if isinstance(value, dict) else set()
+    theirs = str(value.get("version", ""))[:40] if strange else ""
+    if not theirs or release(theirs) == release(own()):
+        return text
+    sides = {"site": theirs, "coordinator": own()}
+    if model is Order:
+        sides = {"site": own(), "coordinator": theirs}
+    if said := skew(**sides):
+        raise UpdateError(said, code="version")
+    return json.dumps({name: one for name, one in value.items() if name not in strange})
 
 
 def _decode(
@@ -294,7 +325,7 @@ _BUNDLE_README = (
 def bundle_sources() -> dict[str, bytes]:
     """Return the files from which the coordinator builds the code-free Flower App Bundle."""
     return {
-        "pyproject.toml": _BUNDLE_PROJECT.format(version=version("gliofed")).encode(),
+        "pyproject.toml": _BUNDLE_PROJECT.format(version=own()).encode(),
         "README.md": _BUNDLE_README,
     }
 

@@ -17,7 +17,7 @@ from common.journal import Entry, Journal
 from common.protocol import APPROVAL
 from server.exchange import Answer, Exchange, Task
 from server.fleet import Clock, Fleet
-from server.orders import Orders
+from server.orders import AmendedError, Orders
 from server.sites import Sites
 from server.studies import Study
 
@@ -46,6 +46,7 @@ class Approvals:
         clock: Clock = time,
     ) -> None:
         """``past`` are the facts of the study, in order."""
+        self._study = study
         self._protocol = study.protocol
         self._fleet = fleet
         self._orders = orders
@@ -71,19 +72,26 @@ class Approvals:
     def gather(self, quorum: int) -> None:
         """Offer the protocol until ``quorum`` sites have approved; known approvals count.
 
-        Once there are enough, nobody waits for those that have not decided.
+        Once there are enough, nobody waits for those that have not decided. Raises AmendedError
+        when another version of the protocol waits to take force.
         """
+        self._check_in_force()
         if len(self.current()) >= quorum:
             self.look()
             return
         self._record("waiting for approvals", needed=quorum, so_far=sorted(self.current()))
         while len(self.current()) < quorum:
+            self._check_in_force()
             missing = self._undecided()
             self._running.waiting |= missing
             if missing:
                 self._give(self._told, deadline_s=OFFER_S, state=self._running)
             if len(self.current()) < quorum:
                 self._orders.pause(2.0)
+
+    def _check_in_force(self) -> None:
+        if self._study.amendment is not None:
+            raise AmendedError(f"{self._protocol.study} was amended.")
 
     def look(self) -> None:
         """Offer the protocol to who has not decided, and take what they say; wait for nothing."""

@@ -18,7 +18,9 @@ from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.weights import load
 from server import provisioning, serving
+from server.amending import app as amending
 from server.dashboard.place import Place
+from server.doctor import app as doctor
 from server.health import check as check_health
 from server.lifetime import app as lifetime
 from server.planning import simulate
@@ -357,7 +359,9 @@ def revocations(
 
 
 app.command()(simulate)
+app.add_typer(amending)
 app.add_typer(lifetime)
+app.add_typer(doctor)
 
 
 def main() -> None:

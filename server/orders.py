@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from common.errors import FederationError, IdentityError, UpdateError
 from common.journal import Journal
+from common.versions import own, skew
 from common.weights import digest
 from common.wire import (
     Content,
@@ -54,6 +55,12 @@ class StoppedError(FederationError):
     """The coordinator asked the study to stop."""
 
     default_code = "stopped"
+
+
+class AmendedError(FederationError):
+    """A new version of the protocol takes force here, between two rounds."""
+
+    default_code = "amended"
 
 
 class Orders:
@@ -158,6 +165,7 @@ class Orders:
             round=task.number,
             protocol=self._study.signed(),
             weights_sha256=digest(task.weights) if task.weights is not None else "",
+            version=own(),
         )
         arrays = None if task.weights is None else {**task.weights, **task.control}
         return order, pack(order, arrays)
@@ -307,8 +315,16 @@ class Orders:
             )
             if (report.kind, report.study, report.round) != (order.kind, order.study, order.round):
                 raise UpdateError("The reply is to another order.", code="update-form")
+            theirs = report.version or own()
+            if report.status == "done" and (said := skew(site=theirs, coordinator=own())):
+                raise UpdateError(said, code="version")
             self._heads.heard(site, report.site_head)
-            self._sites.heard(site, kit_sha256=report.kit_sha256, renewal=report.renewal)
+            self._sites.heard(
+                site,
+                kit_sha256=report.kit_sha256,
+                renewal=report.renewal,
+                version=report.version,
+            )
             if not self._heads.owns(report.coordinator_head):
                 # The replies are what they are; but this journal is not what the sites saw.
                 self._record(site, order, "journal fork", head=report.coordinator_head)

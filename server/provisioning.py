@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.amendment import check_amendment
 from common.charter import Charter
 from common.errors import IdentityError, ProtocolError, StateError
 from common.files import read_json, write_json, write_secret
@@ -188,8 +189,8 @@ def kit_for(consortium: Consortium, request: Request) -> Kit:
     )
 
 
-def publish(consortium: Consortium, path: Path) -> StudyProtocol:
-    """Validate, freeze and sign the protocol at ``path``; raise ProtocolError."""
+def frozen_protocol(consortium: Consortium, path: Path) -> StudyProtocol:
+    """Return the protocol at ``path`` with what publishing fills in; raise ProtocolError."""
     protocol = read_protocol(path)
     digest = preprocessing_digest(protocol.preprocessing)
     if protocol.preprocessing_sha256 not in {"", digest}:
@@ -206,33 +207,58 @@ def publish(consortium: Consortium, path: Path) -> StudyProtocol:
             f"{path} gives weights to sites that were not admitted: {', '.join(unknown)}.",
             do="Admit them first, or correct the names.",
         )
+    return frozen
+
+
+def publish(consortium: Consortium, path: Path) -> StudyProtocol:
+    """Validate, freeze and sign the protocol at ``path``; raise ProtocolError."""
+    frozen = frozen_protocol(consortium, path)
+    if frozen.supersedes:
+        raise ProtocolError(
+            f"{path} is an amendment.", do="`gliofed-server amend` publishes it.", code="amendment"
+        )
     folder = consortium.folder / "studies" / frozen.study
     if (folder / "protocol.json").exists():
         if consortium.study(frozen.study).protocol.digest == frozen.digest:
             return frozen
         raise ProtocolError(
             f"A study named {frozen.study} was published with another protocol.",
-            do="A published protocol never changes: give the new one a new study id.",
+            do="`gliofed-server amend` gives a study a new version; else take a new study id.",
         )
-    statement = consortium.identity.sign(PROTOCOL, frozen.model_dump(mode="json"))
-    if consortium.charter.missing(statement):
-        statement.save(drafts(consortium, statement))
-        consortium.journal.append("study drafted", study=frozen.study, protocol=frozen.digest)
-    else:
-        put_in_force(consortium, statement, frozen)
+    sign_and_publish(consortium, frozen)
     return frozen
 
 
+def sign_and_publish(consortium: Consortium, protocol: StudyProtocol) -> bool:
+    """Sign a protocol and publish it; return False if it is a draft that others must sign too."""
+    statement = consortium.identity.sign(PROTOCOL, protocol.model_dump(mode="json"))
+    if not consortium.charter.missing(statement):
+        put_in_force(consortium, statement, protocol)
+        return True
+    statement.save(drafts(consortium, statement))
+    consortium.journal.append("study drafted", study=protocol.study, protocol=protocol.digest)
+    return False
+
+
 def put_in_force(consortium: Consortium, statement: Statement, protocol: StudyProtocol) -> None:
-    """Publish a protocol that enough coordinators signed; raise IdentityError."""
+    """Publish a protocol that enough coordinators signed, or let it follow the one before.
+
+    Raises IdentityError, and ProtocolError for a version that does not follow.
+    """
     consortium.charter.opened(statement, kind=PROTOCOL)
+    if protocol.supersedes:
+        study = consortium.study(protocol.study)
+        check_amendment(study.protocol, protocol)
     consortium.journal.append(
-        "study published",
+        "study amended" if protocol.supersedes else "study published",
         study=protocol.study,
         protocol=protocol.digest,
         signed_by=sorted(fingerprint(key) for key in statement.signers()),
     )
-    statement.save(consortium.folder / "studies" / protocol.study / "protocol.json")
+    if protocol.supersedes:
+        study.stage(statement)
+    else:
+        statement.save(consortium.folder / "studies" / protocol.study / "protocol.json")
 
 
 def drafts(consortium: Consortium, statement: Statement) -> Path:

@@ -19,6 +19,7 @@ from common.journal import Entry, Journal
 from server.fleet import Presence
 from server.provisioning import Consortium
 from server.report import full_report
+from server.sites import VERSION_EVENTS
 
 LOOK_EVERY_S: Final = 2.0
 """How often the SuperLink is asked who is connected, at most."""
@@ -155,6 +156,11 @@ def _sites(
     suspended: Mapping[str, str],
     presence: Mapping[str, Presence] | None,
 ) -> Iterator[SiteReading]:
+    versions = {
+        str(e.facts["site"]): str(e.facts["version"])
+        for e in entries
+        if e.event in VERSION_EVENTS and e.facts.get("version")
+    }
     came = {e.facts["site"]: e for e in entries if e.event == "site admitted"}
     heard = {e.facts["site"]: e for e in entries if e.event in _OF_A_SITE}
     for name in admitted:
@@ -163,7 +169,7 @@ def _sites(
         yield SiteReading(
             name=name,
             admitted=came[name].time if name in came else "",
-            version=str(came[name].facts.get("version", "")) if name in came else "",
+            version=versions.get(name, ""),
             online=None if presence is None else there.online,
             since=there.since,
             heard=last.time if last else "",

@@ -137,6 +137,7 @@ def _summary(study: Study, entries: Sequence[Entry], *, admitted: list[str]) -> 
         "study": name,
         "title": study.protocol.title,
         "protocol": study.protocol.digest,
+        "version": study.protocol.version,
         "state": _state(study, [e.event for e in entries]),
         "private": study.protocol.private,
         "max_epsilon": study.protocol.privacy.max_epsilon if study.protocol.private else None,
@@ -179,6 +180,8 @@ def _approved(entries: Iterable[Entry]) -> list[str]:
             found.add(str(entry.facts["site"]))
         elif entry.event == "approval taken back":
             found.discard(str(entry.facts["site"]))
+        elif entry.event == "amendment in force":
+            found.clear()
     return sorted(found)
 
 

@@ -156,7 +156,8 @@ def take_countersigned(consortium: Consortium, statement: Statement) -> str:
         protocol = parse_protocol(merged.body, source=str(path))
         put_in_force(consortium, merged, protocol)
         path.unlink()
-        return f"{protocol.study} is published."
+        done = "amended from its next round on" if protocol.supersedes else "published"
+        return f"{protocol.study} is {done}."
     raise IdentityError(f"A {merged.kind} is not published here.", do="Check the file.")
 
 
@@ -168,7 +169,8 @@ def settle(consortium: Consortium) -> None:
     if following.exists() and Identity.load(following).public in consortium.charter.keys:
         following.replace(keys / "coordinator.key")  # the old key is gone: it signs nothing more
     identity, charter = consortium.identity, consortium.charter
-    for path in sorted(consortium.folder.glob("studies/*/protocol.json")):
+    waiting = consortium.folder.glob("studies/*/amendment.json")
+    for path in sorted((*consortium.folder.glob("studies/*/protocol.json"), *waiting)):
         statement = Statement.load(path, what="study protocol")
         if statement.signer not in charter.keys and identity.public in charter.keys:
             statement.cosigned(identity).signed_first_by(identity.public).save(path)

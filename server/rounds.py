@@ -98,7 +98,10 @@ class Rounds:
         """What the last closed round changed, to compare updates with."""
 
     def run(self) -> None:
-        """Do every round that is left. Raises StoppedError, FederationError, StateError."""
+        """Do every round that is left. Raises StoppedError, FederationError, StateError.
+
+        Raises AmendedError before the first round that a waiting amendment is for.
+        """
         try:
             self._run()
         finally:
@@ -124,7 +127,7 @@ class Rounds:
             self._surveys.describe()
         self._past.clear()
         failed = 0
-        while number < self._protocol.rounds:
+        while number < self._protocol.rounds or self._study.amendment is not None:
             self.approvals.gather(self._protocol.aggregation.quorum)
             closed = self._train(number + 1, weights)
             if isinstance(closed, Failure):

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Final
 
 from common.errors import FederationError, GliofedError, StateError
+from common.protocol import parse_protocol
 from server.fleet import Fleet
-from server.orders import StoppedError
+from server.orders import AmendedError, StoppedError
 from server.provisioning import Consortium
 from server.rounds import Rounds
 from server.studies import Study
@@ -39,6 +40,8 @@ def schedule(
             continue
         today = dt.datetime.now(dt.UTC).date()
         for study in studies:
+            if study.wanted in {"published", "stopped"}:
+                study = in_force(consortium, study)
             if study.wanted == "published" and study.protocol.expires > today:
                 rounds = _rounds(consortium, study, fleet)
                 try:
@@ -58,7 +61,13 @@ def run_study(consortium: Consortium, study: Study, fleet: Fleet) -> None:
                 do="Publish a new protocol.",
                 code="expired",
             )
-        _rounds(consortium, study, fleet).run()
+        while True:
+            study = in_force(consortium, study)
+            try:
+                _rounds(consortium, study, fleet).run()
+                break
+            except AmendedError:
+                continue
         study.want("finished")
     except StoppedError:
         _until_written(lambda: _record(consortium, "study stopped", study=name))
@@ -66,6 +75,21 @@ def run_study(consortium: Consortium, study: Study, fleet: Fleet) -> None:
         if error.code == "order-push":
             raise
         _pause(consortium, study, code=error.code, reason=str(error))
+
+
+def in_force(consortium: Consortium, study: Study) -> Study:
+    """Return the study with the amendment in force that waits for it, if one does."""
+    if study.amendment is None:
+        return study
+    following = parse_protocol(study.amendment.body, source="The amendment")
+    consortium.journal.append(
+        "amendment in force",
+        study=following.study,
+        protocol=following.digest,
+        version=following.version,
+    )
+    study.amend()
+    return consortium.study(following.study)
 
 
 def _pause(consortium: Consortium, study: Study, *, code: str, reason: str) -> None:

@@ -4,6 +4,7 @@
     leaving/NAME.json     the request before, as long as the site's old node key is let in as well
     renewals/NAME.json    new keys that the site sent, checked and not taken over yet
     kits/NAME.json        a newer kit than the one that the site joined with; goes with each order
+    versions/NAME.txt     which gliofed the site last said that it runs
     suspended/NAME.json   by whom and why a site is suspended
     revoked/NAME-N.json   by whom and why a site was put out for good, with its request
 
@@ -17,13 +18,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from common.errors import IdentityError, StateError
 from common.files import read_json, write_bytes, write_json
 from common.identity import Statement
 from common.journal import Journal
 from common.kit import Request, open_request
+
+VERSION_EVENTS: Final = frozenset({"site admitted", "site keys renewed", "site version"})
+"""Facts of the journal that say which gliofed a site runs."""
 
 
 class Sites:
@@ -95,8 +99,12 @@ class Sites:
             if (kit := self.newer_kit(name)) and self._taken(name) != _digest(kit["kit"])
         }
 
-    def heard(self, name: str, *, kit_sha256: str, renewal: str) -> None:
-        """Take note of what a site says about its kit and its keys; raise IdentityError."""
+    def heard(self, name: str, *, kit_sha256: str, renewal: str, version: str = "") -> None:
+        """Take note of what a site says about its version, kit and keys; raise IdentityError."""
+        path = self._folder / "versions" / f"{name}.txt"
+        if version and version != (path.read_text() if path.exists() else ""):
+            self._journal.append("site version", site=name, version=version)
+            write_bytes(path, version.encode())
         if kit_sha256 and kit_sha256 != self._taken(name) and self.kit_path(name).exists():
             self._journal.append("kit taken", site=name, kit=kit_sha256)
             write_bytes(self.kit_path(name).with_suffix(".taken"), kit_sha256.encode())

@@ -1,6 +1,8 @@
 """One published study on the coordinator's disk: its protocol, what is wanted of it, its rounds.
 
-    protocol.json         signed, never changed
+    protocol.json         signed; changed by an amendment alone
+    amendment.json        the signed version that takes force at the next round's start
+    versions/0001.json    the versions before
     wanted.json           "running" or "stopped", written by `launch` and `stop`
     initial.safetensors   the starting weights, if `launch --initial` gave them
     rounds/0001.safetensors, ...   the whole network after each closed round
@@ -54,6 +56,27 @@ class Study:
         """Return the signed protocol as JSON text, with the signatures that it has by now."""
         now = Statement.load(self.folder / "protocol.json", what="study protocol")
         return now.dumps() if now.body == self.statement.body else self.statement.dumps()
+
+    @property
+    def amendment(self) -> Statement | None:
+        """The signed version that waits to take force, if there is one."""
+        path = self.folder / "amendment.json"
+        return Statement.load(path, what="amendment") if path.exists() else None
+
+    def stage(self, statement: Statement) -> None:
+        """Let a protocol that was signed and checked take force at the next round's start."""
+        statement.save(self.folder / "amendment.json")
+
+    def amend(self) -> None:
+        """Put the staged version in force; killed anywhere, it is done again."""
+        statement = self.amendment
+        if statement is None:
+            return
+        kept = self.folder / "versions" / f"{self.protocol.version:04d}.json"
+        if statement.body != self.statement.body:
+            self.statement.save(kept)
+            statement.save(self.folder / "protocol.json")
+        (self.folder / "amendment.json").unlink()
 
     @property
     def wanted(self) -> str:

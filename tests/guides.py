@@ -26,6 +26,8 @@ GUIDES: Final = ("server/README.md", "client/README.md", "deploy/README.md")
 HOSPITALS: Final = ("north", "south")
 _FENCE: Final = re.compile(r"^```(?P<info>.*?)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _WAIT_S: Final = 180.0
+_BLOCK_S: Final = 900.0
+_INSTALL_S: Final = 2400.0  # pip compiles torch's modules; on a busy machine that took over 900 s
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Story:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=900,
+                timeout=_INSTALL_S if "install" in block.info else _BLOCK_S,
                 check=False,
             )
             if done.returncode == 0:

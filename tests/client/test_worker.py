@@ -20,6 +20,7 @@ from client import app as flower_app
 from client import studies, worker
 from client.site import Site
 from client.worker import Worker
+from common.files import read_json
 from common.protocol import StudyProtocol
 from common.wire import MESSAGE_TYPES, Content, Report, bundle_sources, unpack_report
 from server.provisioning import Consortium
@@ -241,21 +242,23 @@ def test_the_real_client_speaks_to_the_given_address(site: Site) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("theirs", ["99.0", "0.1.99"])
+@pytest.mark.parametrize("theirs", ["99.0", "0.1.99", "0.2.0", "0.0.9", "0.3.0"])
 def test_a_coordinator_of_another_version_is_answered_with_words(
     site: Site, node: SuperNode, initial: Content, theirs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "version", lambda _: "0.1.3")
+    monkeypatch.setattr(worker, "own", lambda: "0.1.3")
     line = next(line for line in PROJECT.splitlines() if line.startswith(b"version"))
     node.fab = bundle(**{"pyproject.toml": PROJECT.replace(line, f'version = "{theirs}"'.encode())})
     node.give("one", "initial", initial)
     work(site)
     report, _ = unpack_report(node.reply().content, template=None, max_norm=1e6, any_arrays=True)
-    if theirs == "0.1.99":  # the same but for mended faults
+    assert read_json(site.heard_version, what="version") == {"version": theirs}
+    if theirs in {"0.1.99", "0.2.0", "0.0.9"}:  # at most one minor version away
         assert report.status == "done"
         return
     assert (report.status, report.code) == ("refused", "version")
-    assert report.reason == "This site runs gliofed 0.1.3, the coordinator 99.0."
+    assert report.reason.startswith(f"The site runs gliofed 0.1.3, the coordinator {theirs}: ")
+    assert "The site must upgrade" in report.reason
     (refused,) = events(site, "order refused")
     assert refused["code"] == "version"
     assert [fact["code"] for fact in events(site, "declined")] == ["version"]
@@ -264,7 +267,7 @@ def test_a_coordinator_of_another_version_is_answered_with_words(
 def test_an_order_of_another_version_that_is_not_understood_leaves_as_its_code(
     site: Site, node: SuperNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "version", lambda _: "99.0")
+    monkeypatch.setattr(worker, "own", lambda: "99.0")
     node.give("one", "train", RecordDict({}))
     work(site)
     assert node.code() == "version"

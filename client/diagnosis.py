@@ -1,0 +1,270 @@
+"""What a site finds when it looks for why something does not work. Nothing of it leaves the site.
+
+Each look gathers facts and hands them to a judgement (``common.checkup``); none of them stops the
+others. Out of scope: whether each case can be used (``client.checking``), which takes minutes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+
+from client.cohort import Cohort
+from client.inference.installed import active_model
+from client.series import cohort_of
+from client.site import Machine, Site
+from client.spending import open_ledger
+from common import machine
+from common.checkup import (
+    GB,
+    of_environment,
+    of_leftovers,
+    of_libraries,
+    of_memory,
+    of_owners,
+    of_place,
+    of_secrets,
+    of_unit,
+    size,
+)
+from common.files import is_held, read_json
+from common.findings import Finding, looked, ok, problem, warning
+from common.reach import PATIENCE_S, reach
+from common.versions import proven, skew
+from common.way import of_days, of_door
+
+LIBRARIES: Final = ("flwr", "torch", "monai", "opacus", "dp-accounting", "numpy", "pydicom")
+UNIT: Final = "gliofed-site.service"
+
+_SECRETS: Final = ("identity.key", "node.key", "superexec.secret", "patients.key")
+_MEMORY: Final = 4 * GB
+_LEAST_MEMORY: Final = int(1.6 * GB)
+"""To prepare a raw head; see deploy/README.md."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What torch and the driver say of the machine's GPUs."""
+
+    torch: str
+    cuda: str
+    """The CUDA that torch was built with, or an empty text."""
+    driver: str
+    """The version of NVIDIA's driver, or an empty text."""
+    names: tuple[str, ...] = ()
+    free: tuple[int, ...] = ()
+    """Bytes free on each."""
+
+
+def diagnose(site: Site, *, patience_s: float = PATIENCE_S) -> list[Finding]:
+    """Look at everything and say what was found."""
+    looks: dict[str, Callable[[], list[Finding]]] = {
+        "kit": lambda: _connection(site, patience_s=patience_s),
+        "disk": lambda: [of_place(one) for one in places(site)],
+        "memory": lambda: [
+            of_memory(machine.free_memory(), little=_MEMORY, too_little=_LEAST_MEMORY)
+        ],
+        "gpu": lambda: [of_devices(site.settings.machine, devices())],
+        "versions": lambda: _versions(site),
+        "keys": lambda: _files(site),
+        "environment": lambda: of_environment(os.environ, host=_host(site)),
+        "data": lambda: [of_cohort(site.data, cohort_of(site))],
+        "journal": lambda: _books(site),
+        "model": lambda: [_model(site)],
+        "running": lambda: _running(site),
+    }
+    return [found for about, look in looks.items() for found in looked(about, look)]
+
+
+def _host(site: Site) -> str:
+    return site.kit.address.rpartition(":")[0].strip("[]") if _joined(site) else ""
+
+
+def _joined(site: Site) -> bool:
+    return (site.folder / "kit.json").exists()
+
+
+def _connection(site: Site, *, patience_s: float) -> list[Finding]:
+    if not _joined(site):
+        return [
+            warning(
+                "kit",
+                f"{site.name} has not joined a consortium: there is nowhere to connect.",
+                "Send request.json to the coordinator and `gliofed-site join` with the answer.",
+            )
+        ]
+    kit = site.kit
+    host, _, port = kit.address.rpartition(":")
+    found = reach(
+        host.strip("[]"), int(port), authority=site.folder / "ca.crt", patience_s=patience_s
+    )
+    trusted = x509.load_pem_x509_certificates((site.folder / "ca.crt").read_bytes())
+    said = [ok("kit", f"{site.name} belongs to {kit.consortium}; its keys are those of the kit.")]
+    now = dt.datetime.now(dt.UTC)
+    said += of_door(found, whose="this site's kit", now=now)
+    for one in trusted:
+        said.append(
+            of_days(
+                "tls",
+                "The authority that this site trusts",
+                one.not_valid_after_utc,
+                now,
+                renew="Ask the coordinator for `gliofed-server rotate-ca`; the kit comes with an "
+                "order, or as a file for `gliofed-site renew-kit`.",
+            )
+        )
+    return said
+
+
+def places(site: Site) -> list[machine.Place]:
+    """Look at the folders that the site writes to."""
+    return [
+        machine.place("the site's state", site.folder),
+        *(
+            machine.place(what, site.folder / name)
+            for what, name in (
+                ("the cache", "cache"),
+                ("the outbox", "outbox"),
+                ("models", "models"),
+            )
+        ),
+    ]
+
+
+def devices() -> Devices:
+    """Ask torch and the driver."""
+    import torch
+
+    driver = Path("/proc/driver/nvidia/version")
+    words = driver.read_text().split() if driver.exists() else []
+    told = next((word for word in words if word.count(".") >= 1 and word[0].isdigit()), "")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Devices(
+        torch=torch.__version__,
+        cuda=torch.version.cuda or "",
+        driver=told or ("unknown" if driver.exists() else ""),
+        names=tuple(torch.cuda.get_device_name(n) for n in range(count)),
+        free=tuple(torch.cuda.mem_get_info(n)[0] for n in range(count)),
+    )
+
+
+def of_devices(wanted: Machine, found: Devices) -> Finding:
+    """Judge the GPUs against ``[machine]`` of the site's settings."""
+    build = f"torch {found.torch} for " + (f"CUDA {found.cuda}" if found.cuda else "CPUs")
+    if not found.names and wanted.device == "cuda":
+        if found.driver and not found.cuda:
+            do = "Install the build of torch for CUDA; deploy/ says how the wheelhouse gets it."
+        elif found.driver:
+            do = "The driver may be too old for that CUDA: `nvidia-smi`, and update the driver."
+        else:
+            do = 'Install NVIDIA\'s driver, or set device = "cpu" in site.toml.'
+        return problem("gpu", f"site.toml asks for cuda, which {build} does not find here.", do)
+    if not found.names and found.driver:
+        return warning(
+            "gpu",
+            f"A driver of NVIDIA ({found.driver}) is here, but {build} uses no GPU.",
+            "Install the build of torch for CUDA, or a driver that fits it.",
+        )
+    if not found.names:
+        return ok("gpu", f"No GPU is here; {build} trains on the CPU.")
+    if wanted.gpus > len(found.names):
+        return problem(
+            "gpu",
+            f"site.toml asks for {wanted.gpus} GPUs, of which {len(found.names)} are here.",
+            "Set gpus = 1, or 0 for all that are there.",
+        )
+    parts = [f"{n}, {size(f)} free" for n, f in zip(found.names, found.free, strict=True)]
+    return ok("gpu", f"{'; '.join(parts)} ({build}, driver {found.driver or 'unknown'}).")
+
+
+def _versions(site: Site) -> list[Finding]:
+    ours = version("gliofed")
+    said = [of_libraries(LIBRARIES, proven())]
+    noted = site.heard_version
+    theirs = (
+        str(read_json(noted, what="coordinator's version")["version"]) if noted.exists() else ""
+    )
+    return [of_release(ours, theirs), *said]
+
+
+def of_release(ours: str, theirs: str) -> Finding:
+    """Judge this gliofed and Python against the coordinator's gliofed; "" if it is not known."""
+    here = f"gliofed {ours} on Python {platform.python_version()}"
+    if not theirs:
+        return ok("versions", f"{here}; the coordinator's is known with its first order.")
+    if said := skew(site=ours, coordinator=theirs):
+        return problem("versions", said, "Until then its orders are refused here, by code version.")
+    return ok("versions", f"{here}; the coordinator's last order came from {theirs}.")
+
+
+def _files(site: Site) -> list[Finding]:
+    owner = machine.owner(site.folder)
+    found = [machine.secret(site.folder / "keys" / name) for name in _SECRETS]
+    extra = site.folder / "keys" / "service.token"
+    if extra.exists():
+        found.append(machine.secret(extra))
+    return [
+        *of_secrets(found),
+        of_owners(machine.strangers(site.folder), owner=owner),
+        of_leftovers(machine.leftovers(site.folder)),
+    ]
+
+
+def of_cohort(folder: Path, found: Cohort) -> Finding:
+    """Judge what the data folder holds, by headers alone."""
+    if not found.cases:
+        more = f"; {len(found.refused)} were refused" if found.refused else ""
+        return problem(
+            "data", f"No case can be used in {folder}{more}.", "`gliofed-site check` says why."
+        )
+    patients = len({case.patient for case in found.cases})
+    told = f"{len(found.cases)} cases of {patients} patients in {folder} ({found.layout})"
+    if not any(case.label for case in found.cases):
+        return warning("data", f"{told}, none with a mask.", "Only labelled cases are trained on.")
+    if found.refused:
+        return warning(
+            "data", f"{told}; {len(found.refused)} refused.", "`gliofed-site check` says why."
+        )
+    return ok("data", f"{told}.")
+
+
+def _books(site: Site) -> list[Finding]:
+    facts = sum(1 for _ in site.journal.entries())
+    with open_ledger(site) as ledger:
+        charged, _ = ledger.head
+    said = [ok("journal", f"The journal is whole ({facts} facts), the ledger too ({charged}).")]
+    differs = site.journal.events("clock differs")
+    if differs:
+        last = differs[-1]
+        said.append(
+            ok("journal", f"The clock differed by {last.facts['ahead_s']:g} s on {last.time[:16]}.")
+        )
+    return said
+
+
+def _model(site: Site) -> Finding:
+    if not (site.folder / "models" / "active.json").exists():
+        return ok("model", "No model is installed: `gliofed-site install` takes a release.")
+    model = active_model(site)
+    return ok("model", f"{model.card['name']} {model.card['version']} is active and verified.")
+
+
+def _running(site: Site) -> list[Finding]:
+    said = [of_unit(machine.unit(UNIT))]
+    try:
+        runs = is_held(site.lock)
+    except OSError as error:
+        do = f"`chown` {site.lock} to the user that runs gliofed."
+        return [*said, problem("running", f"{site.lock}: {error.strerror}.", do)]
+    if not runs:
+        do = "Start `gliofed-site run`, or the service."
+        return [*said, warning("running", f"{site.name} does not run: no order comes.", do)]
+    return [*said, ok("running", f"{site.name} runs.")]

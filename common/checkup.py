@@ -1,0 +1,179 @@
+"""What the facts about a machine and its installation mean: disk, memory, keys, libraries.
+
+Pure: ``common.machine`` gathers the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from common.findings import Finding, ok, problem, warning
+from common.machine import Place, Secret, Unit
+from common.processes import FLOWER_ENVIRONMENT
+from common.versions import unproven
+
+MB: Final = 10**6
+GB: Final = 10**9
+
+_LITTLE_DISK: Final = 5 * GB
+_NO_DISK: Final = 500 * MB
+_CHILDREN_ENVIRONMENT: Final = {k: v for k, v in FLOWER_ENVIRONMENT.items() if k.startswith("FLWR")}
+
+
+def of_place(place: Place, *, needed: int = 0) -> Finding:
+    """Judge a folder that is written to; ``needed`` is how many bytes are known to come."""
+    where = f"{place.what} ({place.path})"
+    if place.full:
+        return problem(
+            "disk",
+            f"The disk of {where} is full: nothing can be written.",
+            "Free space on it; until then no round is taken part in.",
+        )
+    if place.trouble:
+        return problem(
+            "disk",
+            f"It cannot be written to {where}: {place.trouble}.",
+            "Let the user that runs gliofed own the folder (`chown -R`), on a disk that is not "
+            "mounted read only.",
+        )
+    free = f"{size(place.free)} free for {where}"
+    if place.free < max(_NO_DISK, needed):
+        return problem("disk", f"Only {free}.", f"Free {size(max(_LITTLE_DISK, needed))} on it.")
+    if place.free < needed + _LITTLE_DISK:
+        return warning("disk", f"Only {free}.", f"Free {size(needed + _LITTLE_DISK)} on it.")
+    return ok("disk", f"{free}.")
+
+
+def size(count: float) -> str:
+    return f"{count / GB:.1f} GB" if count >= GB else f"{count / MB:.0f} MB"
+
+
+def of_memory(free: int, *, little: int, too_little: int) -> Finding:
+    told = f"{size(free)} of memory are free"
+    if free < too_little:
+        return problem(
+            "memory", f"Only {told}.", f"It takes {size(too_little)} at least; stop other work."
+        )
+    if free < little:
+        return warning("memory", f"Only {told}.", f"{size(little)} are better; see deploy/.")
+    return ok("memory", f"{told}.")
+
+
+def of_secrets(secrets: Iterable[Secret]) -> list[Finding]:
+    """Judge who may read each secret file."""
+    said, well = [], 0
+    for one in secrets:
+        if one.missing:
+            said.append(
+                problem(
+                    "keys",
+                    f"{one.path} is missing.",
+                    "Restore the folder from a backup: without it nothing here is believed.",
+                )
+            )
+        elif one.mode & 0o077:
+            said.append(
+                problem(
+                    "keys",
+                    f"{one.path} can be read by others (mode {one.mode:o}).",
+                    f"`chmod 600 {one.path}`. If strangers have accounts here, make new keys.",
+                )
+            )
+        elif not one.readable:
+            said.append(
+                problem(
+                    "keys",
+                    f"{one.path} cannot be read by this user.",
+                    "Run the command as the user that runs gliofed, or `chown` the folder to it.",
+                )
+            )
+        else:
+            well += 1
+    return said or [ok("keys", f"{well} secret files are for their owner alone.")]
+
+
+def of_owners(strangers: Sequence[str], *, owner: str) -> Finding:
+    """Judge files in the folder that another user owns, as after a command run as root."""
+    if not strangers:
+        return ok("owner", f"Every file here belongs to {owner}.")
+    more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+    return problem(
+        "owner",
+        f"{strangers[0]}{more} do not belong to {owner}, who owns the folder.",
+        f"`chown -R {owner}` the folder; run commands as that user, not as root.",
+    )
+
+
+def of_leftovers(count: int) -> Finding:
+    """Judge what killed processes left half-written."""
+    if not count:
+        return ok("leftovers", "No half-written file lies here.")
+    return warning(
+        "leftovers",
+        f"{count} half-written files of killed processes lie here (.partial-*).",
+        "They take space and do no harm; remove them while nothing runs here.",
+    )
+
+
+def of_environment(environment: Mapping[str, str], *, host: str = "") -> list[Finding]:
+    """Judge the variables that change what Flower or a connection does."""
+    said = [
+        warning(
+            "environment",
+            f"{name} is {environment[name]} here. What gliofed starts gets {value} all the same; a "
+            "Flower command that you type does not.",
+            f"`export {name}={value}`",
+        )
+        for name, value in sorted(_CHILDREN_ENVIRONMENT.items())
+        if environment.get(name, value) != value
+    ]
+    known = {name.lower(): value for name, value in environment.items()}
+    spared = [one.strip().lstrip(".") for one in known.get("no_proxy", "").split(",")]
+    proxy = known.get("https_proxy") or known.get("all_proxy")
+    if proxy and host and not any(one == "*" or (one and host.endswith(one)) for one in spared):
+        said.append(
+            warning(
+                "environment",
+                f"A proxy is set ({proxy}): the connection to {host} goes through it, which this "
+                "command did not test.",
+                f"`export NO_PROXY={host}` unless the proxy is meant, and passes TLS unopened.",
+            )
+        )
+    if said:
+        return said
+    return [ok("environment", "No telemetry, no update check and no proxy are asked for.")]
+
+
+def of_libraries(names: Iterable[str], wanted: Mapping[str, str]) -> Finding:
+    """Judge the libraries that are installed against those that the release is proven with."""
+    names = [name for name in names if name in wanted]
+    found = unproven(wanted, names)
+    if not found:
+        listed = ", ".join(f"{name} {wanted[name]}" for name in names)
+        return ok("versions", f"As proven: {listed or 'nothing is pinned'}.")
+    parts = [f"{n} {here or 'is missing'} (proven: {pin})" for n, (here, pin) in found.items()]
+    return warning(
+        "versions",
+        f"Not what this release is proven with: {', '.join(parts)}.",
+        "Install with `-c constraints.txt`, as deploy/ says.",
+    )
+
+
+def of_unit(unit: Unit | None) -> Finding:
+    """Judge the systemd unit; None where there is none of that name."""
+    if unit is None:
+        return ok("unit", "No systemd unit of that name: something else must start it.")
+    if unit.active != "active":
+        return problem(
+            "unit",
+            f"{unit.name} is {unit.active}.",
+            f"`systemctl start {unit.name}`; `journalctl -u {unit.name}` says why it ended.",
+        )
+    if unit.enabled != "enabled":
+        return warning(
+            "unit",
+            f"{unit.name} is active, but {unit.enabled}: it does not come back after a restart.",
+            f"`systemctl enable {unit.name}`",
+        )
+    return ok("unit", f"{unit.name} is active and starts with the machine.")

@@ -1,0 +1,257 @@
+"""What a coordinator finds when it looks for why something does not work.
+
+Each look gathers facts and hands them to a judgement (``common.checkup``); none of them stops the
+others. Asked on the network is this consortium's own door alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from common import machine
+from common.checkup import (
+    GB,
+    of_environment,
+    of_leftovers,
+    of_libraries,
+    of_memory,
+    of_owners,
+    of_place,
+    of_secrets,
+    of_unit,
+)
+from common.errors import StateError
+from common.files import is_held
+from common.findings import Finding, looked, ok, problem, warning
+from common.journal import Entry
+from common.reach import PATIENCE_S, Reached, reach
+from common.versions import proven, skew
+from common.way import of_days, of_door
+from server import certificates
+from server.provisioning import Consortium
+from server.sites import VERSION_EVENTS
+from server.studies import Study
+
+LIBRARIES: Final = ("flwr", "numpy", "starlette", "uvicorn", "httpx", "cryptography")
+UNIT: Final = "gliofed-server.service"
+
+_SECRETS: Final = ("coordinator.key", "ca.key", "server.key", "superexec.secret")
+_MEMORY: Final = GB
+_LEAST_MEMORY: Final = int(0.3 * GB)
+
+
+def diagnose(consortium: Consortium, *, patience_s: float = PATIENCE_S) -> list[Finding]:
+    """Look at everything and say what was found."""
+    entries: list[Entry] = []
+
+    def journal() -> list[Finding]:
+        entries.extend(consortium.journal.entries())
+        return [ok("journal", f"The journal is whole ({len(entries)} facts).")]
+
+    looks: dict[str, Callable[[], list[Finding]]] = {
+        "journal": journal,
+        "serving": lambda: _serving(consortium, patience_s=patience_s),
+        "tls": lambda: _certificates(consortium),
+        "sites": lambda: _sites(consortium, entries),
+        "studies": lambda: _studies(consortium, entries),
+        "disk": lambda: _disk(consortium, entries),
+        "memory": lambda: [
+            of_memory(machine.free_memory(), little=_MEMORY, too_little=_LEAST_MEMORY)
+        ],
+        "versions": lambda: [
+            ok("versions", f"gliofed {version('gliofed')} on Python {platform.python_version()}."),
+            of_libraries(LIBRARIES, proven()),
+        ],
+        "keys": lambda: _files(consortium),
+        "environment": lambda: of_environment(os.environ),
+        "unit": lambda: [of_unit(machine.unit(UNIT))],
+    }
+    return [found for about, look in looks.items() for found in looked(about, look)]
+
+
+def _serving(consortium: Consortium, *, patience_s: float) -> list[Finding]:
+    settings = consortium.settings
+    if not is_held(consortium.lock):
+        told = f"Nothing serves {consortium.folder}: no hospital comes through."
+        return [problem("serving", told, "Start `gliofed-server serve`.")]
+    local = "::1" if settings.host == "::1" else "127.0.0.1"
+    authority = consortium.folder / "ca.crt"
+    here = reach(
+        settings.host, settings.port, authority=authority, patience_s=patience_s, address=local
+    )
+    private, _, private_port = consortium.private_address.rpartition(":")
+    hub = reach(private, int(private_port), authority=authority, patience_s=patience_s)
+    outside = reach(settings.host, settings.port, authority=authority, patience_s=patience_s)
+    return [
+        of_listening("gateway", here, log=f"{consortium.folder}/flower/log/gateway.log"),
+        of_listening("SuperLink", hub, log=f"{consortium.folder}/flower/log/superlink.log"),
+        *of_public(outside),
+    ]
+
+
+def of_listening(name: str, found: Reached, *, log: str) -> Finding:
+    """Judge one of the two doors, asked on this machine itself."""
+    where = f"{', '.join(found.addresses)} port {found.port}"
+    if found.answered:
+        return ok("serving", f"The {name} answers at {where}.")
+    why = found.port_problem or found.tls_problem or "no answer"
+    return problem(
+        "serving",
+        f"The {name} does not answer at {where}: {why}.",
+        f"It may be starting; else read {log}.",
+    )
+
+
+def of_public(found: Reached) -> list[Finding]:
+    """Judge the door as hospitals see it, asked from here.
+
+    Some networks do not let a machine reach itself by its public address: what fails here alone is
+    a warning.
+    """
+    said = of_door(found, whose="ca.crt", now=dt.datetime.now(dt.UTC), ours=True)
+    if found.verified or found.tls_problem:
+        return [one for one in said if one.about != "clock"]
+    hint = "Ask a hospital for `gliofed-site doctor`: from here alone the address may be out of "
+    hint += "reach. "
+    return [
+        replace(one, level="warning", do=hint + one.do) if one.level == "problem" else one
+        for one in said
+    ]
+
+
+def _certificates(consortium: Consortium) -> list[Finding]:
+    folder, now = consortium.folder, dt.datetime.now(dt.UTC)
+    shown = certificates.certificate(folder)
+    trusted = certificates.trusted(folder)
+    said = [
+        of_days(
+            "tls",
+            "The certificate of the gateway",
+            shown.not_valid_after_utc,
+            now,
+            renew=f"`gliofed-server rotate-certificate {folder} --by NAME`",
+        ),
+        of_signature(shown, trusted),
+        *(
+            of_days(
+                "tls",
+                "The consortium's authority",
+                one.not_valid_after_utc,
+                now,
+                renew=f"`gliofed-server rotate-ca {folder} --wait --by NAME`",
+            )
+            for one in trusted
+        ),
+    ]
+    if certificates.changing_authority(folder):
+        do = "`gliofed-server rotate-ca` again finishes it once every site has its kit."
+        said.append(warning("tls", "The change of the authority is not finished.", do))
+    return said
+
+
+def of_signature(shown: x509.Certificate, trusted: Iterable[x509.Certificate]) -> Finding:
+    """Judge whether one of the trusted authorities signed the certificate."""
+    for one in trusted:
+        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+            shown.verify_directly_issued_by(one)
+            return ok("tls", "The authority in the kits signed the gateway's certificate.")
+    return problem(
+        "tls",
+        "The gateway's certificate is signed by none of the authorities in ca.crt.",
+        "Every hospital refuses it: restore the folder from a backup.",
+    )
+
+
+def _sites(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
+    admitted = consortium.sites.all()
+    if not admitted:
+        do = "`gliofed-server admit` takes the request of a hospital."
+        return [warning("sites", "No hospital is admitted yet.", do)]
+    said = [ok("sites", f"{len(admitted)} sites are admitted, each by a request that it signed.")]
+    for name, why in consortium.sites.suspended().items():
+        do = f"`gliofed-server restore` lets {name} in again."
+        said.append(warning("sites", f"{name} is suspended: {why}.", do))
+    if late := sorted(consortium.sites.without_kit()):
+        told = f"The newest kit has not reached {', '.join(late)}."
+        do = "It goes with the next order; `gliofed-server kit` writes it to a file."
+        said.append(warning("sites", told, do))
+    told_versions = {
+        str(e.facts["site"]): str(e.facts["version"])
+        for e in entries
+        if e.event in VERSION_EVENTS and e.facts.get("version")
+    }
+    here = {one.site for one in admitted}
+    for name, theirs in sorted(told_versions.items()):
+        if name in here and (words := skew(site=theirs, coordinator=version("gliofed"))):
+            do = f"{name} takes part in no round until then."
+            said.append(problem("sites", f"{name}: {words}", do))
+    return said
+
+
+def _studies(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
+    said = []
+    for study in consortium.studies():
+        about = [entry for entry in entries if entry.facts.get("study") == study.protocol.study]
+        try:
+            said.append(of_study(study, about))
+        except StateError as error:
+            said.append(problem("studies", error.message, error.do))
+    return said
+
+
+def of_study(study: Study, about: Sequence[Entry]) -> Finding:
+    """Judge whether a study can go on: its newest weights are there, and whole; raise StateError.
+
+    ``about`` are the facts of the study.
+    """
+    name = study.protocol.study
+    closed = [e.facts for e in about if e.event == "round closed"]
+    started = [e.facts for e in about if e.event == "study started"]
+    if not started:
+        if study.wanted == "running" and not study.initial.exists():
+            told = f"{name} has no starting weights yet: a site makes them from the seed."
+            return ok("studies", told)
+        return ok("studies", f"{name} has not started.")
+    number = int(closed[-1]["round"]) if closed else 0
+    study.load(number, str((closed or started)[-1]["weights"]))
+    finished = any(e.event == "study finished" for e in about)
+    state = "finished" if finished else study.wanted
+    told = f"{name} is {state}; the weights after round {number} are those of the journal."
+    if state == "running" and study.protocol.expires <= dt.datetime.now(dt.UTC).date():
+        do = "Sites refuse its orders; publish a new study."
+        return problem("studies", f"{name} expired on {study.protocol.expires}.", do)
+    return ok("studies", told)
+
+
+def _disk(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
+    finished = {e.facts["study"] for e in entries if e.event == "study finished"}
+    needed = 0
+    for study in consortium.studies():
+        sizes = [p.stat().st_size for p in (study.folder / "rounds").glob("[0-9]*.safetensors")]
+        if sizes and study.wanted == "running" and study.protocol.study not in finished:
+            done = sum(".state." not in p.name for p in (study.folder / "rounds").iterdir())
+            needed += max(sizes) * max(0, study.protocol.rounds + 1 - done)
+    return [
+        of_place(machine.place("the consortium's state", consortium.folder), needed=needed),
+        of_place(machine.place("Flower's state", consortium.folder / "flower")),
+    ]
+
+
+def _files(consortium: Consortium) -> list[Finding]:
+    keys = consortium.folder / "keys"
+    wanted = [name for name in _SECRETS if name != "superexec.secret" or (keys / name).exists()]
+    return [
+        *of_secrets(machine.secret(keys / name) for name in wanted),
+        of_owners(machine.strangers(consortium.folder), owner=machine.owner(consortium.folder)),
+        of_leftovers(machine.leftovers(consortium.folder)),
+    ]
