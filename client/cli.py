@@ -12,11 +12,13 @@ from client import running
 from client import site as sites
 from client.choosing import app as choosing
 from client.consent import check_policy
+from client.halt import halted
 from client.imaging import preprocessing
 from client.oversight import app as oversight
 from client.practice import app as practice
 from client.site import Site
 from client.upkeep import app as upkeep
+from client.watching import app as watching
 from common import console
 from common.errors import CaseError, ConsentError, StateError
 from common.files import held, is_held
@@ -33,6 +35,7 @@ app.add_typer(oversight)
 app.add_typer(practice)
 app.add_typer(choosing)
 app.add_typer(upkeep)
+app.add_typer(watching)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]
@@ -196,12 +199,16 @@ def run(folder: Folder) -> None:
 
 @app.command()
 def health(folder: Folder) -> None:
-    """Fail unless the site runs here."""
+    """Fail unless the site runs here; say so if the hospital has stopped it."""
     site = Site.open(folder)
     if not is_held(site.lock):
         raise StateError(
             f"{site.name} does not run.", do="Start `gliofed-site run`.", code="not-running"
         )
+    stopped = halted(site)
+    if stopped is not None:
+        console.warn(f"{site.name} runs, but carries out no order: stopped {stopped}.")
+        return
     console.say(f"{site.name} runs.")
 
 

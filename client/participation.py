@@ -23,6 +23,8 @@ from typing import Final
 
 from client import measures, renewal, studies
 from client.consent import check_order
+from client.halt import CODE as STOPPED
+from client.halt import check_not_halted
 from client.imaging import preprocessing
 from client.kept import Kept
 from client.outbound import Reply, let_out, may_report, unjournalled
@@ -51,6 +53,7 @@ class Participation:
         self._site = site
         self._pause = pause
         self._said: dict[str, tuple[str, str]] = {}
+        self._stopped: tuple[str, str, int] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Participation:
@@ -117,6 +120,8 @@ class Participation:
             if decided[0].decision == "approve":
                 report = self._report(order, approval=decided[1].dumps())
                 return Reply(report, what="the signed approval", facts={"by": decided[0].by})
+        if order.kind != "offer":
+            check_not_halted(site)
         check_order(
             protocol,
             decided[0] if decided else None,
@@ -323,11 +328,15 @@ class Participation:
     def _news(self, order: Order, reply: Reply) -> Reply:
         """Return ``reply``, marked as no news if an offer, asked every few seconds, got it before.
 
-        Outside the site's hours every order is refused, each of which would be one.
+        Outside the site's hours every order is refused, each of which would be one. An order that a
+        stopped site gets every minute is news once.
         """
         report = reply.report
         if order.kind != "offer":
-            return reply
+            told, self._stopped = self._stopped, None
+            if report.code == STOPPED:
+                self._stopped = (order.study, order.kind, order.round)
+            return replace(reply, news=reply.news and not (told and told == self._stopped))
         said = (report.status, report.code)
         old = self._said.get(order.study) == said or report.code in {"not-approved", "policy-hours"}
         self._said[order.study] = said

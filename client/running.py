@@ -32,7 +32,8 @@ def children(site: Site) -> list[Child]:
             node,
             log / "supernode.log",
             environment,
-            watches=(folder / "ca.crt", folder / "keys" / "node.key"),
+            # A stop cuts off what is being sent.
+            watches=(folder / "ca.crt", folder / "keys" / "node.key", site.stopped),
         ),
         Child("worker", worker, log / "worker.log", environment, ends=("supernode",)),
     ]

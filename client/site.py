@@ -13,6 +13,7 @@ The folder::
     ledger.sqlite       the privacy budget
     series.json         which DICOM series people took for which sequence, by keyed hash
     journal.jsonl       what happened, what left
+    stopped.json        that the hospital has stopped the site, while it has (``client.halt``)
     cache/ models/ outbox/ flower/
 """
 
@@ -241,6 +242,11 @@ class Site:
     def lock(self) -> Path:
         """Held by the process that runs this site."""
         return self.folder / "flower" / "run.lock"
+
+    @property
+    def stopped(self) -> Path:
+        """There while the hospital has stopped this site (``client.halt``)."""
+        return self.folder / "stopped.json"
 
     @property
     def clinic_lock(self) -> Path:

@@ -44,12 +44,15 @@ class Consortium(Collector):
         )
         online = _gauge("site_online", "1 if the site's connection is there.", "site")
         suspended = _gauge("site_suspended", "1 if the site is suspended.", "site")
+        paused = _gauge("site_paused", "1 if the hospital says it stopped its site.", "site")
         for site in reading.sites:
+            paused.add_metric([site.name], float(bool(site.paused)))
             if site.online is not None:
                 online.add_metric([site.name], float(site.online))
             suspended.add_metric([site.name], float(bool(site.suspended)))
         yield online
         yield suspended
+        yield paused
         yield from _studies(reading.studies)
 
 
