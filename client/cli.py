@@ -15,11 +15,13 @@ from client.consent import check_policy
 from client.halt import halted
 from client.imaging import preprocessing
 from client.oversight import app as oversight
+from client.page.place import note_page, page_link, read_place
 from client.practice import app as practice
 from client.site import Site
 from client.upkeep import app as upkeep
 from client.watching import app as watching
 from common import console
+from common.door.place import Place
 from common.errors import CaseError, ConsentError, StateError
 from common.files import held, is_held
 from common.identity import fingerprint
@@ -187,13 +189,31 @@ def check(
 
 
 @app.command()
-def run(folder: Folder) -> None:
-    """Run the site until stopped: the SuperNode and the worker."""
+def run(
+    folder: Folder,
+    page: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Show the site's page here, on this machine."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Prometheus metrics, without a password."),
+    ] = None,
+) -> None:
+    """Run the site until stopped: the SuperNode and the worker, maybe a page and metrics."""
     site = Site.open(folder)
+    shown = None if page is None else read_place(page)
+    figures = None if metrics is None else Place.read(metrics, what="metrics")
     with held(site.lock, what=f"{site.name} is running"):
-        supervisor = Supervisor(running.children(site), told=_told)
+        supervisor = Supervisor(running.children(site, page=shown, metrics=figures), told=_told)
         stop_on_signals(supervisor)
         console.say(f"{site.name} connects to {site.kit.address}; Ctrl+C stops.")
+        stopped = halted(site)
+        if stopped is not None:
+            console.warn(f"It carries out no order: stopped {stopped}.")
+        note_page(site, shown)
+        if shown is not None:
+            console.say(f"Page, once, within an hour: {page_link(site, shown)}")
         supervisor.run()
 
 

@@ -36,7 +36,8 @@ class Halt:
 
     def __str__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
-        return f"since {self.time or 'an unknown time'} by {self.by}{why}"
+        since = f"{self.time[:10]} {self.time[11:16]} UTC" if self.time else "an unknown time"
+        return f"since {since} by {self.by}{why}"
 
 
 def halted(site: Site) -> Halt | None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from client import measures, renewal, studies
+from client.activity import Activity
 from client.consent import check_order
 from client.halt import CODE as STOPPED
 from client.halt import check_not_halted
@@ -54,6 +55,7 @@ class Participation:
         self._pause = pause
         self._said: dict[str, tuple[str, str]] = {}
         self._stopped: tuple[str, str, int] | None = None
+        self._activity = Activity(site)
 
     @classmethod
     def open(cls, folder: Path) -> Participation:
@@ -67,7 +69,8 @@ class Participation:
         order, weights = unpack_order(content)
         del content
         try:
-            return self._answer(order, weights)
+            with self._activity.doing(order):
+                return self._answer(order, weights)
         except Exception as error:  # noqa: BLE001  the worker lives on, whatever the disk does
             _LOG.exception("The journal of this site does not work: nothing leaves but a code.")
             return unjournalled(order, error)
@@ -80,6 +83,8 @@ class Participation:
             site, protocol = self._open(order)
             reply = self._carry_out(site, protocol, order, weights)
             self._hold(site, order, time.monotonic() - began)
+            took = {"seconds": round(time.monotonic() - began, 3)}
+            reply = replace(reply, facts={**reply.facts, **took})
             return let_out(site, order, protocol, self._news(order, reply))
         except GliofedError as error:
             reply = self._news(order, Reply(refusal(order, error), what="a refusal"))
@@ -291,6 +296,7 @@ class Participation:
             weights,
             round_number=order.round,
             control=control if scaffold else None,
+            progress=self._activity.step,
         )
 
         def follower(body: bytes) -> Arrays:

@@ -249,6 +249,11 @@ class Site:
         return self.folder / "stopped.json"
 
     @property
+    def checked(self) -> Path:
+        """Numbers of cases that the last check found, by state."""
+        return self.folder / "cache" / "checked.json"
+
+    @property
     def clinic_lock(self) -> Path:
         """Held, shared, by the clinical jobs that run here: training waits for their end."""
         return self.folder / "flower" / "clinic.lock"

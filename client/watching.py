@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from client import halt
+from client.page.place import noted_page, page_link
 from client.site import Site
 from common import console
 
@@ -45,6 +46,38 @@ def resume(folder: Folder) -> None:
         console.say(f"{site.name} is not stopped.")
         return
     console.say(f"{site.name} takes orders again; it was stopped {lifted}.")
+
+
+@app.command()
+def page(folder: Folder) -> None:
+    """Print another one-time link to the site's page."""
+    site = Site.open(folder)
+    console.say(page_link(site, noted_page(site)))
+
+
+@app.command()
+def status(
+    folder: Folder,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")] = False,
+) -> None:
+    """Say what the site does now, what left today, and when the coordinator last answered."""
+    from client.page.reading import Readings
+    from client.page.words import in_words
+
+    reading = Readings(folder).now()
+    if json:
+        console.show_json(in_words(reading))
+        return
+    rows = [[key.replace("_", " "), _cell(value)] for key, value in in_words(reading).items()]
+    console.show_table(reading.site, ["what", "now"], rows)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {said}" for name, said in value.items()) or "-"
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "-"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "-"
 
 
 def _person() -> str:

@@ -12,6 +12,7 @@ from client import cli, halt, studies
 from client.participation import Participation
 from client.running import children
 from client.site import Site
+from common.door.place import Place
 from common.errors import ConsentError, StateError
 from common.files import held
 from common.protocol import StudyProtocol
@@ -187,6 +188,17 @@ def test_a_stop_ends_the_supernode_that_sends(site: Site) -> None:
     assert site.stopped not in worker.watches, "the worker stays warm"
 
 
+def test_a_page_and_metrics_have_a_process_of_their_own(site: Site) -> None:
+    place = Place("127.0.0.1", 8480)
+    assert [one.name for one in children(site)] == ["supernode", "worker"]
+    for page, metrics, words in (
+        (place, None, ["127.0.0.1:8480", "-"]),
+        (None, place, ["-", "127.0.0.1:8480"]),
+    ):
+        last = children(site, page=page, metrics=metrics)[-1]
+        assert (last.name, list(last.command)[-2:], last.ends) == ("page", words, ())
+
+
 @pytest.fixture
 def site_command(command: Callable[..., Any]) -> Callable[..., Any]:
     return functools.partial(command, cli.main)
@@ -203,6 +215,9 @@ def test_the_commands(site_command: Callable[..., Any], site: Site) -> None:
         healthy = site_command("health", site.folder)
         assert healthy.code == 0, "it runs: nobody shall restart it for that"
         assert "carries out no order: stopped since" in " ".join(healthy.err.split())
+    shown = site_command("status", site.folder, "--json").json
+    assert (shown["runs"], shown["stopped"][-13:]) == (False, "a new scanner")
+    assert "a new scanner" in site_command("status", site.folder).out
     assert "takes orders again" in site_command("resume", site.folder).out
     assert not site.stopped.exists()
 
@@ -211,4 +226,4 @@ def test_the_folder_of_a_stopped_site_says_so(site: Site) -> None:
     made = halt.stop(site, by="Bo", reason=WHY)
     assert halt.stop(site, by="Ada", reason="another") == made
     assert halt.halted(Site.open(site.folder)) == made
-    assert made.time in str(made)
+    assert str(made) == f"since {made.time[:10]} {made.time[11:16]} UTC by Bo: {WHY}"

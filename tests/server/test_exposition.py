@@ -5,14 +5,15 @@ from typing import Any
 from prometheus_client import generate_latest
 
 from common.errors import ConsentError, PrivacyError
-from server.exposition import registry
+from common.exposition import registry
+from server.exposition import Consortium
 from server.fleet import Presence
 from server.readings import Readings
 
 
 def lines(world: Any) -> dict[str, float]:
     readings = Readings(world.consortium, lambda: {"a": Presence(True, "")})
-    text = generate_latest(registry(readings)).decode()
+    text = generate_latest(registry(Consortium(readings.now))).decode()
     pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
 

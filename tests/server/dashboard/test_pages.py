@@ -14,9 +14,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from common.door import COOKIE, Door, issue
+from common.door.live import changes
 from common.errors import ConsentError, PrivacyError
 from server.dashboard import tables
-from server.dashboard.pages import application, changes
+from server.dashboard.pages import application
 from server.fleet import Presence
 from server.readings import Readings
 from server.release import release
