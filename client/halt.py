@@ -3,7 +3,7 @@
 ``stopped.json`` in the site's folder is the stop. It outlasts every restart, and whoever may write
 the folder can set it, with or without a page. A training step that has begun is finished; no other
 begins, and nothing that was computed leaves (``client.outbound``). A SuperNode that sends at that
-moment is ended by the supervisor (``client.running``).
+moment is killed by the supervisor (``client.running``).
 
 Invariants: what cannot be read counts as a stop; a stop does not wait for the journal, whose disk
 may be full, and is lifted only after the journal has it. The reason is for the hospital's own

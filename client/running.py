@@ -37,8 +37,8 @@ def children(site: Site, *, page: Place | None = None, metrics: Place | None = N
             node,
             log / "supernode.log",
             environment,
-            # A stop cuts off what is being sent.
-            watches=(folder / "ca.crt", folder / "keys" / "node.key", site.stopped),
+            watches=(folder / "ca.crt", folder / "keys" / "node.key"),
+            cut_by=(site.stopped,),  # what is being sent
         ),
         Child("worker", worker, log / "worker.log", environment, ends=("supernode",)),
     ]

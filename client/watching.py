@@ -64,7 +64,7 @@ def status(
     from client.page.reading import Readings
     from client.page.words import in_words
 
-    reading = Readings(folder).now()
+    reading = Readings(folder, aside=lambda work: work()).now()
     if json:
         console.show_json(in_words(reading))
         return

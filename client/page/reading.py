@@ -2,8 +2,8 @@
 
 It is read anew when something changed, and every few seconds for what the machine has left. What
 cannot be read is said in words, and the rest is shown: a damaged journal must not hide the stop.
-What privacy has cost is reckoned when no order is carried out, or for the first time: the reckoning
-takes a processor for seconds, which training has a better use for.
+What privacy has cost is reckoned when no order is carried out, or for the first time, and nobody
+waits for it: it takes a processor for seconds, which training has a better use for.
 
 Nothing here names a patient: of the journal there are those facts alone that never do.
 """
@@ -27,7 +27,7 @@ from client.page.machine import Machine, look
 from client.patients import withdrawn
 from client.site import Site
 from client.spending import open_ledger
-from common.errors import GliofedError, PrivacyError, StateError
+from common.errors import GliofedError, StateError
 from common.files import is_held, read_json
 from common.journal import Entry
 
@@ -101,7 +101,9 @@ class Readings:
         *,
         clock: Callable[[], float] = time.monotonic,
         machine: Callable[[Path], Machine] = look,
+        aside: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
+        """``aside`` does what nobody waits for: in a thread, if it is None."""
         self._folder = folder
         self._clock = clock
         self._look = machine
@@ -109,7 +111,9 @@ class Readings:
         self._mark = ""
         self._last: Reading | None = None
         self._journal: tuple[object, tuple[Entry, ...]] = (None, ())
-        self._spent: tuple[object, tuple[Budget, ...]] = (None, ())
+        self._aside = aside or _in_a_thread
+        self._asked: object = None
+        self._spent: tuple[tuple[Budget, ...], str] = ((), "")
         self._machine: tuple[float, Machine] | None = None
 
     def mark(self) -> str:
@@ -125,6 +129,7 @@ class Readings:
                 is_held(site.lock),
                 contact and contact[0] // 60_000_000_000,
                 int(self._clock() / LOOK_EVERY_S),
+                self._spent,
             )
         )
 
@@ -184,9 +189,19 @@ class Readings:
 
     def _budgets(self, site: Site, entries: Sequence[Entry], *, busy: bool) -> tuple[Budget, ...]:
         question = (len(entries), site.settings.policy.max_epsilon)
-        if self._spent[0] is None or (self._spent[0] != question and not busy):
-            self._spent = question, budgets(site)
-        return self._spent[1]
+        if self._asked is None or (self._asked != question and not busy):
+            self._asked = question
+            self._aside(lambda: self._reckon(site))
+        found, trouble = self._spent
+        if trouble:
+            raise StateError(trouble)
+        return found
+
+    def _reckon(self, site: Site) -> None:
+        try:
+            self._spent = budgets(site), ""
+        except GliofedError as error:
+            self._spent = (), str(error)
 
     def _machine_now(self, folder: Path) -> Machine:
         now = self._clock()
@@ -196,23 +211,23 @@ class Readings:
 
 
 def budgets(site: Site) -> tuple[Budget, ...]:
-    """Return what each study, and all together, has cost its worst patient; raise StateError."""
+    """Return what each study, and all together, has cost its worst patient.
+
+    Raises StateError; PrivacyError if the accountants contradict each other.
+    """
     protocols = [site.protocol(name) for name in site.study_names()]
     private = [protocol for protocol in protocols if protocol.private]
     delta = min((one.privacy.delta for one in private), default=_NO_STUDY_DELTA)
     found = []
-    try:
-        with open_ledger(site) as ledger:
-            for one in protocols:
-                if not one.private:
-                    found.append(Budget(one.study, False, 0.0, 0.0, 0))
-                    continue
-                spent = ledger.spent(one.privacy.delta, study=one.study)
-                cap = one.privacy.max_epsilon
-                found.append(Budget(one.study, True, spent.epsilon, cap, spent.steps))
-            total = ledger.spent(delta)
-    except PrivacyError as error:
-        raise StateError(error.message, do=error.do, code=error.code) from error
+    with open_ledger(site) as ledger:
+        for one in protocols:
+            if not one.private:
+                found.append(Budget(one.study, False, 0.0, 0.0, 0))
+                continue
+            spent = ledger.spent(one.privacy.delta, study=one.study)
+            cap = one.privacy.max_epsilon
+            found.append(Budget(one.study, True, spent.epsilon, cap, spent.steps))
+        total = ledger.spent(delta)
     found.append(Budget("", True, total.epsilon, site.settings.policy.max_epsilon, total.steps))
     return tuple(found)
 
@@ -229,6 +244,10 @@ def window(site: Site, now: dt.datetime) -> str:
         return f"open until {end}"
     when = "today" if f"{now:%H:%M}" < begin else "tomorrow"
     return f"closed; opens {when} at {begin}"
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, daemon=True).start()
 
 
 def _decisions(site: Site) -> dict[str, str]:

@@ -184,8 +184,8 @@ def test_a_full_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stop_ends_the_supernode_that_sends(site: Site) -> None:
     supernode, worker = children(site)
-    assert site.stopped in supernode.watches
-    assert site.stopped not in worker.watches, "the worker stays warm"
+    assert site.stopped in supernode.cut_by
+    assert site.stopped not in worker.cut_by, "the worker stays warm"
 
 
 def test_a_page_and_metrics_have_a_process_of_their_own(site: Site) -> None:

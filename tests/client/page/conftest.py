@@ -39,7 +39,7 @@ def trained(site: Site, consortium: Consortium, protocol: StudyProtocol) -> Site
 
 @pytest.fixture
 def readings(site: Site) -> Readings:
-    return Readings(site.folder, machine=lambda _: MACHINE)
+    return Readings(site.folder, machine=lambda _: MACHINE, aside=lambda work: work())
 
 
 @pytest.fixture

@@ -137,6 +137,18 @@ def test_privacy_is_not_reckoned_while_an_order_is_carried_out(
     assert reckoned == [1]
 
 
+def test_nobody_waits_for_the_reckoning(trained: Site) -> None:
+    waiting: list[Any] = []
+    readings = Readings(trained.folder, aside=waiting.append)
+    before = readings.mark()
+    assert readings.now().budgets == ()
+    readings.now()
+    (work,) = waiting
+    work()
+    assert readings.mark() != before, "the page is told"
+    assert len(readings.now().budgets) == 2
+
+
 def test_when_the_coordinator_answered(trained: Site, readings: Readings) -> None:
     contact = trained.folder / "flower" / "contact"
     contact.parent.mkdir(exist_ok=True)
