@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,8 +105,29 @@ def test_a_study_with_everything_on_and_a_stop_in_the_middle(stack: Stack) -> No
     names = {n for site in SITES for n in names_of(stack.folder / f"data-{site}")}
     broken.write_bytes(broken.read_bytes()[:400])
     shown = {name: Shown(stack, name) for name in ("server", *SITES)}
-    for one in shown.values():
-        one.log_in()
+    with contextlib.ExitStack() as clients:
+        for one in shown.values():
+            clients.callback(one.client.close)
+            one.log_in()
+        seen = watch(stack, shown)
+        look(stack, shown, seen)
+    for where, words in {
+        "metrics of server": "gliofed_study_rounds_closed",
+        "metrics of north": "gliofed_last_contact_seconds",
+        "page of north": "weight update",
+        "log of server": '"event": "round closed"',
+        "log of north": '"event": "sent"',
+        "north/flower/log/worker.log": "case-",
+        "coordinator/journal.jsonl": "reply accepted",
+        "stream of north": "event: changed",
+    }.items():
+        assert words in seen[where], f"{where} does not hold {words}: was it on?"
+    wrong = {where: hits for where, text in seen.items() if (hits := names_in(text, names))}
+    assert not wrong
+
+
+def watch(stack: Stack, shown: dict[str, Shown]) -> dict[str, str]:
+    """Run the study, stop north in its first round, resume it; return what was seen meanwhile."""
     stack.wait_for_offer(STUDY, *SITES, timeout_s=120)
     stack.approve(STUDY, *SITES)
     stack.call("gliofed-server", "launch", stack.coordinator, STUDY, "--no-wait")
@@ -138,21 +160,7 @@ def test_a_study_with_everything_on_and_a_stop_in_the_middle(stack: Stack) -> No
         seen[f"stream of {name}"] = one.stream()
     until(lambda: events(stack, "study finished"), timeout_s=400, what="the end", every_s=0.5)
     assert [e.facts["round"] for e in events(stack, "round closed")] == [*range(1, ROUNDS + 1)]
-
-    look(stack, shown, seen)
-    for where, words in {
-        "metrics of server": "gliofed_study_rounds_closed",
-        "metrics of north": "gliofed_last_contact_seconds",
-        "page of north": "weight update",
-        "log of server": '"event": "round closed"',
-        "log of north": '"event": "sent"',
-        "north/flower/log/worker.log": "case-",
-        "coordinator/journal.jsonl": "reply accepted",
-        "stream of north": "event: changed",
-    }.items():
-        assert words in seen[where], f"{where} does not hold {words}: was it on?"
-    wrong = {where: hits for where, text in seen.items() if (hits := names_in(text, names))}
-    assert not wrong
+    return seen
 
 
 def look(stack: Stack, shown: dict[str, Shown], seen: dict[str, str]) -> None:
