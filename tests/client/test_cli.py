@@ -192,6 +192,7 @@ def test_run_keeps_the_two_processes(
             self._told = told
 
         def run(self, *, on_tick: object) -> None:
+            assert on_tick is None
             self._told("worker", "started", "1")
 
         def stop(self) -> None: ...

@@ -103,6 +103,7 @@ def test_serve(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             self.told = told
 
         def run(self, *, on_tick: object) -> None:
+            assert on_tick is None
             self.told("gateway", "started", "7")
 
     monkeypatch.setattr(cli, "Supervisor", Fake)
