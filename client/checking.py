@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from client.quality.remarks import Remark, remarks
 from client.series import cohort_of
 from client.site import Site
 from client.studies import execution_for, open_ledger
+from common.errors import StateError
+from common.files import write_json
 from common.protocol import PreprocessingOptions
 
 
@@ -87,6 +90,16 @@ def check_site(
                 refused=refused,
                 pictures=pictures,
             )
+        )
+    with contextlib.suppress(StateError):  # only the figures of the site's page go without
+        write_json(
+            site.checked,
+            {
+                "usable": len(usable),
+                "labelled": sum(case.label is not None for case in usable),
+                "refused": len(refused),
+                "doubtful": len({one.case for one in said if one.kind == "doubt"}),
+            },
         )
     with open_ledger(site) as ledger:
         facts = len(ledger.facts())

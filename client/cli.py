@@ -13,12 +13,16 @@ from client import site as sites
 from client.choosing import app as choosing
 from client.consent import check_policy
 from client.doctor import app as doctor
+from client.halt import halted
 from client.oversight import app as oversight
+from client.page.place import note_page, page_link, read_place
 from client.practice import app as practice
 from client.site import Site
 from client.upkeep import app as upkeep
-from common import console
+from client.watching import app as watching
+from common import chronicle, console, logs
 from common.amendment import changes
+from common.door.place import Place
 from common.errors import CaseError, ConsentError, StateError
 from common.files import held, is_held
 from common.identity import fingerprint
@@ -35,11 +39,18 @@ app.add_typer(practice)
 app.add_typer(choosing)
 app.add_typer(upkeep)
 app.add_typer(doctor)
+app.add_typer(watching)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]
 By = Annotated[str, typer.Option("--by", help="Who decides: a person's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+LogFormat = Annotated[
+    logs.Form | None,
+    typer.Option("--log-format", help="Log every fact, without patients: json or text lines."),
+]
 
 
 @app.command()
@@ -190,24 +201,54 @@ def check(
 
 
 @app.command()
-def run(folder: Folder) -> None:
-    """Run the site until stopped: the SuperNode and the worker."""
+def run(
+    folder: Folder,
+    page: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Show the site's page here, on this machine."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Prometheus metrics, without a password."),
+    ] = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Run the site until stopped: the SuperNode and the worker, maybe a page and metrics."""
     site = Site.open(folder)
+    shown = None if page is None else read_place(page)
+    figures = None if metrics is None else Place.read(metrics, what="metrics")
     with held(site.lock, what=f"{site.name} is running"):
-        supervisor = Supervisor(running.children(site), told=_told)
+        told, tick = chronicle.begin(
+            "site",
+            form=log_format,
+            known=lambda: [site.name, *site.study_names()],
+            journal=site.journal,
+            site=site.name,
+        )
+        supervisor = Supervisor(running.children(site, page=shown, metrics=figures), told=told)
         stop_on_signals(supervisor)
         console.say(f"{site.name} connects to {site.kit.address}; Ctrl+C stops.")
-        supervisor.run()
+        stopped = halted(site)
+        if stopped is not None:
+            console.warn(f"It carries out no order: stopped {stopped}.")
+        note_page(site, shown)
+        if shown is not None:
+            console.say(f"Page, once, within an hour: {page_link(site, shown)}")
+        supervisor.run(on_tick=tick)
 
 
 @app.command()
 def health(folder: Folder) -> None:
-    """Fail unless the site runs here."""
+    """Fail unless the site runs here; say so if the hospital has stopped it."""
     site = Site.open(folder)
     if not is_held(site.lock):
         raise StateError(
             f"{site.name} does not run.", do="Start `gliofed-site run`.", code="not-running"
         )
+    stopped = halted(site)
+    if stopped is not None:
+        console.warn(f"{site.name} runs, but carries out no order: stopped {stopped}.")
+        return
     console.say(f"{site.name} runs.")
 
 
@@ -290,6 +331,7 @@ def serve(
     past: Annotated[
         bool, typer.Option("--past", help="Begin --watch URL with what that Orthanc has already.")
     ] = False,
+    log_format: LogFormat = None,
 ) -> None:
     """Segment for the clinic as a gRPC service (Open Inference Protocol v2), until stopped.
 
@@ -304,9 +346,13 @@ def serve(
         raise typer.BadParameter("say where --watch writes results", param_hint="--out")
     if send and not (watch or "").startswith(("http://", "https://")):
         raise typer.BadParameter("only an Orthanc that is watched can be sent to")
+    site = Site.open(folder)
+    form = log_format or logs.form_named()
+    if form is not None:
+        logs.configure("service", known=lambda: [site.name, *site.study_names()], form=form)
     watched = service.Watch(watch, out, quiet_s, send, past) if watch and out else None
     with service.serving(
-        Site.open(folder),
+        site,
         execution=choose_execution(),
         terms=Terms(host, port, queue, max_message_mb),
         access=service.Access(certificate, key, token_file),
@@ -337,10 +383,6 @@ def revocations(
 
 def main() -> None:
     console.run(app)
-
-
-def _told(name: str, event: str, detail: str) -> None:
-    console.say(f"{name} {event} ({detail})")
 
 
 def _show_check(site: Site, found: dict[str, Any]) -> None:

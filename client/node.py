@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
 import os
@@ -84,6 +85,9 @@ def main() -> None:
     auth.NodeAuthHttpInterceptor.intercept = signed_in_time(
         auth.NodeAuthHttpInterceptor.intercept, clock
     )
+    auth.NodeAuthHttpInterceptor.intercept = noting(
+        auth.NodeAuthHttpInterceptor.intercept, folder / "flower" / "contact"
+    )
     FleetHttpClient.ActivateNode = taking_over(
         FleetHttpClient.ActivateNode, folder / "flower" / "node.json"
     )
@@ -114,6 +118,22 @@ def signed_in_time(
         if answer.status_code == httpx.codes.UNAUTHORIZED and clock.learn(answer):
             context.request.headers = unsigned
             answer = intercept(signer, context, call_next)
+        return answer
+
+    return wrapped
+
+
+def noting(
+    intercept: Callable[..., httpx.Response], contact: Path
+) -> Callable[..., httpx.Response]:
+    """Return ``intercept`` made to date the file ``contact`` by each call that is answered well."""
+
+    @functools.wraps(intercept)
+    def wrapped(signer: Any, context: Any, call_next: Callable[[Any], Any]) -> httpx.Response:
+        answer = intercept(signer, context, call_next)
+        if answer.is_success:
+            with contextlib.suppress(OSError):  # a page that does not know is no reason to stop
+                contact.touch()
         return answer
 
     return wrapped

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from client.halt import check_not_halted
 from client.renewal import kit_sha256, pending
 from client.site import Site
 from common.compression import decode
@@ -94,10 +95,13 @@ def check(site: Site, protocol: StudyProtocol | None, reply: Reply) -> None:
 def let_out(site: Site, order: Order, protocol: StudyProtocol | None, reply: Reply) -> Content:
     """Check ``reply``, write in the journal what leaves, to whom and how much, and pack it.
 
-    Raises UpdateError and journals nothing for what is not on the allow-list; StateError when the
-    journal cannot be written, and then nothing leaves.
+    Raises UpdateError and journals nothing for what is not on the allow-list; ConsentError (code
+    ``site-stopped``) when the hospital stopped the site meanwhile; StateError when the journal
+    cannot be written, and then nothing leaves.
     """
     check(site, protocol, reply)
+    if reply.report.status == "done" and order.kind != "offer":
+        check_not_halted(site)
     # The head goes with replies that passed every check alone: also that of the heads before.
     done = reply.report.status == "done" and reply.news
     report = reply.report.model_copy(

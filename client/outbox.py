@@ -10,10 +10,11 @@ holds the last update in case it is asked for again.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from client.site import Site
+from common.journal import Entry
 from common.regions import REGIONS
 
 _DIGESTS: Final = ("update", "weights")
@@ -26,6 +27,13 @@ def outbox(
 
     Raises StateError if the journal is damaged.
     """
+    return listed(site.journal.events("sent", "declined"), study=study, since=since)
+
+
+def listed(
+    entries: Iterable[Entry], *, study: str | None = None, since: dt.date | None = None
+) -> list[dict[str, Any]]:
+    """Return what of ``entries`` of a journal left, as ``outbox`` does."""
     return [
         {
             "time": entry.time,
@@ -38,8 +46,9 @@ def outbox(
             "digests": {key: entry.facts[key] for key in _DIGESTS if entry.facts.get(key)},
             "line": entry.hash,
         }
-        for entry in site.journal.events("sent", "declined")
-        if study in {None, entry.facts.get("study")}
+        for entry in entries
+        if entry.event in {"sent", "declined"}
+        and study in {None, entry.facts.get("study")}
         and (since is None or dt.datetime.fromisoformat(entry.time).date() >= since)
     ]
 

@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from client import measures, renewal, studies
+from client.activity import Activity
 from client.consent import check_order
+from client.halt import CODE as STOPPED
+from client.halt import check_not_halted
 from client.imaging import preprocessing
 from client.kept import Kept
 from client.outbound import Reply, let_out, may_report, unjournalled
@@ -52,6 +55,8 @@ class Participation:
         self._site = site
         self._pause = pause
         self._said: dict[str, tuple[str, str]] = {}
+        self._stopped: tuple[str, str, int] | None = None
+        self._activity = Activity(site)
 
     @classmethod
     def open(cls, folder: Path) -> Participation:
@@ -65,7 +70,8 @@ class Participation:
         order, weights = unpack_order(content)
         del content
         try:
-            return self._answer(order, weights)
+            with self._activity.doing(order):
+                return self._answer(order, weights)
         except Exception as error:  # noqa: BLE001  the worker lives on, whatever the disk does
             _LOG.exception("The journal of this site does not work: nothing leaves but a code.")
             return unjournalled(order, error)
@@ -78,6 +84,8 @@ class Participation:
             site, protocol = self._open(order)
             reply = self._carry_out(site, protocol, order, weights)
             self._hold(site, order, time.monotonic() - began)
+            took = {"seconds": round(time.monotonic() - began, 3)}
+            reply = replace(reply, facts={**reply.facts, **took})
             return let_out(site, order, protocol, self._news(order, reply))
         except GliofedError as error:
             reply = self._news(order, Reply(refusal(order, error), what="a refusal"))
@@ -120,6 +128,8 @@ class Participation:
             if decided[0].decision == "approve":
                 report = self._report(order, approval=decided[1].dumps())
                 return Reply(report, what="the signed approval", facts={"by": decided[0].by})
+        if order.kind != "offer":
+            check_not_halted(site)
         check_order(
             protocol,
             decided[0] if decided else None,
@@ -289,6 +299,7 @@ class Participation:
             weights,
             round_number=order.round,
             control=control if scaffold else None,
+            progress=self._activity.step,
         )
 
         def follower(body: bytes) -> Arrays:
@@ -326,11 +337,15 @@ class Participation:
     def _news(self, order: Order, reply: Reply) -> Reply:
         """Return ``reply``, marked as no news if an offer, asked every few seconds, got it before.
 
-        Outside the site's hours every order is refused, each of which would be one.
+        Outside the site's hours every order is refused, each of which would be one. An order that a
+        stopped site gets every minute is news once.
         """
         report = reply.report
         if order.kind != "offer":
-            return reply
+            told, self._stopped = self._stopped, None
+            if report.code == STOPPED:
+                self._stopped = (order.study, order.kind, order.round)
+            return replace(reply, news=reply.news and not (told and told == self._stopped))
         said = (report.status, report.code)
         old = self._said.get(order.study) == said or report.code in {"not-approved", "policy-hours"}
         self._said[order.study] = said

@@ -1,8 +1,9 @@
-"""Training yields to the clinic: while a clinical job runs at the site, no training step begins.
+"""Training yields: while a clinical job runs at the site, or once the hospital has stopped it, no
+training step begins.
 
 A clinical job holds the site's ``clinic.lock`` as long as its process runs; several may hold it at
 once. A step that has begun is finished first. Waiting changes nothing of what is computed or what
-it costs in privacy: a step is charged after the wait.
+it costs in privacy: a step is charged after the wait. A stop ends the training instead.
 
 Out of scope: a round that waits beyond its deadline, which the coordinator closes without this
 site.
@@ -18,6 +19,7 @@ from typing import Final
 
 import torch
 
+from client.halt import check_not_halted
 from client.site import Site
 from common.errors import StateError
 from common.files import held, is_held
@@ -42,9 +44,13 @@ def clinical_job(site: Site) -> Iterator[None]:
 def yielding(
     site: Site, *, poll_s: float = POLL_S, sleep: Callable[[float], None] = time.sleep
 ) -> Callable[[], None]:
-    """Return what waits, before a step, until no clinical job runs at the site."""
+    """Return what waits, before a step, until no clinical job runs at the site.
+
+    It raises ConsentError (code ``site-stopped``) once the hospital has stopped the site.
+    """
 
     def wait() -> None:
+        check_not_halted(site)
         if not _busy(site):
             return
         began = time.monotonic()
@@ -52,6 +58,7 @@ def yielding(
         torch.cuda.empty_cache()  # memory that no tensor uses; nothing without CUDA
         while _busy(site):
             sleep(poll_s)
+            check_not_halted(site)
         _LOG.warning("Training goes on after %.0f s.", time.monotonic() - began)
 
     return wait

@@ -1,15 +1,20 @@
-"""What `gliofed-site run` keeps alive: the SuperNode and the worker."""
+"""What `gliofed-site run` keeps alive: the SuperNode, the worker, and the page if it is wanted."""
 
 from __future__ import annotations
 
 import sys
 
 from client.site import Site
+from common.door.place import Place
 from common.processes import Child, free_port
 
 
-def children(site: Site) -> list[Child]:
-    """Return the site's processes in the order in which they start."""
+def children(site: Site, *, page: Place | None = None, metrics: Place | None = None) -> list[Child]:
+    """Return the site's processes in the order in which they start.
+
+    ``page`` and ``metrics`` are where the site's page and its figures are served, if at all: by a
+    process of their own, which the others do without.
+    """
     folder = site.folder
     flower = folder / "flower"
     (flower / "home").mkdir(parents=True, exist_ok=True)
@@ -26,13 +31,19 @@ def children(site: Site) -> list[Child]:
     worker = [sys.executable, "-m", "client.worker", str(folder), f"127.0.0.1:{port}"]
     log = flower / "log"
     environment = {"FLWR_HOME": str(flower / "home")}
-    return [
+    made = [
         Child(
             "supernode",
             node,
             log / "supernode.log",
             environment,
             watches=(folder / "ca.crt", folder / "keys" / "node.key"),
+            cut_by=(site.stopped,),  # what is being sent
         ),
         Child("worker", worker, log / "worker.log", environment, ends=("supernode",)),
     ]
+    if page is not None or metrics is not None:
+        places = ["-" if one is None else f"{one.host}:{one.port}" for one in (page, metrics)]
+        command = [sys.executable, "-m", "client.page", str(folder), *places]
+        made.append(Child("page", command, log / "page.log", environment))
+    return made

@@ -15,6 +15,7 @@ The folder::
     reviewed/HASH/      cases that clinicians reviewed, to train on (``client.handover``)
     series.json         which DICOM series people took for which sequence, by keyed hash
     journal.jsonl       what happened, what left
+    stopped.json        that the hospital has stopped the site, while it has (``client.halt``)
     cache/ models/ outbox/ flower/
 """
 
@@ -253,6 +254,16 @@ class Site:
     def heard_version(self) -> Path:
         """Keeps which gliofed the coordinator's last order came from."""
         return self.folder / "flower" / "coordinator.json"
+
+    @property
+    def stopped(self) -> Path:
+        """There while the hospital has stopped this site (``client.halt``)."""
+        return self.folder / "stopped.json"
+
+    @property
+    def checked(self) -> Path:
+        """Numbers of cases that the last check found, by state."""
+        return self.folder / "cache" / "checked.json"
 
     @property
     def clinic_lock(self) -> Path:

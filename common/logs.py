@@ -289,9 +289,15 @@ class _Renderer:
         return str(self._render(logger, method, chosen))
 
 
+def form_named() -> Form | None:
+    """Return the form that the environment names, or None."""
+    said = os.environ.get(FORM)
+    return None if said is None else "json" if said == "json" else "text"
+
+
 def form_wanted() -> Form:
     """Return the form that the supervisor asked for."""
-    return "json" if os.environ.get(FORM) == "json" else "text"
+    return form_named() or "text"
 
 
 def configure(

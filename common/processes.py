@@ -51,6 +51,8 @@ class Child:
     environment: Mapping[str, str] = field(default_factory=dict)
     ends: tuple[str, ...] = ()
     watches: tuple[Path, ...] = ()
+    cut_by: tuple[Path, ...] = ()
+    """When one of these appears, the child is killed at once, and started anew."""
 
 
 class Supervisor:
@@ -77,6 +79,7 @@ class Supervisor:
         pause = dict.fromkeys(due, 1.0)
         began: dict[str, float] = {}
         seen: dict[str, object] = {}
+        there: dict[str, set[Path]] = {}
         renewed: set[str] = set()
         try:
             while not self._stopping.wait(0.2):
@@ -87,6 +90,7 @@ class Supervisor:
                         self._running[child.name] = _start(child)
                         began[child.name] = now
                         seen[child.name] = _stamps(child)
+                        there[child.name] = _there(child)
                         self._told(child.name, "started", str(self._running[child.name].pid))
                     elif process is not None and process.poll() is not None:
                         quick = now - began[child.name] < _QUICK_S
@@ -100,6 +104,9 @@ class Supervisor:
                         del self._running[child.name]
                         self._told(child.name, "ended", _reason(process.returncode))
                         _end([self._running[name] for name in child.ends if name in self._running])
+                    elif process is not None and _appeared(child, there[child.name]):
+                        renewed.add(child.name)
+                        process.kill()
                     elif process is not None and _stamps(child) != seen[child.name]:
                         renewed.add(child.name)
                         _end([process])
@@ -196,6 +203,19 @@ def _stamps(child: Child) -> list[tuple[int, int]]:
             about = path.stat()
             found.append((about.st_mtime_ns, about.st_ino))
     return found
+
+
+def _there(child: Child) -> set[Path]:
+    return {path for path in child.cut_by if path.exists()}
+
+
+def _appeared(child: Child, before: set[Path]) -> bool:
+    """Return whether a file is there that was not ``before``, which is brought up to date."""
+    now = _there(child)
+    new = bool(now - before)
+    before.clear()
+    before.update(now)
+    return new
 
 
 def _reason(returncode: int) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from common import console
+from common import chronicle, console, logs
 from common.errors import FederationError, StateError
 from common.files import held, is_held, read_json, replacing, write_bytes, write_json
 from common.identity import fingerprint
@@ -113,6 +113,10 @@ def serve(
             help="With a dashboard: Prometheus metrics on this port of the loopback address.",
         ),
     ] = None,
+    log_format: Annotated[
+        logs.Form | None,
+        typer.Option("--log-format", help="Log every fact: json or text lines."),
+    ] = None,
 ) -> None:
     """Serve the consortium until stopped: SuperLink, gateway and executor, maybe a dashboard."""
     consortium = Consortium.open(folder)
@@ -120,15 +124,24 @@ def serve(
     if metrics is not None and place is None:
         raise typer.BadParameter("Metrics need a dashboard: give --dashboard too.")
     with held(consortium.lock, what=f"{folder} is served"):
+        told, tick = chronicle.begin(
+            "server",
+            form=log_format,
+            known=lambda: [
+                *consortium.sites.names(),
+                *(study.protocol.study for study in consortium.studies()),
+            ],
+            journal=consortium.journal,
+        )
         supervisor = Supervisor(
-            serving.children(consortium, dashboard=dashboard, metrics_port=metrics), told=_told
+            serving.children(consortium, dashboard=dashboard, metrics_port=metrics), told=told
         )
         stop_on_signals(supervisor)
         console.say(f"Serving {consortium.settings.name} at {consortium.address}; Ctrl+C stops.")
         if place is not None:
             write_json(consortium.folder / "flower" / "dashboard.json", asdict(place))
             console.say(f"Dashboard, once, within an hour: {place.link(consortium.folder)}")
-        supervisor.run()
+        supervisor.run(on_tick=tick)
 
 
 @app.command("dashboard")
@@ -374,10 +387,6 @@ def _write_revocations(consortium: Consortium, out: Path) -> None:
         f"{out} lists {len(found.models)} revoked models. Send it to every site, which installs it "
         "with `gliofed-site revocations`: until then its clinic goes on using them."
     )
-
-
-def _told(name: str, event: str, detail: str) -> None:
-    console.say(f"{name} {event} ({detail})")
 
 
 def _follow(consortium: Consortium, study: str, *, seen: int) -> None:

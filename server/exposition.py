@@ -1,8 +1,8 @@
 """The consortium in numbers for Prometheus: sites, rounds, scores, privacy, bytes.
 
-Computed, when it is asked for, from the same reading that the dashboard shows. The registry is our
-own: nothing of other libraries is told. Labels are names of studies, sites and regions and codes of
-a fixed list; no label and no number is about a single patient.
+Computed, when it is asked for, from the same reading that the dashboard shows. Labels are names of
+studies, sites and regions and codes of a fixed list; no label and no number is about a single
+patient.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from common.errors import StateError
-from server.readings import Reading, Readings
+from common.exposition import counter, gauge
+from server.readings import Reading
 
 
 class Consortium(Collector):
@@ -42,28 +42,31 @@ class Consortium(Collector):
         yield GaugeMetricFamily(
             "gliofed_journal_facts", "Facts in the journal.", value=len(reading.entries)
         )
-        online = _gauge("site_online", "1 if the site's connection is there.", "site")
-        suspended = _gauge("site_suspended", "1 if the site is suspended.", "site")
+        online = gauge("site_online", "1 if the site's connection is there.", "site")
+        suspended = gauge("site_suspended", "1 if the site is suspended.", "site")
+        paused = gauge("site_paused", "1 if the hospital says it stopped its site.", "site")
         for site in reading.sites:
+            paused.add_metric([site.name], float(bool(site.paused)))
             if site.online is not None:
                 online.add_metric([site.name], float(site.online))
             suspended.add_metric([site.name], float(bool(site.suspended)))
         yield online
         yield suspended
+        yield paused
         yield from _studies(reading.studies)
 
 
 def _studies(studies: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
-    closed = _gauge("study_rounds_closed", "Closed rounds.", "study")
-    planned = _gauge("study_rounds_planned", "Rounds of the protocol.", "study")
-    state = _gauge("study_state", "1 for the state that the study is in.", "study", "state")
-    seconds = _gauge("study_round_seconds", "Of the last attempt that ended.", "study")
-    scores = _gauge("study_dice", "Last Dice that a site reported.", "study", "site", "region")
-    spent = _gauge("study_epsilon", "Of a site's worst patient, as it said.", "study", "site")
-    cap = _gauge("study_epsilon_cap", "The protocol's max_epsilon.", "study")
-    alarms = _gauge("study_journal_alarms", "Times that two journals did not fit.", "study")
-    left_out = _counter("study_left_out", "Rounds without a site.", "study", "site", "code")
-    received = _counter("study_received_bytes", "Bytes of accepted updates.", "study", "site")
+    closed = gauge("study_rounds_closed", "Closed rounds.", "study")
+    planned = gauge("study_rounds_planned", "Rounds of the protocol.", "study")
+    state = gauge("study_state", "1 for the state that the study is in.", "study", "state")
+    seconds = gauge("study_round_seconds", "Of the last attempt that ended.", "study")
+    scores = gauge("study_dice", "Last Dice that a site reported.", "study", "site", "region")
+    spent = gauge("study_epsilon", "Of a site's worst patient, as it said.", "study", "site")
+    cap = gauge("study_epsilon_cap", "The protocol's max_epsilon.", "study")
+    alarms = gauge("study_journal_alarms", "Times that two journals did not fit.", "study")
+    left_out = counter("study_left_out", "Rounds without a site.", "study", "site", "code")
+    received = counter("study_received_bytes", "Bytes of accepted updates.", "study", "site")
     for name, report in studies.items():
         closed.add_metric([name], report["rounds_closed"])
         planned.add_metric([name], report["rounds_planned"])
@@ -89,23 +92,3 @@ def _studies(studies: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
         for site, total in sorted(sent.items()):
             received.add_metric([name, site], total)
     yield from (closed, planned, state, seconds, scores, spent, cap, alarms, left_out, received)
-
-
-def _gauge(name: str, words: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"gliofed_{name}", words, labels=labels)
-
-
-def _counter(name: str, words: str, *labels: str) -> CounterMetricFamily:
-    return CounterMetricFamily(f"gliofed_{name}", words, labels=labels)
-
-
-def registry(readings: Readings) -> CollectorRegistry:
-    """Return a registry that tells of ``readings`` and of nothing else."""
-    own = CollectorRegistry()
-    own.register(Consortium(readings.now))
-    return own
-
-
-def expose(readings: Readings, *, port: int) -> None:
-    """Serve the metrics on the loopback address, from a thread, until the process ends."""
-    start_http_server(port, addr="127.0.0.1", registry=registry(readings))

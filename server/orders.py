@@ -6,7 +6,8 @@ the coordinator heard, and each reply the last head of the coordinator's that th
 journal that was changed on either side shows.
 
 A site that says that it has no time now (outside its hours, or a clinical job has its GPU) is asked
-again every minute. One that does not answer keeps its order beyond the end of the exchange
+again every minute; so is one that its hospital has stopped, but nobody waits for it whom the quorum
+does not need. One that does not answer keeps its order beyond the end of the exchange
 (``server.late``). How long each site is waited for is ``server.deadlines``' to say.
 
 Out of scope: what is done with good replies (``server.rounds``), how messages travel (the fleet).
@@ -40,7 +41,9 @@ from server.sites import Sites
 from server.studies import Study
 
 ASK_AGAIN_S: Final = 60.0
-NO_TIME: Final = frozenset({"policy-hours", "busy"})
+STOPPED: Final = "site-stopped"
+"""The code by which a hospital says that it has stopped its site, for as long as it likes."""
+NO_TIME: Final = frozenset({"policy-hours", "busy", STOPPED})
 """Codes by which a site puts an order off."""
 
 _ATTEMPTS: Final = 8
@@ -366,6 +369,8 @@ class Orders:
         sent = exchange.sent.get(site)
         # A site that puts its order off is asked again, which must not start its time anew.
         deferred = sent is None and site in exchange.deferred
+        if deferred and exchange.deferred[site] == STOPPED:
+            return False
         if not self._attendance.waited_for(site, ordered=sent is not None, deferred=deferred):
             return False
         since_s = opened_s if deferred else exchange.began_s.get(site, opened_s)

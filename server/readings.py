@@ -18,7 +18,7 @@ from typing import Any, Final
 from common.journal import Entry, Journal
 from server.fleet import Presence
 from server.provisioning import Consortium
-from server.report import full_report
+from server.report import full_report, paused_sites
 from server.sites import VERSION_EVENTS
 
 LOOK_EVERY_S: Final = 2.0
@@ -45,6 +45,8 @@ class SiteReading:
     heard: str
     heard_what: str
     suspended: str
+    paused: str
+    """Since when it says that its hospital has stopped it; empty if it does not."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _sites(
     }
     came = {e.facts["site"]: e for e in entries if e.event == "site admitted"}
     heard = {e.facts["site"]: e for e in entries if e.event in _OF_A_SITE}
+    paused = paused_sites(entries)
     for name in admitted:
         there = (presence or {}).get(name, Presence(online=False, since=""))
         last = heard.get(name)
@@ -175,6 +178,7 @@ def _sites(
             heard=last.time if last else "",
             heard_what=last.event if last else "",
             suspended=suspended.get(name, ""),
+            paused=paused.get(name, ""),
         )
 
 

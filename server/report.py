@@ -20,6 +20,7 @@ from typing import Any, Final
 from common.journal import Entry, Journal
 from common.statistics import added
 from server.fairness import Attempt, Reply, conducts, spreads
+from server.orders import STOPPED
 from server.studies import Study
 
 _OF_A_REPLY: Final = (
@@ -146,6 +147,7 @@ def _summary(study: Study, entries: Sequence[Entry], *, admitted: list[str]) -> 
         "approved": approved,
         "not_approved": sorted(set(admitted) - set(approved)),
         "declined": _declined(entries),
+        "paused_sites": paused_sites(entries),
         "rounds": rounds,
         "failed_rounds": failed,
         "refused_replies": [
@@ -200,6 +202,20 @@ def _declined(entries: Sequence[Entry]) -> dict[str, str]:
         elif entry.event in {"study approved", "reply accepted"}:
             said.pop(site, None)
     return said
+
+
+def paused_sites(entries: Iterable[Entry]) -> dict[str, str]:
+    """Return, per site that said last that its hospital has stopped it, since when it says so."""
+    since: dict[str, str] = {}
+    for entry in entries:
+        if entry.event == "site declined" and entry.facts["code"] == STOPPED:
+            since.setdefault(str(entry.facts["site"]), entry.time)
+        elif entry.event in {"reply accepted", "site declined"}:
+            since.pop(str(entry.facts["site"]), None)
+        elif entry.event == "evaluated":
+            for site in entry.facts["dice"]:
+                since.pop(site, None)
+    return since
 
 
 def _last(entries: Sequence[Entry], what: str) -> dict[str, Any]:

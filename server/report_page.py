@@ -34,6 +34,9 @@ def headline(report: Mapping[str, Any]) -> str:
     if report["suspended"]:
         names = (f"{site} ({why})" for site, why in report["suspended"].items())
         said.append(f"Suspended: {'; '.join(names)}.")
+    if report["paused_sites"]:
+        names = (f"{site} (since {time[:16]} UTC)" for site, time in report["paused_sites"].items())
+        said.append(f"Paused by the hospital: {'; '.join(names)}.")
     if closed and len(said) == 1:
         said.append("Every admitted site took part in every closed round.")
     return " ".join(said)

@@ -12,10 +12,11 @@ from typing import Any
 import uvicorn
 
 from common.door import Door
+from common.exposition import expose
 from common.logs import configure
 from server.dashboard.pages import application
 from server.dashboard.place import Place
-from server.exposition import expose
+from server.exposition import Consortium as Exposed
 from server.flower import CALL_ERRORS, presence
 from server.provisioning import Consortium
 from server.readings import Readings
@@ -33,7 +34,7 @@ def serve(folder: Path, place: Place, *, metrics_port: int | None = None) -> Non
 
     readings = Readings(consortium, ask)
     if metrics_port is not None:
-        expose(readings, port=metrics_port)
+        expose(Exposed(readings.now), port=metrics_port)
     door = Door(
         place.tokens(folder),
         title=f"gliofed: {consortium.settings.name}",

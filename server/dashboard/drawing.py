@@ -60,6 +60,8 @@ def standing(site: SiteReading) -> tuple[str, str]:
     """Return how a site stands, as a class of the style sheet and in words."""
     if site.suspended:
         return "bad", "suspended"
+    if site.paused:
+        return "bad", "paused by the hospital"
     if site.online is None:
         return "", "connection not known"
     return ("on", "online") if site.online else ("", "offline")

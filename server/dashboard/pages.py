@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +13,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from common.door import Door, Session, environment
-from common.errors import StateError
+from common.door.live import LIVE_FOR_S, changes
 from common.journal import Entry
 from common.regions import REGIONS
 from server.dashboard import drawing, tables
@@ -24,9 +22,6 @@ from server.report_chart import draw
 from server.report_page import headline, markdown
 
 PER_PAGE: Final = 50
-LIVE_FOR_S: Final = 600.0
-"""After so long a browser asks anew for what is live, and is asked again who it is."""
-
 PLACES: Final = (("/", "Consortium"), ("/models", "Models"), ("/journal", "Journal"))
 
 
@@ -136,32 +131,6 @@ def application(
             Route("/events", events),
         ]
     )
-
-
-async def changes(
-    mark: Callable[[], str], *, poll_s: float, for_s: float
-) -> AsyncIterator[str]:  # fmt: skip
-    """Yield a server-sent event each time that ``mark`` changes, and a sign of life between."""
-    yield "retry: 2000\n\n"
-    loop = asyncio.get_running_loop()
-    until, spoke = loop.time() + for_s, loop.time()
-    before = await _marked(mark)
-    while loop.time() < until:
-        await asyncio.sleep(poll_s)
-        now = await _marked(mark)
-        if now != before:
-            before, spoke = now, loop.time()
-            yield "event: changed\ndata: \n\n"
-        elif loop.time() - spoke > 15:
-            spoke = loop.time()
-            yield ": here\n\n"
-
-
-async def _marked(mark: Callable[[], str]) -> str:
-    try:
-        return await run_in_threadpool(mark)
-    except StateError as error:  # the page itself says so, once it is asked for
-        return error.code
 
 
 def _of(reading: Reading, request: Request) -> Any:

@@ -191,7 +191,8 @@ def test_run_keeps_the_two_processes(
             assert all(str(site.folder) in " ".join(child.command) for child in children)
             self._told = told
 
-        def run(self) -> None:
+        def run(self, *, on_tick: object) -> None:
+            assert on_tick is None
             self._told("worker", "started", "1")
 
         def stop(self) -> None: ...

@@ -22,7 +22,7 @@ from flwr.supernode import node_auth_http_interceptor as flower_auth
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 
-from client.node import Clock, _tell, receive_whole, signed_in_time
+from client.node import Clock, _tell, noting, receive_whole, signed_in_time
 from common.journal import Journal
 
 # A SuperNode whose loop ends in one of the ways it can while its server thread goes on.
@@ -179,3 +179,12 @@ def test_a_wrong_clock_is_told_in_the_journal(
     assert [e.facts for e in journal.events("clock differs")] == [{"ahead_s": ahead_s}]
     assert f"{words} the coordinator's" in capsys.readouterr().err
     _tell(Journal(tmp_path), ahead_s)  # cannot be written; the call is worth more than the note
+
+
+@pytest.mark.parametrize(("status", "dated"), [(200, True), (401, False), (503, False)])
+def test_a_call_that_is_answered_well_is_dated(tmp_path: Path, status: int, dated: bool) -> None:
+    contact = tmp_path / "contact"
+    intercept = noting(lambda *_: httpx.Response(status), contact)
+    assert intercept(None, None, None).status_code == status
+    assert contact.exists() == dated
+    noting(lambda *_: httpx.Response(200), tmp_path / "no" / "folder")(None, None, None)

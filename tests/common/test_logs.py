@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ import structlog
 from common import logs
 from common.errors import CaseError
 from common.journal import Journal
+from tests.logging_state import restored
 
 PATIENT = "-".join(["BraTS", "GLI", "00042"])
 Read = Callable[[], list[dict[str, Any]]]
@@ -24,9 +24,6 @@ Read = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def configured() -> Iterator[Callable[..., Read]]:
-    root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
-    handlers, level = root.handlers[:], root.level
-
     def configure(**options: Any) -> Read:
         out = io.StringIO()
         logs.configure(
@@ -34,11 +31,8 @@ def configured() -> Iterator[Callable[..., Read]]:
         )
         return lambda: [json.loads(line) for line in out.getvalue().splitlines()]
 
-    yield configure
-    root.handlers[:], root.level = handlers, level
-    sys.excepthook, threading.excepthook = hooks
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
+    with restored():
+        yield configure
 
 
 def read_scan() -> None:

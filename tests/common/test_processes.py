@@ -238,3 +238,33 @@ def test_a_child_that_ends_takes_along_those_that_hold_its_work(tmp_path: Path) 
     run_until(supervisor, done)
     started = [name for name, event, _ in told.events if event == "started"]
     assert sorted(started) == ["other", "server", "server", "worker", "worker"]
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+
+def test_a_file_that_appears_cuts_a_child_off_each_time(tmp_path: Path, quick: None) -> None:
+    cut, told = tmp_path / "stopped", Told()
+    child = Child("one", (sys.executable, "-c", DEAF), tmp_path / "one.log", cut_by=(cut,))
+    supervisor = Supervisor([child], told=told)
+    ticks = itertools.count()
+    again: list[int] = []
+
+    def done() -> bool:
+        """Let it appear, go and appear again, a few looks after each start."""
+        started = told.count("started")
+        if next(ticks) % 3:
+            return False
+        if started == 1:
+            cut.touch()
+        elif started == 2 and cut.exists():
+            cut.unlink()
+        elif started == 2:
+            again.append(1)
+            cut.touch()
+        return started == 3
+
+    run_until(supervisor, done)
+    ended = [detail for _, event, detail in told.events if event == "ended"]
+    assert ended == ["killed by SIGKILL"] * 2
+    assert again == [1]

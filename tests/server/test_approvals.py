@@ -155,6 +155,36 @@ def test_a_site_without_time_is_waited_for_once(five: Any) -> None:
     assert five.events("round closed")[0]["dropped"] == {"c": "policy-hours"}
 
 
+def test_nobody_waits_for_a_stopped_site_whom_the_quorum_does_not_need(five: Any) -> None:
+    hospital = five.hospitals["c"]
+    hospital.refuses = ConsentError("Stopped.", code="site-stopped")
+    five.fleet.slow = {}
+
+    def resumed(order: Order, good: Content) -> Content:
+        if order.round == 3:
+            hospital.refuses = None
+        return good
+
+    five.hospitals["a"].replies["train"] = resumed
+    five.run()
+    closed = five.events("round closed")
+    assert closed[0]["dropped"] == {"c": "site-stopped"}
+    assert closed[0]["seconds"] < 2
+    assert parts(five)[:2] == ["ab", "ab"]
+    assert parts(five)[-1] == "abc"
+
+
+def test_a_stopped_site_that_the_quorum_needs_is_waited_for(world: Any) -> None:
+    world.join("a", "b")
+    world.publish(rounds=2, aggregation__deadline_s=300)
+    hospital = world.hospitals["b"]
+    hospital.refuses = ConsentError("Stopped.", code="site-stopped")
+    world.clock.after(1000.0, lambda: setattr(hospital, "refuses", None))
+    world.run()
+    assert world.names()[-1] == "study finished"
+    assert parts(world) == ["ab", "ab"]
+
+
 def test_a_study_of_night_workers_lasts_through_the_day(world: Any) -> None:
     world.join("a", "b")
     world.publish(rounds=2, aggregation__deadline_s=300)

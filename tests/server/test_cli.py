@@ -102,7 +102,8 @@ def test_serve(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             started.extend(child.name for child in children)
             self.told = told
 
-        def run(self) -> None:
+        def run(self, *, on_tick: object) -> None:
+            assert on_tick is None
             self.told("gateway", "started", "7")
 
     monkeypatch.setattr(cli, "Supervisor", Fake)

@@ -4,15 +4,16 @@ from typing import Any
 
 from prometheus_client import generate_latest
 
-from common.errors import PrivacyError
-from server.exposition import registry
+from common.errors import ConsentError, PrivacyError
+from common.exposition import registry
+from server.exposition import Consortium
 from server.fleet import Presence
 from server.readings import Readings
 
 
 def lines(world: Any) -> dict[str, float]:
     readings = Readings(world.consortium, lambda: {"a": Presence(True, "")})
-    text = generate_latest(registry(readings)).decode()
+    text = generate_latest(registry(Consortium(readings.now))).decode()
     pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
 
@@ -34,6 +35,15 @@ def test_a_study_in_numbers(three: Any) -> None:
     assert found['gliofed_study_received_bytes_total{site="a",study="demo"}'] == sent
     assert found["gliofed_journal_readable"] == 1
     assert not [name for name in found if not name.startswith("gliofed_")]
+
+
+def test_a_site_that_its_hospital_stopped(three: Any) -> None:
+    three.rounds().offer({})
+    three.hospitals["c"].refuses = ConsentError("Stopped.", code="site-stopped")
+    three.run()
+    found = lines(three)
+    assert found['gliofed_site_paused{site="c"}'] == 1
+    assert found['gliofed_site_paused{site="a"}'] == 0
 
 
 def test_a_damaged_journal_is_a_number(three: Any) -> None:

@@ -8,7 +8,8 @@ import pytest
 from common.errors import ConsentError, FederationError, PrivacyError
 from common.wire import Order, Report, pack
 from server import scheduler
-from server.report import full_report, study_report
+from server.report import full_report, paused_sites, study_report
+from server.report_page import headline
 from server.scheduler import run_study
 
 
@@ -61,6 +62,22 @@ def test_a_reason_is_forgotten_once_the_site_takes_part(world: Any) -> None:
     late.approves = True
     world.run()
     assert told(world)["declined"] == {}
+
+
+def test_who_is_paused_by_the_hospital(world: Any) -> None:
+    world.join("a", "b", "c")
+    world.publish()
+    world.rounds().offer({})
+    world.hospitals["c"].refuses = ConsentError("Stopped.", code="site-stopped")
+    world.run()
+    study, journal = world.consortium.study("demo"), world.consortium.journal
+    first = journal.events("site declined", site="c")[0]
+    assert told(world)["paused_sites"] == {"c": first.time}
+    assert "Paused by the hospital: c (since" in headline(
+        full_report(study, journal, admitted=["a", "b", "c"])
+    )
+    journal.append("evaluated", study="demo", dice={"c": {}})
+    assert paused_sites(journal.entries()) == {}
 
 
 def test_refused_replies_and_failed_rounds_are_told(world: Any) -> None:

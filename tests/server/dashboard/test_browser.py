@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from common.door import Door, issue, link
-from common.processes import free_port
 from server.dashboard.pages import application
 from server.fleet import Presence
 from server.readings import Readings
 from tests.programs import needed
+from tests.served import served
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -30,27 +28,8 @@ def address(three: Any, tmp_path: Path) -> Iterator[str]:
         Door(tmp_path / "tokens", title="Gliomas"),
         poll_s=0.1,
     )
-    port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            pages,
-            host="127.0.0.1",
-            port=port,
-            log_config=None,
-            ws="none",
-            timeout_graceful_shutdown=1,
-        )
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until = time.monotonic() + 20
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with served(pages) as where:
+        yield where
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

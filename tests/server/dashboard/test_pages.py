@@ -14,9 +14,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from common.door import COOKIE, Door, issue
-from common.errors import PrivacyError
+from common.door.live import changes
+from common.errors import ConsentError, PrivacyError
 from server.dashboard import tables
-from server.dashboard.pages import application, changes
+from server.dashboard.pages import application
 from server.fleet import Presence
 from server.readings import Readings
 from server.release import release
@@ -85,6 +86,14 @@ def test_the_consortium_page(three: Any, inside: TestClient) -> None:
     assert "<b>holiday" not in text
     assert "2026-01-02 03:04:05 UTC" in text
     assert "finished" in text
+
+
+def test_a_site_that_its_hospital_stopped(three: Any, inside: TestClient) -> None:
+    three.rounds().offer({})
+    three.hospitals["c"].refuses = ConsentError("Stopped.", code="site-stopped")
+    three.run()
+    assert inside.get("/").text.count("paused by the hospital") == 2  # picture and table
+    assert "Paused by the hospital: c (since" in inside.get("/studies/demo").text
 
 
 def test_the_study_page_marks_the_worst_and_says_who_was_left_out(
