@@ -13,6 +13,7 @@ from client import site as sites
 from client.choosing import app as choosing
 from client.consent import check_policy
 from client.imaging import preprocessing
+from client.keeping import app as keeping
 from client.oversight import app as oversight
 from client.practice import app as practice
 from client.site import Site
@@ -33,6 +34,7 @@ app.add_typer(oversight)
 app.add_typer(practice)
 app.add_typer(choosing)
 app.add_typer(upkeep)
+app.add_typer(keeping)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from common.errors import StateError
 
-_PARTIAL: Final = ".partial-"
+PARTIAL: Final = ".partial-"
+"""Begins the name of a file that is being written."""
 
 
 def unwritable(path: Path, error: OSError) -> StateError:
@@ -48,7 +49,7 @@ def replacing(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterato
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -105,7 +106,7 @@ def sweep(folder: Path, *, older_than_s: float = 86_400.0) -> int:
     """Remove what killed processes left half-written below ``folder``; return how many files."""
     limit = time.time() - older_than_s
     removed = 0
-    for partial in folder.rglob(f"{_PARTIAL}*"):
+    for partial in folder.rglob(f"{PARTIAL}*"):
         with contextlib.suppress(FileNotFoundError):  # another process sweeps as well
             if partial.stat().st_mtime < limit:
                 partial.unlink()

@@ -58,6 +58,8 @@ MESSAGE_TYPES: Final[dict[str, str]] = {
 _SAYABLE = (ConsentError, ProtocolError, PrivacyError, IdentityError)
 _CASE_COUNT_EDGES = (1, 10, 20, 50, 100, 200, 500, 1000)
 _FORMAT: Final = "safetensors"
+RESTORED: Final = "restored"
+"""Code by which a site that was restored from a backup asks for an account of its orders."""
 CONTROL: Final = "control/"
 """Before the name of an array in an order that is no weight, but the control variate of SCAFFOLD
 for the array of that name in the update. ``weights_sha256`` is of the weights alone."""
@@ -69,6 +71,15 @@ class _Frozen(BaseModel):
 
 Head = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 """SHA-256 of a journal's last line; empty if none is known."""
+
+
+class Given(_Frozen):
+    """An order that the coordinator gave a site, and how often."""
+
+    study: StudyId
+    kind: OrderKind
+    round: int = Field(ge=0)
+    times: int = Field(default=1, ge=1, le=1_000_000)
 
 
 class Order(_Frozen):
@@ -92,6 +103,8 @@ class Order(_Frozen):
     folded_round: int = Field(default=0, ge=0)
     """The last round that this site trained for and whose update is part of the model; 0 if none:
     with SCAFFOLD the site's control variate follows that update, and no other."""
+    account: tuple[Given, ...] | None = Field(default=None, max_length=10_000)
+    """For a site that was restored from a backup, and asked: what it was given since."""
 
 
 class PrivacySpent(_Frozen):

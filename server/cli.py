@@ -20,6 +20,7 @@ from common.weights import load
 from server import provisioning, serving
 from server.dashboard.place import Place
 from server.health import check as check_health
+from server.keeping import app as keeping
 from server.lifetime import app as lifetime
 from server.planning import simulate
 from server.provisioning import Consortium
@@ -358,6 +359,7 @@ def revocations(
 
 app.command()(simulate)
 app.add_typer(lifetime)
+app.add_typer(keeping)
 
 
 def main() -> None:
