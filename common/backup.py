@@ -204,7 +204,7 @@ def _write(
             path = source.folder / name
             with _opened(path, size) as (content, length):
                 hashed = _Hashed(content)
-                tar.addfile(_info(name, length), hashed)  # type: ignore[arg-type]
+                tar.addfile(_info(name, length), hashed)
             files[name] = File(sha256=hashed.sha256, size=length, mtime_ns=mtime_ns)
         manifest = Manifest(
             kind=source.kind,
@@ -362,7 +362,10 @@ def _members(path: Path, passphrase: bytes | None) -> Iterator[Iterator[tuple[st
             except (tarfile.TarError, EOFError, OSError, ValueError) as error:
                 raise broken(path, f"was changed or cut short ({error})") from None
 
-        yield members()
+        try:
+            yield members()
+        except (tarfile.TarError, EOFError) as error:  # while a member was read
+            raise broken(path, f"was cut short ({error})") from None
 
 
 def _extract(
