@@ -170,6 +170,8 @@ def show_withdrawal(done: Effect, *, limits: Sequence[str]) -> None:
         columns = ["model", "active here", "descends from such a round"]
         console.show_table("Models installed here", columns, models)
     console.say(f"{done.prepared_removed} prepared images were removed from the cache.")
+    if done.reviewed_removed:
+        console.say(f"{done.reviewed_removed} reviewed cases were removed from the site's folder.")
     if done.running:
         console.warn("The site is running: a round that it trains now may end with the patient.")
     for limit in limits:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.cohort import Cohort, Decide, read_cohort, read_studies, undecided
+from client.handover import merged, reviewed_cases
 from client.patients import patients_key, pseudonym
 from client.site import Site
 from common.errors import CaseError, StateError
@@ -82,8 +83,18 @@ def decisions(site: Site) -> Decide:
 
 
 def cohort_of(site: Site) -> Cohort:
-    """Return the site's cohort as people decided about its series; raise CaseError, StateError."""
-    return read_cohort(site.data, decide=decisions(site))
+    """Return the site's cohort as people decided about its series, with what they reviewed.
+
+    Raises CaseError, StateError.
+    """
+    reviewed = reviewed_cases(site)
+    try:
+        cohort = read_cohort(site.data, decide=decisions(site))
+    except CaseError as error:
+        if not reviewed or error.code != "case-none" or not site.data.is_dir():
+            raise
+        cohort = Cohort("", (), ())
+    return merged(cohort, reviewed)
 
 
 def judged(site: Site, study: str | None = None) -> list[Judgement]:

@@ -11,6 +11,7 @@ The folder::
     studies/ID/         protocol.json (signed by the coordinator), decision.json (signed here), what
                         this site has of its own there and never sends (``client.kept``)
     ledger.sqlite       the privacy budget
+    reviewed/HASH/      cases that clinicians reviewed, to train on (``client.handover``)
     series.json         which DICOM series people took for which sequence, by keyed hash
     journal.jsonl       what happened, what left
     cache/ models/ outbox/ flower/
@@ -71,6 +72,9 @@ dice = "exact"
 # A reply waits until its work took a multiple of these seconds, so that the time does not tell how
 # many patients were drawn; 0 answers at once.
 answer_every_s = 0.0
+# Train also on cases that clinicians accepted or corrected in `gliofed-clinic review --site`; their
+# scans and masks are copied to the folder reviewed.
+train_on_reviews = false
 # When orders may be carried out, in local time, such as "20:00-06:00".
 hours = "00:00-24:00"
 
@@ -108,6 +112,7 @@ class Policy(_Frozen):
     )
     dice: Literal["exact", "noised", "never"] = "exact"
     answer_every_s: float = Field(default=0.0, ge=0, le=3600)
+    train_on_reviews: bool = False
     hours: str = Field(default="00:00-24:00", pattern=r"^\d\d:\d\d-\d\d:\d\d$")
 
     @field_validator("hours")

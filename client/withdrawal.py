@@ -1,8 +1,9 @@
 """A patient withdraws: no study uses the patient any more, and what did so far is named.
 
 From now on the pseudonym is in ``withdrawn.json``, the patient's prepared images are gone from the
-cache, and the journal says so. It holds the pseudonym and the rounds, never the name and no reason
-in free words, which may hold one: reasons belong into the hospital's own records.
+cache, and so are copies that reviews left (``client.handover``), and the journal says so. It holds
+the pseudonym and the rounds, never the name and no reason in free words, which may hold one:
+reasons belong into the hospital's own records.
 
 The lineage is the rounds that saw the patient, as the ledger says, and the models installed here
 that descend from them: the model of round N of a study descends from every round up to N. A round
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from client.cohort import Case, Cohort, split
+from client.handover import take_back_patient
 from client.imaging.cache import retain
 from client.inference.model import open_model
 from client.patients import keep_withdrawal, patients_key, pseudonym, withdrawals
@@ -83,6 +85,7 @@ class Effect:
     again: bool
     in_cohort: bool
     prepared_removed: int
+    reviewed_removed: int
     running: bool
     lineage: tuple[StudyLineage, ...]
     models: tuple[Descendant, ...]
@@ -126,6 +129,7 @@ def withdraw(site: Site, patient: str, *, by: str) -> Effect:
     kept = keep_withdrawal(site, hidden, by=by.strip())
     for left in site.folder.glob("outbox/*/*.residual"):
         left.unlink()  # a part of old updates that waits for the next: it may have seen the patient
+    reviewed_removed = take_back_patient(site, hidden)
     gone = withdrawals(site)
     remaining = [case for case in cases if pseudonym(key, case.patient) not in gone]
     return Effect(
@@ -135,6 +139,7 @@ def withdraw(site: Site, patient: str, *, by: str) -> Effect:
         again=hidden in before,
         in_cohort=bool(own),
         prepared_removed=retain(site.folder / "cache", remaining, _options(site)),
+        reviewed_removed=reviewed_removed,
         running=is_held(site.lock),
         lineage=lineage,
         models=models,

@@ -3,6 +3,10 @@
 A patient's part depends on the study's and the patient's name alone: adding, losing or renaming
 another patient moves nobody, and all scans of a patient stay together. The price: the sizes only
 come near the fractions, and with few patients a part may be empty; ``Split.patients`` says so.
+
+A reviewed case (``Case.reviewed``) is for training alone: its mask was a model's first, and models
+are not measured against it. Where its patient has masks of the hospital's own and is in validation
+or test by them, the study leaves it out.
 """
 
 from __future__ import annotations
@@ -37,8 +41,13 @@ def split(
         raise ValueError(f"the fractions {fractions} must not be negative and must add up to 1")
     train, validation, _ = fractions
     parts: tuple[list[Case], list[Case], list[Case]] = ([], [], [])
+    own = {case.patient for case in cohort.labelled if not case.reviewed}
     for case in cohort.labelled:
         share = position(study, case.patient)
+        if case.reviewed:
+            if share < train or case.patient not in own:
+                parts[0].append(case)
+            continue
         parts[0 if share < train else 1 if share < train + validation else 2].append(case)
     return Split(*(tuple(part) for part in parts))
 

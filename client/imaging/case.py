@@ -73,6 +73,8 @@ class Case:
     label_map: Mapping[int, int] = field(hash=False)
     notes: tuple[str, ...] = ()
     """What a person should know about how the sequences were chosen."""
+    reviewed: bool = False
+    """The mask is a model's that a person accepted or corrected (``client.handover``)."""
 
     @property
     def name(self) -> str:

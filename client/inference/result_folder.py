@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +53,14 @@ from common.files import json_bytes, write_bytes
 from common.identity import Identity
 from common.regions import MODALITIES, MODALITY_NAMES
 
+if TYPE_CHECKING:
+    from client.inference.dicom_results.identity import Reviewed
+
 SHOWN: Final = ("t2f", "t1c")
 """What pictures show and brains are told by."""
+
+MASK: Final = "segmentation.nii.gz"
+NO_TUMOUR: Final = "No tumour was found. This does not show that there is none."
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,9 @@ def segment_by(
     with _all_or_nothing(out):
         percent = _write_images(out, found)
         largest = measured.lesions[0].diameters if measured.lesions else None
-        _write_report(out, found, images, result, largest)
+        write_report(out, found, images, result, largest)
         if case.images[case.reference].parts:
-            result["dicom"] = _write_dicom(
+            result["dicom"] = write_dicom(
                 out, case, found, result, percent, {measured.of: largest} if largest else {}
             )
         result["outputs"] = outputs(out)
@@ -234,7 +240,7 @@ def described(
 
 def _write_images(out: Path, found: Segmentation) -> NDArray[np.uint8] | None:
     """Write mask and uncertainty; return the uncertainty as it was written, in percent."""
-    write_volume(out / "segmentation.nii.gz", found.labels, found.affine)
+    write_volume(out / MASK, found.labels, found.affine)
     if found.uncertainty is None:
         return None
     percent = np.rint(100 * np.clip(found.uncertainty, 0, 1)).astype(np.uint8)
@@ -242,7 +248,7 @@ def _write_images(out: Path, found: Segmentation) -> NDArray[np.uint8] | None:
     return percent
 
 
-def _write_report(
+def write_report(
     out: Path,
     found: Segmentation,
     images: Mapping[str, NDArray[np.float32]],
@@ -263,15 +269,19 @@ def _write_report(
     write_bytes(out / "report.pdf", sheet(report))
 
 
-def _write_dicom(
+def write_dicom(
     out: Path,
     case: Case,
     found: Segmentation,
     result: Mapping[str, Any],
     percent: NDArray[np.uint8] | None,
     diameters: Mapping[str, Diameters],
+    reviewed: Reviewed | None = None,
 ) -> dict[str, str]:
-    """Write the result as DICOM objects, ``report.pdf`` among them; return their UIDs by name."""
+    """Write the result as DICOM objects, ``report.pdf`` among them; return their UIDs by name.
+
+    ``reviewed`` says who reviewed the mask, if somebody did.
+    """
     from client.inference.dicom_results.written import write_results  # not for NIfTI
 
     return write_results(
@@ -283,6 +293,7 @@ def _write_dicom(
         volumes_ml=result["volumes_ml"],
         model=result["model"],
         diameters_mm={name: (one.long_mm, one.across_mm) for name, one in diameters.items()},
+        reviewed=reviewed,
     )
 
 
@@ -343,7 +354,7 @@ def _warnings(
     if not private:
         warnings.append("The model was trained WITHOUT differential privacy.")
     if volumes["WT"] == 0:
-        warnings.append("No tumour was found. This does not show that there is none.")
+        warnings.append(NO_TUMOUR)
     spacing = np.linalg.norm(found.affine[:3, :3], axis=0)
     if spacing.max() > 2.0:
         warnings.append(

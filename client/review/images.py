@@ -35,7 +35,7 @@ def find_case(result: Result, folder: Path | None = None) -> Case:
     if place is None or not place.exists():
         raise CaseError(
             f"The images that were segmented are not at {place or 'a known place'} any more.",
-            do="Say where they are with --case FOLDER, or fetch them with --pacs URL.",
+            do="Say where they are with --case FOLDER: the folder or zip file that was segmented.",
             code="case-changed",
         )
     named = [(str(name), one.series) for name, one in result.inputs.items() if one.series]

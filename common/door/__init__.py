@@ -1,16 +1,18 @@
 """The door to a page of ours: one-time links, sessions, and what no browser may do with the page.
 
-``gliofed-server serve --dashboard`` prints a link with a token. The token opens the door once,
-within an hour, and is then worth nothing: its file is removed before the session begins, so that
-two who come with it at once cannot both get in. A session is a random cookie that scripts cannot
-read; it lives in memory, so that it ends with the process.
+``gliofed-server serve --dashboard`` and ``gliofed-clinic review`` print a link with a token. The
+token opens the door once, within an hour, and is then worth nothing: its file is removed before the
+session begins, so that two who come with it at once cannot both get in. A session is a random
+cookie that scripts cannot read; it lives in memory, so that it ends with the process.
 
 Every answer carries a content security policy under which nothing but our own files is loaded, no
 inline script or style runs, and no form goes elsewhere. Requests under a foreign host name are
 refused (DNS rebinding), and so are those that change something unless they come from our own page
-and carry the session's own secret (CSRF).
+and carry the session's own secret (CSRF): a form in its field ``csrf``, a script in the header
+``x-csrf``, whose body is then the page's to read and to bound.
 
-Out of scope: what the pages show (``server.dashboard``); TLS, which is the server's that runs this.
+Out of scope: what the pages show (``server.dashboard``, ``client.review``); TLS, which is the
+server's that runs this.
 """
 
 from __future__ import annotations
@@ -46,13 +48,12 @@ SESSION_LIFE_S: Final = 12 * 3600.0
 _MOST_FORM_BYTES: Final = 64 * 1024
 _MOST_SESSIONS: Final = 256
 _SAFE: Final = frozenset({"GET", "HEAD"})
+_STALE: Final = "This form is not of this session: load the page again."
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
+CSRF_HEADER: Final = "x-csrf"
+
 HEADERS: Final = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "same-origin",
@@ -89,7 +90,9 @@ def link(address: str, token: str) -> str:
 class Door:
     """Lets in who has a token that is kept in ``folder``; ``hosts`` are the names that it goes by.
 
-    ``secure`` says that the pages are served by TLS: the cookie then travels in nothing else.
+    ``secure`` says that the pages are served by TLS: the cookie then travels in nothing else. Two
+    pages of one machine need two names of ``cookie``, which knows no ports. With ``pictures`` a
+    script of ours may show what it holds itself (``data:`` and ``blob:``), as a viewer does.
     """
 
     def __init__(
@@ -100,8 +103,12 @@ class Door:
         hosts: Sequence[str] = (),
         secure: bool = False,
         renew: str = "",
+        cookie: str = COOKIE,
+        pictures: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self.policy = _policy("data: blob:" if pictures else "")
+        self._cookie = cookie
         self._folder = folder
         self._hosts = _LOOPBACK | {host.lower() for host in hosts}
         self._title = title
@@ -126,7 +133,7 @@ class Door:
 
     def session(self, cookies: Mapping[str, str]) -> Session | None:
         """Return the session that a browser's cookie names, if it goes on."""
-        known = self._sessions.get(_hash(cookies.get(COOKIE, "")))
+        known = self._sessions.get(_hash(cookies.get(self._cookie, "")))
         return known if known is not None and known.until_s > self._now() else None
 
     def admits_host(self, host: str) -> bool:
@@ -147,7 +154,7 @@ class Door:
         self._sessions[_hash(name)] = Session(secrets.token_urlsafe(32), now + SESSION_LIFE_S)
         answer = RedirectResponse("/", status_code=303)
         answer.set_cookie(
-            COOKIE,
+            self._cookie,
             name,
             max_age=round(SESSION_LIFE_S),
             secure=self._secure,
@@ -157,9 +164,9 @@ class Door:
         return answer
 
     async def _logout(self, request: Request) -> Response:
-        self._sessions.pop(_hash(request.cookies.get(COOKIE, "")), None)
+        self._sessions.pop(_hash(request.cookies.get(self._cookie, "")), None)
         answer = RedirectResponse("/login", status_code=303)
-        answer.delete_cookie(COOKIE, secure=self._secure, httponly=True, samesite="strict")
+        answer.delete_cookie(self._cookie, secure=self._secure, httponly=True, samesite="strict")
         return answer
 
     def _spend(self, token: str) -> bool:
@@ -212,6 +219,7 @@ class _Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
+                headers["content-security-policy"] = self._door.policy
             await send(message)
 
         refusal = await self._refusal(scope, receive)
@@ -233,6 +241,10 @@ class _Guard:
             return None
         if not _from_here(headers, scheme=request.url.scheme):
             return _plain("This came from another page and was not done.", 403)
+        if CSRF_HEADER in headers and path != "/login":
+            if session is None:
+                return _plain("Log in.", 401)
+            return None if _same(headers[CSRF_HEADER], session.csrf) else _plain(_STALE, 403)
         form = await _read_form(request)
         if form is None:
             return _plain("This form is too large or not readable.", 413)
@@ -241,9 +253,21 @@ class _Guard:
             return None
         if session is None:
             return _plain("Log in.", 401)
-        if not hmac.compare_digest(form.get("csrf", "").encode(), session.csrf.encode()):
-            return _plain("This form is not of this session: load the page again.", 403)
-        return None
+        return None if _same(form.get("csrf", ""), session.csrf) else _plain(_STALE, 403)
+
+
+def _policy(more: str) -> str:
+    """Return the content security policy; ``more`` are sources of pictures beside our own files."""
+    own = f"'self' {more}".strip()
+    fonts = "font-src data:; " if more else ""
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {own}; {fonts}"
+        f"connect-src {own}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+
+
+def _same(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode(), secret.encode())
 
 
 def _from_here(headers: Headers, *, scheme: str) -> bool:

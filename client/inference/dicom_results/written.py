@@ -144,9 +144,17 @@ def study_of(out: Path) -> str:
 
 
 def reviewed_by(
-    out: Path, *, reviewer: str, decision: str, time: dt.datetime, organization: str
+    out: Path,
+    *,
+    reviewer: str,
+    decision: str,
+    corrected: bool,
+    time: dt.datetime,
+    organization: str,
 ) -> Reviewed:
     """Return what objects say that follow the result in ``out``, which has objects itself.
+
+    ``corrected`` says whether a person, now or in an earlier review, changed what the model drew.
 
     Raises CaseError (``case-file``) where they are gone or others than ``result.json`` names.
     """
@@ -169,7 +177,7 @@ def reviewed_by(
     return Reviewed(
         reviewer=reviewer,
         decision=decision,
-        corrected=decision == "corrected",
+        corrected=corrected,
         time=time,
         organization=organization,
         trackings=trackings,

@@ -36,11 +36,11 @@ def main() -> None:
         for seed in run.seeds[place : place + 1]
         if not path_of(run, seed).exists()
     ]
-    for cohort in sorted({run.cohort for run, _ in due}):
-        run = next(run for run, _ in due if run.cohort == cohort)
-        hospitals(cohort, chosen.work, run.protocol)
-    if any(run.pretrained for run, _ in due):
-        hospitals("outside", chosen.work, next(r for r, _ in due if r.pretrained).protocol)
+    # Before the workers begin: two must not make the same one.
+    for run, _ in due:
+        hospitals(run.cohort, chosen.work, run.protocol)
+        if run.pretrained:
+            hospitals(f"outside-{run.cohort}", chosen.work, run.protocol)
     ends = time.monotonic() + 3600 * chosen.hours
     with ProcessPoolExecutor(
         chosen.workers, mp_context=multiprocessing.get_context("spawn")

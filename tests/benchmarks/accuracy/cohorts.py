@@ -2,8 +2,8 @@
 
 ``phantoms`` are six hospitals of 60 patients, as privacy needs patients: unlike scanners, unlike
 tumours, coarse voxels so that the runs are affordable. ``folder`` is what GLIOFED_BENCH_DATA names.
-``outside`` is a hospital that no study has, of another scanner and other heads: starts are trained
-on it.
+``outside-phantoms`` and ``outside-folder`` are a hospital that no study has, of another scanner and
+other heads, in the voxels of each: starts are trained on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ PROFILES: Final = (
 )
 PATIENTS: Final = 60
 HELD_OUT: Final = 10
-SIZE: Final = 40
+SIZE: Final = {"phantoms": 40, "outside-phantoms": 40, "outside-folder": 64}
+"""Voxels along a phantom's sides, of about the size that its study's protocol wants."""
 OUTSIDE: Final = "reference"
 _SEED: Final = 11
 _OUTSIDE_SEED: Final = 97
@@ -56,7 +57,7 @@ def _made(cohort: str, folder: Path, protocol: StudyProtocol) -> list[Hospital]:
         protocol,
         patients=PATIENTS,
         held_out=HELD_OUT,
-        size=SIZE,
+        size=SIZE[cohort],
         seed=seed,
     )
     # Two hospitals may have the same scanner.

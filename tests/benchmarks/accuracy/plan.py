@@ -155,7 +155,36 @@ def _without_privacy(cohort: str) -> list[Run]:
             average=3,
             seeds=ONE_SEED,
         ),
+        Run(
+            f"{cohort}-alone-start",
+            "each hospital alone, pre-trained start",
+            cohort=cohort,
+            learn="alone",
+            pretrained=True,
+            seeds=ONE_SEED,
+        ),
+        Run(
+            f"{cohort}-fedavg-start",
+            "FedAvg, pre-trained start",
+            cohort=cohort,
+            pretrained=True,
+            seeds=ONE_SEED,
+        ),
         *_networks(cohort, private=False),
+        *(
+            Run(
+                f"{cohort}-{learn}-dynunet",
+                f"dynunet, {says}",
+                cohort=cohort,
+                learn=learn,
+                changes={"network": {"name": "dynunet"}},
+                seeds=ONE_SEED,
+            )
+            for learn, says in (
+                ("alone", "each hospital alone"),
+                ("pooled", "pooled in one place"),
+            )
+        ),
     ]
 
 

@@ -77,9 +77,10 @@ def starting(run: Run, seed: int, work: Path) -> Arrays:
     if not run.pretrained:
         return started(run.protocol, None, seed, steps=0)
     network = run.protocol.network
-    path = work / f"start-{network.name}-{network.size}-{network.deep_supervision}-{seed}.npz"
+    kind = f"{network.name}-{network.size}-{network.deep_supervision}"
+    path = work / f"start-{run.cohort}-{kind}-{seed}.npz"
     if not path.exists():
-        outside = hospitals("outside", work, run.protocol)[0]
+        outside = hospitals(f"outside-{run.cohort}", work, run.protocol)[0]
         made = started(run.protocol, outside, seed, steps=START_STEPS)
         partial = path.with_suffix(f".{seed_of(run.key)}.npz")
         np.savez(partial, **made)

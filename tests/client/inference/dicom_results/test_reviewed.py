@@ -58,6 +58,7 @@ def follow(
             before,
             reviewer="Dr. Kreuz^Tamm=x",
             decision=decision,
+            corrected=decision == "corrected",
             time=WHEN,
             organization="Northern Hospital",
         ),
