@@ -14,6 +14,7 @@ from client.choosing import app as choosing
 from client.consent import check_policy
 from client.doctor import app as doctor
 from client.halt import halted
+from client.keeping import app as keeping
 from client.oversight import app as oversight
 from client.page.place import note_page, page_link, read_place
 from client.practice import app as practice
@@ -40,6 +41,7 @@ app.add_typer(choosing)
 app.add_typer(upkeep)
 app.add_typer(doctor)
 app.add_typer(watching)
+app.add_typer(keeping)
 
 Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")]
 StudyName = Annotated[str, typer.Argument(help="The study's id.", metavar="STUDY")]

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 from client.halt import check_not_halted
 from client.renewal import kit_sha256, pending
+from client.restored import last_heard
+from client.restored import pending as pending_restoration
 from client.site import Site
 from common.compression import decode
 from common.errors import StateError, UpdateError
@@ -153,8 +155,9 @@ def unjournalled(order: Order, error: Exception) -> Content:
 
 
 def _heard(site: Site) -> str:
-    """Return the head of the coordinator's journal that came with the last answered order."""
-    head = ""
-    for entry in site.journal.events("sent", "declined"):
-        head = entry.facts.get("coordinator_head") or head
-    return head
+    """Return the last head of the coordinator's journal that is known here.
+
+    After a restoration it is that of the backup until all is settled: what came since is asked for.
+    """
+    restoration = pending_restoration(site)
+    return last_heard(site.journal) if restoration is None else restoration.since

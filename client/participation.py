@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from client import measures, renewal, studies
+from client import measures, renewal, restored, studies
 from client.activity import Activity
 from client.consent import check_order
 from client.halt import CODE as STOPPED
@@ -103,7 +103,11 @@ class Participation:
         site = Site.open(self._site.folder)  # settings and decisions may have changed
         if order.version and (said := skew(site=own(), coordinator=order.version)):
             raise ConsentError(said, code="version")
-        if order.site_head and not site.journal.holds(order.site_head):
+        restoration = restored.pending(site)
+        if restoration is not None:
+            if order.kind not in {"offer", "initial"}:  # which touch no patient
+                restored.settle(site, restoration, order)
+        elif order.site_head and not self._knows(site, order.site_head):
             raise ConsentError(
                 "The journal of this site does not hold what it said to the coordinator before: "
                 "it was cut, changed or put back from an old copy.",
@@ -116,6 +120,10 @@ class Participation:
         if protocol.study != order.study:
             raise ConsentError("The order is for another study than its protocol.", code="mismatch")
         return site, protocol
+
+    @staticmethod
+    def _knows(site: Site, head: str) -> bool:
+        return site.journal.holds(head) or head in restored.accepted(site)
 
     def _carry_out(
         self, site: Site, protocol: StudyProtocol, order: Order, weights: Arrays

@@ -20,6 +20,7 @@ from typing import Any, Final
 from common.errors import StateError
 
 PARTIAL: Final = ".partial-"
+"""Begins the name of a file that is being written."""
 
 
 def unwritable(path: Path, error: OSError) -> StateError:

@@ -15,6 +15,7 @@ Facts are about studies, rounds, sites and digests; a patient is a keyed hash at
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import fcntl
 import hashlib
@@ -78,6 +79,25 @@ class Journal:
                 code="journal-write",
             ) from error
         return _open(line)[0]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[str]:
+        """Keep everybody from appending while the block runs; yields the head. Raises StateError.
+
+        The process that holds it must not append: it would wait for itself.
+        """
+        try:
+            file = self.path.open("a+b", buffering=0)
+        except OSError as error:
+            raise StateError(
+                f"Cannot open the journal {self.path}: {error.strerror}.",
+                do="Correct the permissions and run the command again.",
+                code="journal-write",
+            ) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            last, _ = self._repair_tail(file)
+            yield last.hash if last else GENESIS
 
     def entries(self) -> Iterator[Entry]:
         """Yield every fact in order, checking the chain; raise StateError at the first break."""

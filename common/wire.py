@@ -61,6 +61,8 @@ MESSAGE_TYPES: Final[dict[str, str]] = {
 _SAYABLE = (ConsentError, ProtocolError, PrivacyError, IdentityError)
 _CASE_COUNT_EDGES = (1, 10, 20, 50, 100, 200, 500, 1000)
 _FORMAT: Final = "safetensors"
+RESTORED: Final = "restored"
+"""Code by which a site that was restored from a backup asks for an account of its orders."""
 CONTROL: Final = "control/"
 """Before the name of an array in an order that is no weight, but the control variate of SCAFFOLD
 for the array of that name in the update. ``weights_sha256`` is of the weights alone."""
@@ -76,6 +78,15 @@ Head = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 Version = Annotated[str, Field(max_length=40, pattern=r"^[0-9A-Za-z.+!-]*$")]
 """Of the sender's gliofed; empty if it does not say."""
+
+
+class Given(_Frozen):
+    """An order that the coordinator gave a site, and how often."""
+
+    study: StudyId
+    kind: OrderKind
+    round: int = Field(ge=0)
+    times: int = Field(default=1, ge=1, le=1_000_000)
 
 
 class Order(_Frozen):
@@ -100,6 +111,8 @@ class Order(_Frozen):
     """The last round that this site trained for and whose update is part of the model; 0 if none:
     with SCAFFOLD the site's control variate follows that update, and no other."""
     version: Version = ""
+    account: tuple[Given, ...] | None = Field(default=None, max_length=10_000)
+    """For a site that was restored from a backup, and asked: what it was given since."""
 
 
 class PrivacySpent(_Frozen):

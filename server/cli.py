@@ -22,6 +22,7 @@ from server.amending import app as amending
 from server.dashboard.place import Place
 from server.doctor import app as doctor
 from server.health import check as check_health
+from server.keeping import app as keeping
 from server.lifetime import app as lifetime
 from server.planning import simulate
 from server.provisioning import Consortium
@@ -375,6 +376,7 @@ app.command()(simulate)
 app.add_typer(amending)
 app.add_typer(lifetime)
 app.add_typer(doctor)
+app.add_typer(keeping)
 
 
 def main() -> None:

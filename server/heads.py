@@ -12,7 +12,12 @@ class Heads:
         self._journal = journal
         self._sites: dict[str, str] = {}
         self._own: set[str] = set()
+        self.restored = False
+        """Whether the coordinator was restored from a backup, and nobody accepted what was lost."""
         for entry in journal.entries():
+            self.restored = entry.event == "backup restored" or (
+                self.restored and entry.event != "loss accepted"
+            )
             self._own.add(entry.hash)
             if "site" in entry.facts and entry.facts.get("site_head"):
                 self._sites[entry.facts["site"]] = entry.facts["site_head"]

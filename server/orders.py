@@ -24,7 +24,9 @@ from common.journal import Journal
 from common.versions import own, skew
 from common.weights import digest
 from common.wire import (
+    RESTORED,
     Content,
+    Given,
     Order,
     Report,
     body_bytes,
@@ -32,6 +34,7 @@ from common.wire import (
     readdressed,
     unpack_report,
 )
+from server.accounts import given
 from server.deadlines import Attendance, Deadlines
 from server.exchange import Accept, Answer, Exchange, Goal, Late, Task
 from server.fleet import Clock, Fleet
@@ -90,6 +93,32 @@ class Orders:
         self._clock = clock
         self._attendance = Attendance()
         self._under_way: dict[str, Sent] = {}
+        self._accounts: dict[str, tuple[Given, ...]] = {}
+        self._ahead = ""
+        """A site that knows more of this coordinator's journal than the coordinator."""
+
+    @property
+    def restored(self) -> bool:
+        return self._heads.restored
+
+    def greet(self, sites: Iterable[str], *, deadline_s: float) -> None:
+        """Ask ``sites`` what they know of this coordinator's journal, before any works for it.
+
+        Raises FederationError (code ``restored``) if one of them knows more than is here.
+        """
+        self.give(Task(kind="offer", number=0, deadline_s=deadline_s), sites, lambda _: None)
+        self._check_ahead()
+
+    def _check_ahead(self) -> None:
+        if self._ahead:
+            raise FederationError(
+                f"This coordinator was restored from a backup, and {self._ahead} has seen what "
+                "came after it: rounds were lost.",
+                do="Restore the newest backup there is. Without a newer one "
+                "`gliofed-server accept-loss` lets the study go on from here: the lost rounds are "
+                "done again, and cost their sites' patients again.",
+                code="restored",
+            )
 
     def under_way(self) -> dict[str, int]:
         """Return the sites that still have an order of an earlier exchange, and of which round."""
@@ -115,6 +144,8 @@ class Orders:
         earlier rounds. ``meanwhile`` is called over and over. ``state`` goes on with an exchange
         that was left before: what was sent then may be answered now.
         """
+        if task.kind != "offer":
+            self._check_ahead()
         order, content = self._packed(task)
         exchange = state or Exchange(waiting=set(sites))
         opened_s = self._clock.monotonic()
@@ -210,6 +241,7 @@ class Orders:
                     "coordinator_head": self._heads.own,
                     "site_head": self._heads.of(site),
                     "folded_round": task.folded.get(site, 0),
+                    "account": self._accounts.get(site),
                     **self._sites.newer_kit(site),
                 }
             )
@@ -233,6 +265,10 @@ class Orders:
             if task.lasting and report is not None and report.code in NO_TIME:
                 self._put_off(site, sent.order, report, exchange, told)
                 continue
+            if report is not None and report.code == RESTORED and site not in self._accounts:
+                self._account(site, sent.order, report, exchange)
+                continue
+            self._accounts.pop(site, None)
             exchange.waiting.discard(site)
             self._attendance.done(site)
             if report is None:
@@ -240,6 +276,17 @@ class Orders:
             elif report.status != "done":
                 exchange.dropped[site] = report.code or report.status
                 self._declined(site, sent.order, report, told)
+
+    def _account(self, site: str, order: Order, report: Report, exchange: Exchange) -> None:
+        """Order again, and tell a site that was restored what it was given since its backup."""
+        self._declined(site, order, report, None)
+        account = given(self._journal, site, since=report.coordinator_head)
+        if account is None:
+            exchange.waiting.discard(site)
+            exchange.dropped[site] = report.code
+            return
+        self._record(site, order, "site restored", account=[one.model_dump() for one in account])
+        self._accounts[site] = account
 
     def _lost(self, site: str, order: Order, failure: str, exchange: Exchange) -> None:
         self._record(site, order, "order lost", reason=failure)
@@ -331,6 +378,10 @@ class Orders:
             if not self._heads.owns(report.coordinator_head):
                 # The replies are what they are; but this journal is not what the sites saw.
                 self._record(site, order, "journal fork", head=report.coordinator_head)
+                if self._heads.restored:
+                    self._ahead = site
+                    if order.kind != "offer":
+                        self._check_ahead()
             if report.status == "done":
                 accept(Answer(site, order, report, arrays, seconds, nbytes))
                 self._deadlines.learn(order.kind, site, seconds)

@@ -28,7 +28,7 @@ from common.parameters import update_shapes
 from common.weights import Arrays, digest, load, norm
 from common.wire import CONTROL
 from server.aggregation import RULES, Rule, control
-from server.approvals import Approvals
+from server.approvals import OFFER_S, Approvals
 from server.deadlines import Deadlines
 from server.exchange import Answer, Task
 from server.fleet import Clock, Fleet
@@ -116,6 +116,9 @@ class Rounds:
         self.approvals.offer(told)
 
     def _run(self) -> None:
+        if self._orders.restored:
+            here = self.approvals.current() & self._fleet.online()
+            self._orders.greet(here, deadline_s=OFFER_S)
         number, weights = self._resume()
         if number and not any(
             e.event == "evaluated" and e.facts["round"] == number for e in self._past
