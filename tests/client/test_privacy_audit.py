@@ -95,6 +95,7 @@ def test_a_seed_repeats_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first == second != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, planted, where = FAULTS[fault]

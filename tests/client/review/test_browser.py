@@ -112,7 +112,10 @@ def right_of_middle_mm(labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return world - middle
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    "grid",
+    [one if one == "oblique" else pytest.param(one, marks=pytest.mark.slow) for one in GRIDS],
+)
 def test_a_stroke_lies_where_it_was_drawn(grid: str, visitor: Visitor, tmp_path: Path) -> None:
     result = write_result(tmp_path, grid)
     affine = GRIDS[grid]
