@@ -13,7 +13,7 @@ from client import site as sites
 from client.choosing import app as choosing
 from client.consent import check_policy
 from client.doctor import app as doctor
-from client.halt import halted
+from client.halt import check_not_retired, halted
 from client.keeping import app as keeping
 from client.oversight import app as oversight
 from client.page.place import note_page, page_link, read_place
@@ -217,6 +217,7 @@ def run(
 ) -> None:
     """Run the site until stopped: the SuperNode and the worker, maybe a page and metrics."""
     site = Site.open(folder)
+    check_not_retired(site)
     shown = None if page is None else read_place(page)
     figures = None if metrics is None else Place.read(metrics, what="metrics")
     with held(site.lock, what=f"{site.name} is running"):

@@ -1,5 +1,7 @@
 """The hospital's stop: while it stands, no order that touches a patient is carried out.
 
+``retired.json`` is a stop for good: the site moved, and goes on in a copy of this folder.
+
 ``stopped.json`` in the site's folder is the stop. It outlasts every restart, and whoever may write
 the folder can set it, with or without a page. A training step that has begun is finished; no other
 begins, and nothing that was computed leaves (``client.outbound``). A SuperNode that sends at that
@@ -23,6 +25,7 @@ from common.errors import ConsentError, StateError
 from common.files import read_json, write_json
 
 CODE: Final = "site-stopped"
+RETIRED: Final = "site-retired"
 _MOST_LETTERS: Final = 500
 
 
@@ -52,13 +55,35 @@ def halted(site: Site) -> Halt | None:
 
 
 def check_not_halted(site: Site) -> None:
-    """Raise ConsentError (code ``site-stopped``) while the hospital has stopped the site."""
+    """Raise ConsentError while the hospital has stopped the site, or since it moved.
+
+    Codes ``site-stopped``, ``site-retired``.
+    """
+    check_not_retired(site)
     if site.stopped.exists():
         raise ConsentError(
             "The hospital has stopped this site.",
             do="`gliofed-site resume` takes its work up again.",
             code=CODE,
         )
+
+
+def check_not_retired(site: Site) -> None:
+    """Raise ConsentError (code ``site-retired``) if the site goes on in another folder."""
+    if site.retired.exists():
+        raise ConsentError(
+            f"{site.name} moved: {site.folder} is its old folder, which was backed up to go on "
+            "elsewhere.",
+            do="Run it where it was restored. If it was restored nowhere, `gliofed-site backup` "
+            "this folder again and restore that.",
+            code=RETIRED,
+        )
+
+
+def retire(site: Site) -> None:
+    """Let nothing be computed or sent from this folder any more; raise StateError."""
+    write_json(site.retired, {"time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")})
+    site.journal.append("site retired")
 
 
 def stop(site: Site, *, by: str, reason: str = "") -> Halt:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from client import restored
+from client import halt, restored
 from client.site import Site
 from common import backup as backups
 from common import console
 from common.archive import read_passphrase
 from common.errors import StateError
-from common.files import write_bytes
+from common.files import held, write_bytes
 from common.identity import Statement
 
 app = typer.Typer()
@@ -53,6 +54,7 @@ def restore(
     def finish(folder: Path, manifest: backups.Manifest) -> None:
         if data is not None:
             _set_data(folder / "site.toml", data)
+        (folder / "retired.json").unlink(missing_ok=True)  # a backup of an old folder, made again
         restored.begin(folder, backup=manifest.created)
         Site.open(folder)
 
@@ -67,17 +69,29 @@ def backup(
     folder: Folder,
     to: Annotated[Path, typer.Option(help="A new file, or a folder to put it in.")],
     passphrase_file: Passphrase = None,
+    retire: Annotated[
+        bool,
+        typer.Option(
+            "--retire", help="To move the site: this folder never works again. Not while it runs."
+        ),
+    ] = False,
 ) -> None:
     """Back up the site, also while it runs: settings, keys, ledger, journal, studies, models.
 
     Scans, prepared cases and Flower's files are left out. The backup holds private keys.
     """
     site = Site.open(folder)
-    made = backups.write(source(site), to, passphrase=read_passphrase(passphrase_file))
+    passphrase = read_passphrase(passphrase_file)
+    with held(site.lock, what=f"{site.name} is running") if retire else nullcontext():
+        made = backups.write(source(site), to, passphrase=passphrase)
+        if retire:
+            halt.retire(site)
     console.say(
         f"Backed up {made.name}: {len(made.files)} files, {made.size} bytes. "
         f"Left out: {', '.join(made.left_out) or 'nothing'}."
     )
+    if retire:
+        console.say(f"{site.folder} is retired: run {site.name} where the backup is restored.")
     if passphrase_file is None:
         console.warn("It holds private keys and is not encrypted: keep it as you keep those.")
 

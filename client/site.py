@@ -16,6 +16,7 @@ The folder::
     series.json         which DICOM series people took for which sequence, by keyed hash
     journal.jsonl       what happened, what left
     stopped.json        that the hospital has stopped the site, while it has (``client.halt``)
+    retired.json        that the site moved to another machine, and this is its old folder
     cache/ models/ outbox/ flower/
 """
 
@@ -259,6 +260,11 @@ class Site:
     def stopped(self) -> Path:
         """There while the hospital has stopped this site (``client.halt``)."""
         return self.folder / "stopped.json"
+
+    @property
+    def retired(self) -> Path:
+        """There since this folder was backed up to go on elsewhere (``client.halt``)."""
+        return self.folder / "retired.json"
 
     @property
     def checked(self) -> Path:

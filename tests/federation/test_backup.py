@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from client import keeping, restored
+from client import cli, halt, keeping, restored
 from client.participation import Participation
 from client.site import Site
 from client.spending import open_ledger
 from common import backup
-from common.errors import FederationError, GliofedError, StateError
+from common.errors import ConsentError, FederationError, GliofedError, StateError
+from common.files import held
 from common.weights import Arrays, digest
 from common.wire import Content, unpack_order
 from server import keeping as server_keeping
@@ -130,6 +132,38 @@ def test_what_a_site_spent_after_its_backup_is_charged_when_it_is_restored(
     with open_ledger(site) as ledger:
         assert ledger.spent(1e-5).epsilon >= true
     assert events(site, restored.SETTLED)[0]["lost_head"]
+
+
+def test_a_site_moves_and_its_old_folder_works_no_more(
+    private: tuple[Consortium, Site], tmp_path: Path
+) -> None:
+    consortium, site = private
+    moved = tmp_path / "moving.backup"
+    command = ["backup", str(site.folder), "--to", str(moved), "--retire"]
+    with held(site.lock, what="it runs"):
+        running = CliRunner().invoke(cli.app, command)
+    assert isinstance(running.exception, StateError)
+    assert running.exception.code == "in-use"
+    assert not site.retired.exists()
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    start = CliRunner().invoke(cli.app, ["run", str(site.folder)])
+    assert isinstance(start.exception, ConsentError)
+    assert "old folder" in start.exception.message
+    with pytest.raises(ConsentError) as refused:
+        halt.check_not_halted(site)
+    assert refused.value.code == halt.RETIRED
+
+    elsewhere = keeping.restore(moved, tmp_path / "elsewhere", data=site.data)
+    go_on(consortium, elsewhere)
+    assert consortium.journal.events("study finished")
+    assert sum(s[2] for s in steps(elsewhere)) == 3 * 2
+    (settled,) = events(elsewhere, restored.SETTLED)
+    assert settled["charged"] == []
+
+    again = tmp_path / "again.backup"
+    backup.write(keeping.source(site), again, passphrase=None)
+    third = keeping.restore(again, tmp_path / "third", data=site.data)
+    assert not third.retired.exists()
 
 
 def test_a_person_charges_where_no_account_comes(
