@@ -34,6 +34,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from client import keyring
+from common import formats
 from common.amendment import changes, check_amendment
 from common.charter import Charter, parse_charter
 from common.errors import ConsentError, IdentityError, StateError
@@ -189,7 +190,8 @@ class Site:
                 do="Make one with `gliofed-site request`, or check the path.",
             )
         try:
-            settings = SiteSettings.model_validate(tomllib.loads(path.read_text()))
+            said = formats.current("site settings", tomllib.loads(path.read_text()), where=path)
+            settings = SiteSettings.model_validate(said)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise StateError(f"{path} is not TOML: {error}.", do="Correct that line.") from None
         except ValidationError as error:

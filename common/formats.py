@@ -3,7 +3,8 @@
 A file that has no number is of format 1, as 0.1.0 wrote it. To change a format, raise its number in
 ``NEWEST`` and give ``MIGRATIONS`` the step from the number before: a function from the values as
 they were to the values as they are. Files are migrated as they are read; the next write has the new
-form. The privacy ledger keeps its number in SQLite's header and is never migrated by a reader.
+form. The privacy ledger keeps its number in SQLite's header and is never migrated by a reader;
+``result.json`` names its schema.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ NEWEST: Final[dict[str, int]] = {
     "consortium": 1,
     "journal": 1,
     "model": 1,
-    "result": 1,
     "site settings": 1,
 }
 

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from common import formats
 from common.errors import StateError
 
 GENESIS: Final = "0" * 64
@@ -197,13 +198,15 @@ def _sealed(record: dict[str, Any]) -> bytes:
 def _open(line: bytes) -> tuple[Entry, str]:
     """Return the entry of a line and the hash that it holds of the line before.
 
-    Raises ValueError, KeyError or TypeError for anything but the line that was written.
+    Raises ValueError, KeyError or TypeError for anything but the line that was written, StateError
+    (``format-newer``) for one that a newer gliofed wrote.
     """
     seal = _SEAL.fullmatch(line, max(0, len(line) - 77))
     body = line[: max(0, len(line) - 77)]
     if seal is None or hashlib.sha256(body).hexdigest().encode() != seal[1]:
         raise ValueError("the line is not the one that was written")
     record = json.loads(body + b"}")
+    formats.check("journal", record.get("format"), where=f"at line {record['n']}")
     entry = Entry(record["n"], record["time"], record["event"], record["facts"], seal[1].decode())
     if not isinstance(entry.number, int) or not isinstance(entry.facts, dict):
         raise TypeError("an entry has a number and facts")

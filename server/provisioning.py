@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common import formats
 from common.amendment import check_amendment
 from common.charter import Charter
 from common.errors import IdentityError, ProtocolError, StateError
@@ -72,9 +73,8 @@ class Consortium:
                 f"{folder} is not a coordinator's folder.",
                 do="Found one with `gliofed-server init`, or check the path.",
             )
-        return cls(
-            folder.resolve(), _settings(read_json(path, what="consortium"), source=str(path))
-        )
+        said = formats.current("consortium", read_json(path, what="consortium"), where=path)
+        return cls(folder.resolve(), _settings(said, source=str(path)))
 
     @property
     def journal(self) -> Journal:

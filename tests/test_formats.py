@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,11 @@ from client.inference.model import open_model
 from client.participation import Participation
 from client.site import Site
 from client.spending import open_ledger
+from common import formats
+from common.errors import StateError
+from common.identity import Statement
+from common.journal import Journal, _sealed
+from common.protocol import RELEASE
 from server.provisioning import Consortium
 from tests import consortia
 
@@ -43,3 +50,83 @@ def test_a_study_of_an_earlier_release_goes_on(archive: Path, tmp_path: Path, co
         assert sum(fact.steps for fact in ledger.facts()) > before
     released = open_model(tmp_path / "release", signer=site.coordinators)
     assert released.card["round"] == 1
+
+
+def _fixture(tmp_path: Path) -> Path:
+    with tarfile.open(ARCHIVES[-1]) as packed:
+        packed.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def _newer_settings(root: Path) -> None:
+    path = root / "north" / "site.toml"
+    path.write_text("format = 2\n" + path.read_text())
+
+
+def _newer_consortium(root: Path) -> None:
+    path = root / "coordinator" / "consortium.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+
+
+def _newer_journal(root: Path) -> None:
+    path = root / "coordinator" / "journal.jsonl"
+    last = list(Journal(path).entries())[-1]
+    record = {
+        "format": 2,
+        "n": last.number + 1,
+        "time": last.time,
+        "event": "something new",
+        "facts": {},
+        "previous": last.hash,
+    }
+    with path.open("ab") as file:
+        file.write(_sealed(record) + b"\n")
+
+
+def _newer_release(root: Path) -> None:
+    path = root / "release" / "release.json"
+    coordinator = Consortium.open(root / "coordinator").identity
+    body = Statement.load(path, what="release").opened(kind=RELEASE, signer=coordinator.public)
+    path.write_text(coordinator.sign(RELEASE, {**body, "format": 2}).dumps())
+
+
+NEWER: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
+    "site settings": (_newer_settings, lambda root: Site.open(root / "north")),
+    "consortium": (_newer_consortium, lambda root: Consortium.open(root / "coordinator")),
+    "journal": (
+        _newer_journal,
+        lambda root: Consortium.open(root / "coordinator").journal.events("study finished"),
+    ),
+    "journal's end": (
+        _newer_journal,
+        lambda root: Consortium.open(root / "coordinator").journal.append("x"),
+    ),
+    "model": (_newer_release, lambda root: open_model(root / "release")),
+}
+
+
+@pytest.mark.parametrize("kind", NEWER)
+def test_what_a_newer_release_wrote_is_refused_and_left_as_it_is(kind: str, tmp_path: Path) -> None:
+    root = _fixture(tmp_path)
+    change, opened = NEWER[kind]
+    change(root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(StateError, match="install that version or later") as refused:
+        opened(root)
+    assert refused.value.code == "format-newer"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_files_of_an_older_format_are_migrated_as_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = _fixture(tmp_path)
+    consortium = Consortium.open(root / "coordinator")
+    monkeypatch.setitem(formats.NEWEST, "consortium", 3)
+    steps = {
+        1: lambda old: {**old, "name": old["name"] + " two"},
+        2: lambda old: {**old, "name": old["name"] + " three"},
+    }
+    monkeypatch.setitem(formats.MIGRATIONS, "consortium", steps)
+    migrated = Consortium.open(root / "coordinator")
+    assert migrated.settings.name == consortium.settings.name + " two three"

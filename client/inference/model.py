@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from client.imaging import preprocessing
+from common import formats
 from common.charter import Charter
 from common.errors import IdentityError, ModelError, ProtocolError, StateError
 from common.identity import Statement
@@ -69,6 +70,7 @@ def open_model(
     try:
         statement = Statement.load(path, what="release")
         body = _opened(statement, signer)
+        formats.check("model", body.get("format"), where=f"in {folder}")
         _check_files(folder, body)
         card = json.loads((folder / "card.json").read_bytes())
         signed = Statement.load(folder / "protocol.json", what="study protocol")
@@ -87,6 +89,8 @@ def open_model(
         TypeError,
         ValueError,
     ) as error:
+        if isinstance(error, StateError) and error.code == "format-newer":
+            raise
         raise ModelError(f"The release in {folder} is damaged: {error}", do=_AGAIN) from error
     installed = preprocessing.digest(protocol.preprocessing)
     if installed != body["preprocessing_sha256"]:
