@@ -17,7 +17,7 @@ from client.losses import dice_bce
 from client.site import Site
 from client.terms import next_control
 from client.training import draw_patient
-from common import journal
+from common import journal, versions
 from common.files import unwritable
 from common.networks import build, load_arrays, trainable_names
 from common.protocol import StudyProtocol
@@ -288,7 +288,14 @@ def test_a_journal_on_a_full_disk_gives_a_bare_code(
         patch.setattr(journal, "_write", full)
         report, arrays = hospital.train(protocol, weights=weights)
     assert arrays == {}
-    bare = Report(kind="train", study=STUDY, round=1, status="failed", code="journal-write")
+    bare = Report(
+        kind="train",
+        study=STUDY,
+        round=1,
+        status="failed",
+        code="journal-write",
+        version=versions.own(),
+    )
     assert report == bare
     assert hospital.site.journal.events() == before
     assert hospital.facts() == ()  # not even tried
