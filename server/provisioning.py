@@ -73,7 +73,9 @@ class Consortium:
                 f"{folder} is not a coordinator's folder.",
                 do="Found one with `gliofed-server init`, or check the path.",
             )
-        said = formats.current("consortium", read_json(path, what="consortium"), where=path)
+        said = read_json(path, what="consortium")
+        if isinstance(said, dict):
+            said = formats.current("consortium", said, where=path)
         return cls(folder.resolve(), _settings(said, source=str(path)))
 
     @property
