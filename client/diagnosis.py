@@ -70,7 +70,7 @@ def diagnose(site: Site, *, patience_s: float = PATIENCE_S) -> list[Finding]:
         "kit": lambda: _connection(site, patience_s=patience_s),
         "disk": lambda: [of_place(one) for one in places(site)],
         "memory": lambda: [
-            of_memory(machine.free_memory(), little=_MEMORY, too_little=_LEAST_MEMORY)
+            of_memory(machine.memory()[0], little=_MEMORY, too_little=_LEAST_MEMORY)
         ],
         "gpu": lambda: [of_devices(site.settings.machine, devices())],
         "versions": lambda: _versions(site),

@@ -12,7 +12,7 @@ Nobody is charged beyond a cap: the site kept to it then, too. Charges stand in 
 reservations that were never confirmed. Killed in between, the site charges again; it never forgets.
 
 ``restored.json`` says that there is something to settle; the journal says how it was. Out of scope:
-the backup (``client.backups``).
+the backup (``common.backup``).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ their owner alone.
 
 Taken are files at the top with the suffixes that gliofed uses and the named folders; links are
 never followed. Everything else is left out, and the manifest names it. Out of scope: what a site or
-a coordinator must settle after it was restored (``client.restored``, ``server.restored``).
+a coordinator must settle after it was restored (``client.restored``, ``server.accounts``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import shutil
 import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Literal
@@ -77,8 +77,6 @@ class Manifest(_Model):
     created: str
     version: str
     journal_head: str
-    facts: dict[str, Any] = {}
-    """What the side that made it wants to know when it is restored."""
     left_out: tuple[str, ...] = ()
     files: dict[str, File]
 
@@ -98,7 +96,6 @@ class Source:
     key: str
     """Path of the signing key in the folder."""
     folders: tuple[str, ...]
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def journal(self) -> Journal:
@@ -213,7 +210,6 @@ def _write(
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             version=version("gliofed"),
             journal_head=head,
-            facts=source.facts,
             left_out=tuple(_left_out(source)),
             files=files,
         )

@@ -78,16 +78,18 @@ def place(what: str, path: Path) -> Place:
     return Place(what, path, free)
 
 
-def free_memory() -> int:
-    """Return the bytes of memory that a process may still take, as the system says.
+def memory() -> tuple[int, int]:
+    """Return the bytes of memory that a process may still take, and all that there are.
 
     Linux counts what caches would give back.
     """
+    free, total = (os.sysconf(f"SC_{which}_PAGES") for which in ("AVPHYS", "PHYS"))
+    page = os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                return int(line.split()[1]) * 1024, total * page
+    return free * page, total * page
 
 
 def secret(path: Path) -> Secret:

@@ -39,7 +39,7 @@ from common.versions import proven, skew
 from common.way import of_days, of_door
 from server import certificates
 from server.provisioning import Consortium
-from server.sites import VERSION_EVENTS
+from server.sites import versions_said
 from server.studies import Study
 
 LIBRARIES: Final = ("flwr", "numpy", "starlette", "uvicorn", "httpx", "cryptography")
@@ -66,7 +66,7 @@ def diagnose(consortium: Consortium, *, patience_s: float = PATIENCE_S) -> list[
         "studies": lambda: _studies(consortium, entries),
         "disk": lambda: _disk(consortium, entries),
         "memory": lambda: [
-            of_memory(machine.free_memory(), little=_MEMORY, too_little=_LEAST_MEMORY)
+            of_memory(machine.memory()[0], little=_MEMORY, too_little=_LEAST_MEMORY)
         ],
         "versions": lambda: [
             ok("versions", f"gliofed {version('gliofed')} on Python {platform.python_version()}."),
@@ -185,13 +185,8 @@ def _sites(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
         told = f"The newest kit has not reached {', '.join(late)}."
         do = "It goes with the next order; `gliofed-server kit` writes it to a file."
         said.append(warning("sites", told, do))
-    told_versions = {
-        str(e.facts["site"]): str(e.facts["version"])
-        for e in entries
-        if e.event in VERSION_EVENTS and e.facts.get("version")
-    }
     here = {one.site for one in admitted}
-    for name, theirs in sorted(told_versions.items()):
+    for name, theirs in sorted(versions_said(entries).items()):
         if name in here and (words := skew(site=theirs, coordinator=version("gliofed"))):
             do = f"{name} takes part in no round until then."
             said.append(problem("sites", f"{name}: {words}", do))

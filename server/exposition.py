@@ -8,37 +8,21 @@ patient.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from common.errors import StateError
-from common.exposition import counter, gauge
+from common.exposition import Figures, counter, gauge
 from server.readings import Reading
 
 
-class Consortium(Collector):
-    """Tells what ``read`` returns; a damaged journal is told as ``gliofed_journal_readable 0``."""
+class Consortium(Figures[Reading]):
+    """What the dashboard shows; a damaged journal is told as ``gliofed_journal_readable 0``."""
 
-    def __init__(self, read: Callable[[], Reading]) -> None:
-        self._read = read
+    readable = ("journal_readable", "1 if the journal is whole.")
 
-    def describe(self) -> list[Metric]:
-        """Return nothing: what there is depends on the studies."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        readable = GaugeMetricFamily("gliofed_journal_readable", "1 if the journal is whole.")
-        try:
-            reading = self._read()
-        except StateError:
-            readable.add_metric([], 0)
-            yield readable
-            return
-        readable.add_metric([], 1)
-        yield readable
+    def figures(self, reading: Reading) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "gliofed_journal_facts", "Facts in the journal.", value=len(reading.entries)
         )

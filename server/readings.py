@@ -19,7 +19,7 @@ from common.journal import Entry, Journal
 from server.fleet import Presence
 from server.provisioning import Consortium
 from server.report import full_report, paused_sites
-from server.sites import VERSION_EVENTS
+from server.sites import versions_said
 
 LOOK_EVERY_S: Final = 2.0
 """How often the SuperLink is asked who is connected, at most."""
@@ -158,11 +158,7 @@ def _sites(
     suspended: Mapping[str, str],
     presence: Mapping[str, Presence] | None,
 ) -> Iterator[SiteReading]:
-    versions = {
-        str(e.facts["site"]): str(e.facts["version"])
-        for e in entries
-        if e.event in VERSION_EVENTS and e.facts.get("version")
-    }
+    versions = versions_said(entries)
     came = {e.facts["site"]: e for e in entries if e.event == "site admitted"}
     heard = {e.facts["site"]: e for e in entries if e.event in _OF_A_SITE}
     paused = paused_sites(entries)

@@ -16,18 +16,26 @@ admitted again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from common.errors import IdentityError, StateError
 from common.files import read_json, write_bytes, write_json
 from common.identity import Statement
-from common.journal import Journal
+from common.journal import Entry, Journal
 from common.kit import Request, open_request
 
-VERSION_EVENTS: Final = frozenset({"site admitted", "site keys renewed", "site version"})
-"""Facts of the journal that say which gliofed a site runs."""
+_VERSION_EVENTS: Final = frozenset({"site admitted", "site keys renewed", "site version"})
+
+
+def versions_said(entries: Iterable[Entry]) -> dict[str, str]:
+    """Return which gliofed each site last said that it runs, from the journal's facts."""
+    return {
+        str(entry.facts["site"]): str(entry.facts["version"])
+        for entry in entries
+        if entry.event in _VERSION_EVENTS and entry.facts.get("version")
+    }
 
 
 class Sites:

@@ -21,6 +21,7 @@ from client.page.reading import Readings
 from client.site import Site
 from common import logs
 from common.door import Door
+from common.door.live import SERVED
 from common.door.place import Place
 from common.exposition import expose
 
@@ -47,12 +48,7 @@ def serve(folder: Path, *, page: Place | None, metrics: Place | None) -> None:
         application(folder, readings, door),
         host=page.host,
         port=page.port,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=1,
+        **SERVED,
     )
 
 

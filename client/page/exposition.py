@@ -8,36 +8,23 @@ number of cases or patients is an exact one: these figures are for the hospital 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from client.page.reading import Reading
-from common.errors import StateError
-from common.exposition import counter, gauge
+from common.exposition import Figures, counter, gauge
 
 
-class SiteFigures(Collector):
-    """Tells what ``read`` returns; a site that cannot be read is ``gliofed_site_readable 0``."""
+class SiteFigures(Figures[Reading]):
+    """What the site's page shows; ``gliofed_site_readable`` is 0 if not all of it can be read."""
 
-    def __init__(self, read: Callable[[], Reading]) -> None:
-        self._read = read
+    readable = ("site_readable", "1 if all that the site keeps can be read.")
 
-    def describe(self) -> list[Metric]:
-        """Return nothing: what there is depends on the studies."""
-        return []
+    def whole(self, reading: Reading) -> bool:
+        return not reading.troubles
 
-    def collect(self) -> Iterator[Metric]:
-        readable = gauge("site_readable", "1 if all that the site keeps can be read.")
-        try:
-            reading = self._read()
-        except StateError:
-            readable.add_metric([], 0)
-            yield readable
-            return
-        readable.add_metric([], float(not reading.troubles))
-        yield readable
+    def figures(self, reading: Reading) -> Iterator[Metric]:
         yield _one("site_running", "1 if the site runs.", float(reading.running))
         yield _one("site_stopped", "1 if the hospital stopped it.", float(bool(reading.halt)))
         yield _one("site_busy", "1 while an order is carried out.", float(bool(reading.doing)))

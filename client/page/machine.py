@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from common.machine import memory
+
 _QUERY: Final = ("name", "memory.used", "memory.total", "utilization.gpu")
 _PATIENCE_S: Final = 5.0
 _MIB: Final = 2**20
@@ -31,12 +33,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """The computer now. Memory is None where the system does not tell."""
+    """The computer now."""
 
     disk_free_bytes: int
     disk_total_bytes: int
-    memory_free_bytes: int | None
-    memory_total_bytes: int | None
+    memory_free_bytes: int
+    memory_total_bytes: int
     processors: int
     load: float
     """Processes that wanted a processor, on average over the last minute."""
@@ -46,12 +48,12 @@ class Machine:
 def look(folder: Path, *, ask: Callable[[], str] | None = None) -> Machine:
     """Return the machine as it is; ``ask`` returns what ``nvidia-smi`` says."""
     disk = shutil.disk_usage(folder)
-    memory = _memory()
+    free, total = memory()
     return Machine(
         disk_free_bytes=disk.free,
         disk_total_bytes=disk.total,
-        memory_free_bytes=memory.get("MemAvailable"),
-        memory_total_bytes=memory.get("MemTotal"),
+        memory_free_bytes=free,
+        memory_total_bytes=total,
         processors=os.cpu_count() or 1,
         load=round(os.getloadavg()[0], 2),
         gpus=gpus((ask or _ask)()),
@@ -84,13 +86,3 @@ def _ask() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
-
-
-def _memory() -> dict[str, int]:
-    """Return what Linux says of its memory, in bytes; {} elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split(":") for line in lines if line.startswith(("MemTotal:", "MemAvailable:")))
-    return {name: int(rest.split()[0]) * 1024 for name, rest in pairs}

@@ -16,6 +16,7 @@ from client.review.desk import Desk
 from client.review.pages import application
 from client.review.subject import REVIEWS
 from common.door import Door, issue, link
+from common.door.live import SERVED
 from common.errors import StateError
 from common.files import held
 
@@ -57,17 +58,8 @@ def serve(
                 pictures=True,
                 renew=f"gliofed-clinic review {folder}",
             )
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    application(opened, door, reviewer=reviewer),
-                    log_config=None,
-                    log_level="warning",
-                    access_log=False,
-                    ws="none",
-                    server_header=False,
-                    timeout_graceful_shutdown=1,
-                )
-            )
+            page = application(opened, door, reviewer=reviewer)
+            server = uvicorn.Server(uvicorn.Config(page, **SERVED))
             address = link(f"http://{HOST}:{number}", issue(Path(tokens)))
             told(address)
             if browser:

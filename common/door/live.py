@@ -1,22 +1,30 @@
-"""What keeps a page of ours up to date: a stream of server-sent events that say that it changed."""
+"""How a page of ours is served, and kept up to date: server-sent events say that it changed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 
 from common.errors import StateError
 
+SERVED: Final[dict[str, Any]] = {
+    "log_config": None,
+    "log_level": "warning",
+    "access_log": False,
+    "ws": "none",
+    "server_header": False,
+    "timeout_graceful_shutdown": 1,
+}
+"""How uvicorn serves a page of ours: no request is logged, no live page holds up its end."""
+
 LIVE_FOR_S: Final = 600.0
 """After so long a browser asks anew for what is live, and is asked again who it is."""
 
 
-async def changes(
-    mark: Callable[[], str], *, poll_s: float, for_s: float
-) -> AsyncIterator[str]:  # fmt: skip
+async def changes(mark: Callable[[], str], *, poll_s: float, for_s: float) -> AsyncIterator[str]:
     """Yield a server-sent event each time that ``mark`` changes, and a sign of life between."""
     yield "retry: 2000\n\n"
     loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from common.door import Door
+from common.door.live import SERVED
 from common.exposition import expose
 from common.logs import configure
 from server.dashboard.pages import application
@@ -42,7 +43,7 @@ def serve(folder: Path, place: Place, *, metrics_port: int | None = None) -> Non
         secure=place.secure,
         renew=f"gliofed-server dashboard {folder}",
     )
-    tls = {
+    tls: dict[str, Any] = {
         "ssl_certfile": str(folder / "server.crt"),
         "ssl_keyfile": str(folder / "keys" / "server.key"),
     }
@@ -50,13 +51,8 @@ def serve(folder: Path, place: Place, *, metrics_port: int | None = None) -> Non
         application(readings, door),
         host=place.host,
         port=place.port,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=1,
-        **(tls if place.secure else {}),  # type: ignore[arg-type]
+        **SERVED,
+        **(tls if place.secure else {}),
     )
 
 
