@@ -12,6 +12,11 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch.overrides import TorchFunctionMode
 
+from common.networks.norm import ExactGroupNorm
+
+# Opacus looks for a layer by its very type.
+GradSampleModule.GRAD_SAMPLERS[ExactGroupNorm] = GradSampleModule.GRAD_SAMPLERS[torch.nn.GroupNorm]
+
 
 class OutOfPlace(TorchFunctionMode):
     """Computes ``x += y`` as ``x = x + y``: Opacus' hooks do not bear sums in place."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from common.networks.norm import exact
+
 
 class PaddedNetwork(torch.nn.Module):
     """Pads the volume with zeros to a multiple of ``factor`` and crops the logits back.
@@ -22,9 +24,7 @@ class PaddedNetwork(torch.nn.Module):
         self.factor = factor
         self.kind = kind
         self.deep = deep
-        for module in body.modules():
-            if isinstance(module, torch.nn.GroupNorm):
-                module.register_forward_pre_hook(_bearable)
+        exact(body)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (B, 3, X, Y, Z) for images (B, 4, X, Y, Z)."""
@@ -52,18 +52,3 @@ class PaddedNetwork(torch.nn.Module):
         if any(missing):
             images = functional.pad(images, (0, missing[2], 0, missing[1], 0, missing[0]))
         return images
-
-
-def _bearable(
-    module: torch.nn.Module, given: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, ...] | None:
-    """Return a group norm's input in a layout whose backward pass works.
-
-    On CPUs torch 2.13 writes the gradient of a channels-last input also where nobody asked for it,
-    to no memory at all, and the process dies: so it does where all layers before are frozen.
-    """
-    del module
-    (features,) = given
-    if torch.is_grad_enabled() and not features.requires_grad and features.device.type == "cpu":
-        return (features.contiguous(),)
-    return None

@@ -84,11 +84,11 @@ class LeveledSegResNet(SegResNet):
     def _levels(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return what the decoder makes of each level, the finest first."""
         deepest, down = self.encode(images)
+        down.pop()  # the deepest itself
         levels = [self.bottleneck(deepest)]
-        for sample, layer, skip in zip(
-            self.up_samples, self.up_layers, reversed(down[:-1]), strict=True
-        ):
-            levels.append(layer(sample(levels[-1]) + skip))
+        for sample, layer in zip(self.up_samples, self.up_layers, strict=True):
+            # Whoever kept a name for the finest level would keep its memory through the last layer.
+            levels.append(layer(sample(levels[-1]) + down.pop()))
         return levels[::-1]
 
 

@@ -1,10 +1,13 @@
-"""Without a network: a wheelhouse, a fresh environment from it, and the guides from end to end."""
+"""Without a network: an installation from a wheelhouse, the guides from end to end, the demo."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,57 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("offline")
     fill(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[tuple[str, ...]]:
+    """What to put before a command so that it has a loopback interface and no other."""
+    keeper = subprocess.Popen(
+        [
+            needed("unshare"),
+            "--net",
+            "sh",
+            "-c",
+            "ip link set lo up && echo up && exec sleep infinity",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == b"up\n"
+        entry = (needed("nsenter"), f"--net=/proc/{keeper.pid}/ns/net")
+        devices = subprocess.run(
+            [*entry, "ls", "/proc/self/net/dev_snmp6"], capture_output=True, text=True, check=True
+        )
+        assert devices.stdout.split() == ["lo"]
+        yield entry
+    finally:
+        keeper.terminate()
+        keeper.wait()
+        if keeper.stdout is not None:
+            keeper.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def programs(folder: Path, apart: tuple[str, ...]) -> Path:
+    """Where the commands are that the guide's own blocks installed without a network."""
+    programs = folder / "gliofed" / "bin"
+    with story(folder, programs, entry=apart, environment=BARE) as reader:
+        reader.tell(
+            [b for b in commands() if "install" in b.info and "make wheelhouse" not in b.text],
+            hospitals=("north",),
+        )
+        assert "gliofed-clinic" in reader.said
+    place = subprocess.run(
+        [programs / "python", "-c", "import server; print(server.__file__)"],
+        capture_output=True,
+        text=True,
+        env=BARE,
+        cwd=folder,
+        check=True,
+    )
+    assert place.stdout.startswith(str(folder / "gliofed"))
+    return programs
 
 
 def test_the_wheel_holds_every_file_that_the_product_reads(folder: Path) -> None:
@@ -51,48 +105,31 @@ def test_a_changed_wheel_is_found(folder: Path, tmp_path: Path) -> None:
         reader.tell([check])
 
 
-def test_the_guides_alone_from_a_fresh_environment_without_a_network(folder: Path) -> None:
-    """Each shell enters one namespace that has a loopback interface and nothing else."""
-    keeper = subprocess.Popen(
-        [
-            needed("unshare"),
-            "--net",
-            "sh",
-            "-c",
-            "ip link set lo up && echo up && exec sleep infinity",
-        ],
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert keeper.stdout is not None
-        assert keeper.stdout.readline() == b"up\n"
-        entry = (needed("nsenter"), f"--net=/proc/{keeper.pid}/ns/net")
-        devices = subprocess.run(
-            [*entry, "ls", "/proc/self/net/dev_snmp6"], capture_output=True, text=True, check=True
-        )
-        assert devices.stdout.split() == ["lo"]
-        with story(folder, folder / "gliofed" / "bin", entry=entry, environment=BARE) as reader:
-            reader.tell(
-                [b for b in commands() if "make wheelhouse" not in b.text][:3], hospitals=("north",)
-            )
-            assert "gliofed-clinic" in reader.said
-            place = subprocess.run(
-                [
-                    folder / "gliofed" / "bin" / "python",
-                    "-c",
-                    "import server; print(server.__file__)",
-                ],
-                capture_output=True,
-                text=True,
-                env=BARE,
-                cwd=folder,
-                check=True,
-            )
-            assert place.stdout.startswith(str(folder / "gliofed"))
-            reader.tell([b for b in commands() if "install" not in b.info], hospitals=HOSPITALS)
-    finally:
-        keeper.terminate()
-        keeper.wait()
-        if keeper.stdout is not None:
-            keeper.stdout.close()
+def test_the_guides_alone_from_an_installation_without_a_network(
+    folder: Path, apart: tuple[str, ...], programs: Path
+) -> None:
+    with story(folder, programs, entry=apart, environment=BARE) as reader:
+        reader.tell([b for b in commands() if "install" not in b.info], hospitals=HOSPITALS)
     told(folder)
+
+
+def test_the_demo_from_an_installation_without_a_network(
+    folder: Path, apart: tuple[str, ...], programs: Path
+) -> None:
+    done = subprocess.run(
+        [*apart, "bash", folder / "source" / "deploy" / "demo" / "demo.sh", folder / "demo"],
+        env={
+            **os.environ,
+            **BARE,
+            "DEMO_PATIENTS": "8",
+            "PATH": f"{programs}:{os.environ['PATH']}",
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    study = json.loads((folder / "demo" / "status.json").read_text())["studies"][0]
+    assert len(study["rounds"]) == study["rounds_planned"]
+    assert (folder / "demo" / "segmentation" / "segmentation.nii.gz").is_file()
