@@ -53,7 +53,10 @@ def channels_last_is_faster() -> bool:
 
     It is measured, once a process, for it depends on the CPU: with channels last SegResNet took an
     AMD EPYC with AVX512-BF16 0.7 times as long, and an Intel Xeon with AMX, in training, twice.
+    Where bfloat16 is no instruction it would take a minute to know, and nobody wants it.
     """
+    if not multiplies_bfloat16():
+        return False
     images = torch.zeros(1, 32, 32, 32, 32)
     block = torch.nn.Sequential(
         torch.nn.GroupNorm(8, 32), torch.nn.ReLU(), torch.nn.Conv3d(32, 32, 3, padding=1)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import halt, restored
+from client import halt
 from client.site import Site
 from common import backup as backups
 from common import console
@@ -50,6 +50,7 @@ def restore(
     signed_by: str | None = None,
 ) -> Site:
     """Restore a site's backup into a new folder; ``data`` is where its scans are now."""
+    from client import restored
 
     def finish(folder: Path, manifest: backups.Manifest) -> None:
         if data is not None:
@@ -154,6 +155,8 @@ def settle(
 
     Not needed while the coordinator's journal is whole: its next order brings the account.
     """
+    from client import restored
+
     site = Site.open(folder)
     if protocol is not None:
         site.keep_protocol(Statement.load(protocol, what="study protocol"))

@@ -65,5 +65,5 @@ def show(title: str, findings: Sequence[Finding], *, json: bool) -> None:
     counted = {
         level: sum(one.level == level for one in findings) for level in ("problem", "warning")
     }
-    told = f"{counted['problem']} problems, {counted['warning']} warnings."
+    told = f"Problems: {counted['problem']}, warnings: {counted['warning']}."
     (console.warn if counted["problem"] else console.say)(told)

@@ -177,7 +177,7 @@ def _sites(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
     if not admitted:
         do = "`gliofed-server admit` takes the request of a hospital."
         return [warning("sites", "No hospital is admitted yet.", do)]
-    said = [ok("sites", f"{len(admitted)} sites are admitted, each by a request that it signed.")]
+    said = [ok("sites", f"Sites admitted, each by a request that it signed: {len(admitted)}.")]
     for name, why in consortium.sites.suspended().items():
         do = f"`gliofed-server restore` lets {name} in again."
         said.append(warning("sites", f"{name} is suspended: {why}.", do))

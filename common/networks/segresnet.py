@@ -82,14 +82,18 @@ class LeveledSegResNet(SegResNet):
         return [self.conv_final(finest), *(head(level) for head, level in pairs)]
 
     def _levels(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Return what the decoder makes of each level, the finest first."""
+        """Return what the decoder makes of each level that has a head, the finest first."""
         deepest, down = self.encode(images)
         down.pop()  # the deepest itself
-        levels = [self.bottleneck(deepest)]
+        level, coarser = self.bottleneck(deepest), []
         for sample, layer in zip(self.up_samples, self.up_layers, strict=True):
-            # Whoever kept a name for the finest level would keep its memory through the last layer.
-            levels.append(layer(sample(levels[-1]) + down.pop()))
-        return levels[::-1]
+            if self.heads:
+                coarser.append(level)
+            # A name for what is not needed any more would keep its memory through the layer.
+            level = sample(level)
+            level = level + down.pop()
+            level = layer(level)
+        return [level, *reversed(coarser)]
 
 
 def segresnet(options: NetworkOptions) -> PaddedNetwork:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from monai.inferers.inferer import SlidingWindowInferer
+from monai.networks.nets.segresnet import SegResNet
 from numpy.typing import NDArray
 
 from client import prediction, windows
@@ -30,10 +31,20 @@ Chances = NDArray[np.float32]
 
 
 def with_monai(network: torch.nn.Module, image: Chances, side: int) -> Chances:
-    """Return the probabilities as MONAI's inferer gives them, set up as for BraTS."""
+    """Return what MONAI's own network gives with these weights through its inferer."""
+    stock = SegResNet(
+        spatial_dims=3,
+        init_filters=16,
+        in_channels=4,
+        out_channels=3,
+        norm=("GROUP", {"num_groups": 8}),
+        blocks_down=(1, 2, 2, 4),
+        blocks_up=(1, 1, 1),
+    ).eval()
+    stock.load_state_dict({k.removeprefix("body."): v for k, v in network.state_dict().items()})
     inferer = SlidingWindowInferer((side, side, side), 1, overlap=OVERLAP, mode="gaussian")
     with torch.inference_mode():
-        logits = inferer(torch.from_numpy(image)[None], network)
+        logits = inferer(torch.from_numpy(image)[None], stock)
         found: Chances = logits[0].sigmoid_().numpy()
     return found
 

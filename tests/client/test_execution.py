@@ -120,9 +120,20 @@ def test_the_layout_of_a_prediction_in_bfloat16_is_the_faster_one(
 
 
 def test_the_faster_layout_is_found_by_measuring_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "multiplies_bfloat16", lambda: True)
     for plain, last, faster in ((2.0, 1.0, True), (1.0, 2.0, False)):
         clock = iter([plain] * 4 + [last] * 4)
         monkeypatch.setattr(execution, "_seconds", lambda *_, clock=clock: next(clock))
         execution.channels_last_is_faster.cache_clear()
         assert execution.channels_last_is_faster() is faster
+    execution.channels_last_is_faster.cache_clear()
+
+
+def test_nothing_is_measured_where_bfloat16_is_no_instruction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(execution, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(execution, "_seconds", None)
+    execution.channels_last_is_faster.cache_clear()
+    assert not execution.channels_last_is_faster()
     execution.channels_last_is_faster.cache_clear()

@@ -130,6 +130,6 @@ def test_one_problem_fails(capsys: pytest.CaptureFixture[str]) -> None:
     findings.show("north", found, json=False)
     told = capsys.readouterr()
     assert "Renew it." in told.out
-    assert "1 problems, 0 warnings." in told.err
+    assert "Problems: 1, warnings: 0." in told.err
     findings.show("north", found, json=True)
     assert '"ok": false' in capsys.readouterr().out

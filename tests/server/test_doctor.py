@@ -63,7 +63,7 @@ def test_a_consortium_that_is_served_is_well(copy: Consortium, command: Run) -> 
     words = " ".join(one["what"] for one in told.json["findings"])
     assert "The gateway answers" in words
     assert "The SuperLink answers" in words
-    assert "1 sites are admitted" in words
+    assert "signed: 1." in words
     assert "the weights after round 1 are those of the journal" in words
 
 
