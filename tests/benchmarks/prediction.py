@@ -1,11 +1,14 @@
 """What predicting a case of 240 x 240 x 155 voxels takes, beside MONAI's ``SlidingWindowInferer``.
 
-SegResNet of 4.7 million parameters, trained for a few minutes on phantoms of 1 mm, so that masks
-mean something; windows of 128^3 with an overlap of a half and Gaussian weights; two threads. Each
-way takes its turn in a process of its own; a ratio is the median of the ratios within the turns.
-Where gliofed looks at the brain's box alone its windows are others than MONAI's and group norm sees
-less of the void: its Dice is then another, which need not be lower. ``GLIOFED_BENCH_TURNS`` other
-turns than 2, of about a minute each for MONAI on an idle machine.
+SegResNet of 4.7 million parameters, trained for ten minutes on phantoms of 1 mm, so that masks mean
+something; windows of 128^3 with an overlap of a half and Gaussian weights; two threads. MONAI's own
+network with the same weights goes through its own inferer. Each way takes its turn in a process of
+its own; a ratio is the median of the ratios within the turns.
+
+Through MONAI's very windows the masks must be MONAI's. As a rule gliofed looks at the brain's box
+alone, which it sees whole if it is not much larger than a window: group norm sees less of the void
+then, and Dice is another, which must not be lower. ``GLIOFED_BENCH_TURNS`` other turns than 2, of
+about two minutes each for MONAI on an idle machine.
 """
 
 from __future__ import annotations
@@ -37,10 +40,10 @@ from tests.benchmarks.result import Result
 SHAPE: Final = (240, 240, 155)
 SIDE: Final = 128
 TURNS: Final = int(os.environ.get("GLIOFED_BENCH_TURNS", "2"))
-PATIENTS: Final = 4
+PATIENTS: Final = 10
 """Phantoms to train on; one more is predicted."""
 TRAINING: Final = TrainingOptions(
-    local_steps=80,
+    local_steps=100,
     crop_size=(64, 64, 64),
     crops_per_patient=2,
     patients_per_step=1,
@@ -80,15 +83,12 @@ def measure(folder: Path) -> Result:
         title=f"Predicting {' x '.join(map(str, SHAPE))} voxels on {THREADS} threads",
         columns=["way", "seconds", "times MONAI", "peak MB", *REGIONS, "agreement"],
         rows=rows,
-        promise=f"through MONAI's windows at most {MOST_TIME} times its time, it takes "
-        f"{exact['times_monai']:.3f}, with Dice within {MOST_DICE}, it is from "
-        f"{min(gained):+.4f} to {max(gained):+.4f}; in the brain's box alone "
-        f"{ours['times_monai']:.3f} times its time and no region's Dice lower by more, the least "
-        f"gain is {in_box:+.4f}; less memory, both",
-        holds=all(
-            one["times_monai"] <= MOST_TIME and one["peak_bytes"] < theirs["peak_bytes"]
-            for one in (exact, ours)
-        )
+        promise=f"through MONAI's windows its Dice within {MOST_DICE}, it is from "
+        f"{min(gained):+.4f} to {max(gained):+.4f}; in the brain's box at most {MOST_TIME} times "
+        f"its time, it takes {ours['times_monai']:.3f}, and no region's Dice lower by more, the "
+        f"least gain is {in_box:+.4f}; less memory, both",
+        holds=ours["times_monai"] <= MOST_TIME
+        and all(one["peak_bytes"] < theirs["peak_bytes"] for one in (exact, ours))
         and max(map(abs, gained)) <= MOST_DICE
         and in_box >= -MOST_DICE,
         facts=facts,
