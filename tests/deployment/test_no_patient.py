@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from common.processes import free_port
+from common.processes import free_port, script
 from tests.deployment.stack import PROTOCOL, Stack, running_stack, until
 from tests.names import names_in, names_of
 
@@ -29,12 +29,12 @@ class Shown:
 
     def __init__(self, stack: Stack, name: str) -> None:
         self.name, self.page, self.metrics = name, free_port(), free_port()
-        script, verb, folder, option = (
+        program, verb, folder, option = (
             ("gliofed-server", "serve", stack.coordinator, "--dashboard")
             if name == "server"
             else ("gliofed-site", "run", stack.site(name), "--page")
         )
-        words = [script, verb, str(folder), option, str(self.page)]
+        words = [script(program), verb, str(folder), option, str(self.page)]
         words += ["--metrics", str(self.metrics), "--log-format", "json"]
         self.log = stack.folder / f"{name}.log"
         stack.start(name, command=words)
