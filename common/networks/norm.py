@@ -21,7 +21,8 @@ class ExactGroupNorm(torch.nn.GroupNorm):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return ``features`` normalised over the groups of each patient.
 
-        With gradients it is torch's own: crops are small, and its backward pass is fused.
+        With gradients it is torch's own, whose backward pass is fused: in a crop of 64^3, half of
+        it equal, it is off by 0.003.
         """
         if features.device.type != "cpu" or features.dim() != 5:
             return super().forward(features)

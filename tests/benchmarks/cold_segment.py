@@ -13,7 +13,6 @@ save the training.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import statistics
@@ -26,17 +25,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.cohort import read_case, read_cohort
-from client.imaging.cache import PreparedCache
+from client.cohort import read_case
 from client.imaging.images import read_image
 from client.phantoms import PROFILES, write_cohort
-from client.training import ExecutionOptions, Patient, train
-from common.networks import build, state_arrays
-from common.weights import Arrays, load
+from common.weights import Arrays
 from server.release import release
 from tests import consortia
 from tests.benchmarks.predicting import NETWORK, THREADS
-from tests.benchmarks.prediction import PATIENTS, SIDE, TRAINING
+from tests.benchmarks.prediction import SIDE, trained
 from tests.benchmarks.result import Result
 from tests.scanners import SEQUENCES, write_series
 
@@ -110,20 +106,6 @@ def _with_start(
     stages[START] = {c: took[c] - sum(spent[c] for spent in counted.values()) for c in clocks}
     stages["all"] = {c: took[c] for c in clocks}
     return stages
-
-
-def trained(folder: Path) -> Arrays:
-    """Return weights that were trained on phantoms of 1 mm for a few minutes, or earlier."""
-    if earlier := os.environ.get("GLIOFED_BENCH_WEIGHTS"):
-        return load(Path(earlier))
-    write_cohort(folder, PROFILES["reference"], patients=PATIENTS, size=SIZE, seed=0)
-    cache = PreparedCache(folder.with_suffix(".cache"), consortia.tiny_protocol().preprocessing)
-    patients: list[Patient] = [
-        [functools.partial(cache.get, case)] for case in read_cohort(folder).cases
-    ]
-    network = build(NETWORK, seed=0)
-    train(network, patients, TRAINING, seed=0, execution=ExecutionOptions())
-    return state_arrays(network)
 
 
 def released(coordinator: Path, out: Path, weights: Arrays) -> Path:
