@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from client.execution import ExecutionOptions
 from client.imaging.grid import Box, bounding_box
 from client.windows import Shape, gaussian, window_shape, windows
+from common.networks import PaddedNetwork
 from common.regions import REGIONS
 from common.segmentation_options import AXES, DEFAULT_PREDICTION, PredictionOptions
 
@@ -122,20 +123,29 @@ def _ready(network: torch.nn.Module, execution: ExecutionOptions) -> Iterator[Fo
     training = network.training
     network.to(execution.device).eval()
     kind = next(network.parameters()).dtype
+    factor = network.factor if isinstance(network, PaddedNetwork) else 1
     layout = torch.contiguous_format
     if execution.prediction_channels_last:
         layout = torch.channels_last_3d
     network.to(memory_format=layout)  # type: ignore[call-overload]
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        images = images.to(execution.device, kind).contiguous(memory_format=layout)
+        x, y, z = images.shape[2:]
+        # Padded here, not by the network: that would be another copy of the whole brain.
+        laid = torch.empty(
+            (*images.shape[:2], *(-(-n // factor) * factor for n in (x, y, z))),
+            dtype=kind,
+            device=execution.device,
+            memory_format=layout,
+        ).zero_()
+        laid[..., :x, :y, :z] = images
         with torch.autocast(
             torch.device(execution.device).type,
             torch.bfloat16,
             enabled=execution.prediction_precision == "bfloat16",
         ):
-            logits: torch.Tensor = network(images)
-        return logits.float().cpu()
+            logits: torch.Tensor = network(laid)
+        return logits[..., :x, :y, :z].float().cpu()
 
     try:
         yield forward
