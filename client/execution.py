@@ -77,8 +77,8 @@ def _seconds(block: torch.nn.Module, images: torch.Tensor) -> float:
 
 
 def multiplies_bfloat16() -> bool:
-    """Return whether this CPU multiplies bfloat16 itself, which makes prediction about 3 times as
-    fast as in float32 (``python -m tests.benchmarks prediction``)."""
+    """Return whether this CPU multiplies bfloat16 itself, which makes prediction faster than in
+    float32 (``python -m tests.benchmarks prediction``); elsewhere it is many times slower."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 

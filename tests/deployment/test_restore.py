@@ -81,7 +81,7 @@ def destroy_and_restore(stack: Stack, of: Path) -> None:
 
 
 def finish(stack: Stack, study: str) -> dict[str, Any]:
-    """Wait for the end, launch again if the study is not under way; return what came out."""
+    """Launch the study again, wait for its end and return what came out."""
     stack.call("gliofed-server", "launch", stack.coordinator, study)
     rounds = stack.journal.events("round closed", study=study)
     assert [entry.facts["round"] for entry in rounds] == list(range(1, ROUNDS + 1))
