@@ -8,11 +8,13 @@ DEMO ?= .demo
 HOURS ?= 6
 CORES ?= auto
 WHEELHOUSE ?= wheelhouse
+GPU_WHEELS ?= .gpu-wheels
+GPU_PYTHON ?= 3.12
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: demo test test-slow bench bench-accuracy check initial wheelhouse clean
+.PHONY: demo test test-slow bench bench-accuracy gpu-check gpu-wheels check initial wheelhouse clean
 
 # Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
 # make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms.
@@ -27,6 +29,18 @@ test-slow: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+# What a GPU computes, compared with the CPU, and what it costs there; see tests/gpu.
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m tests.gpu
+
+# For a machine with PyTorch, a GPU and no network: all else that the check needs, for its Python.
+gpu-wheels:
+	rm -rf $(GPU_WHEELS)
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $(GPU_WHEELS) .
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
+		--constraint deploy/constraints.txt --requirement tests/gpu/needs.txt --dest $(GPU_WHEELS)
 
 # Hours on two cores; goes on where it was broken off. DATA=FOLDER adds the runs on your own hospitals.
 bench-accuracy: $(INSTALLED)
@@ -62,4 +76,5 @@ $(INSTALLED): pyproject.toml deploy/constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-brats .venv-tools $(DEMO) .demo-pretraining $(WHEELHOUSE)
+	rm -rf $(VENV) .venv-brats .venv-tools $(DEMO) .demo-pretraining $(WHEELHOUSE) \
+		$(GPU_WHEELS)

@@ -79,7 +79,9 @@ def stepper(method: str, *, size: str, side: int) -> Iterator[Stepper]:
 
 
 @dataclass(frozen=True)
-class _Meter:
+class Meter:
+    """The most memory that this process takes from ``start`` on. Needs Linux."""
+
     resident: int
 
     @classmethod
@@ -111,7 +113,7 @@ def main(method: str, size: str, side: int) -> None:
     prepare = METHODS[method]
     prepare(work(size=size, side=_WARMING_SIDE))()
     step = prepare(work(size=size, side=side))
-    meter = _Meter.start()
+    meter = Meter.start()
     for _ in sys.stdin:
         seconds, elapsed = time.process_time(), time.perf_counter()
         step()
