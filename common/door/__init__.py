@@ -173,7 +173,7 @@ class Door:
         """Return whether ``token`` is good, and make it worthless."""
         path = self._folder / _hash(token)
         try:
-            until = float(path.read_text())
+            until = float(path.read_text(encoding="utf-8"))
             path.unlink()  # who removes it has it: a second one fails here
         except (OSError, ValueError):
             return False
@@ -303,7 +303,7 @@ def _plain(text: str, status: int) -> Response:
 def _sweep(folder: Path, now: float) -> None:
     for path in folder.iterdir():
         with contextlib.suppress(OSError, ValueError):
-            if float(path.read_text()) < now:
+            if float(path.read_text(encoding="utf-8")) < now:
                 path.unlink()
 
 
