@@ -26,7 +26,7 @@ from client.review.versions import Versions
 from tests.client.inference.test_dimse import archive, kept
 from tests.consortia import World
 from tests.scanners import write_study, zipped
-from tests.windows import OS_POSIX_ONLY, POSIX_ONLY, allowed_name
+from tests.windows import OS_POSIX_ONLY, allowed_name
 
 ROOT = Path(__file__).parents[2]
 CONSOLE = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "USERNAME": "clinician"}
@@ -128,17 +128,6 @@ def clinic() -> dict[str, ast.Module]:
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         found[module] = ast.parse(path.read_text(encoding="utf-8"))
     return found
-
-
-def test_no_module_of_the_clinic_needs_one_that_windows_lacks() -> None:
-    found = set()
-    for module, tree in clinic().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                found |= {(module, one.name) for one in node.names if one.name in POSIX_ONLY}
-            elif isinstance(node, ast.ImportFrom) and node.module in POSIX_ONLY:
-                found.add((module, str(node.module)))
-    assert found == {("common.posix", "fcntl")}
 
 
 def test_no_module_of_the_clinic_calls_what_windows_lacks() -> None:
