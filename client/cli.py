@@ -385,7 +385,7 @@ def revocations(
 
 
 def main() -> None:
-    console.run(app)
+    console.run(app, needs_posix="gliofed-site")
 
 
 def _show_check(site: Site, found: dict[str, Any]) -> None:

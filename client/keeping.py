@@ -178,7 +178,7 @@ def settle(
 
 def _set_data(path: Path, data: Path) -> None:
     """Change the line of ``site.toml`` that says where the scans are; raise StateError."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     table = next((n for n, line in enumerate(lines) if line.startswith("[")), len(lines))
     own = [n for n in range(table) if lines[n].split("=")[0].strip() == "data"]
     value: Any = json.dumps(str(data.resolve()), ensure_ascii=False)

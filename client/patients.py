@@ -67,7 +67,7 @@ def pseudonym(key: bytes, patient: str) -> str:
 def patients_key(site: Site) -> bytes:
     """Return the site's key for pseudonyms; raise StateError (code ``patients-key``)."""
     path = site.folder / "keys" / "patients.key"
-    text = path.read_text(errors="replace").strip() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
     if not _KEY.fullmatch(text):
         raise StateError(
             f"The key of the patients' pseudonyms, {path}, is missing or damaged.",

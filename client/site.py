@@ -34,7 +34,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from client import keyring
-from common import formats
+from common import formats, posix
 from common.amendment import changes, check_amendment
 from common.charter import Charter, parse_charter
 from common.errors import ConsentError, IdentityError, StateError
@@ -182,7 +182,15 @@ class Site:
 
     @classmethod
     def open(cls, folder: Path) -> Site:
-        """Raise StateError if ``folder`` is not a site's folder or its settings are wrong."""
+        """Raise StateError if ``folder`` is not a site's folder or its settings are wrong.
+
+        So it does on Windows (``common.posix``).
+        """
+        posix.required(
+            "A site's folder",
+            do="On this computer leave out --site: give the released model's folder with --model, "
+            "or the site's service with --server.",
+        )
         path = folder / "site.toml"
         if not path.exists():
             raise StateError(
@@ -190,7 +198,9 @@ class Site:
                 do="Make one with `gliofed-site request`, or check the path.",
             )
         try:
-            said = formats.current("site settings", tomllib.loads(path.read_text()), where=path)
+            said = formats.current(
+                "site settings", tomllib.loads(path.read_text(encoding="utf-8")), where=path
+            )
             settings = SiteSettings.model_validate(said)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise StateError(f"{path} is not TOML: {error}.", do="Correct that line.") from None

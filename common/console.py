@@ -6,6 +6,7 @@ the error's exit code. With ``--json`` the error is a JSON object too, so that s
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from common import posix
 from common.errors import GliofedError
 
 _LOG_WIDTH = 120  # columns, where the output is a file or a pipe and not a person's terminal
+
+_ELSEWHERE = (
+    "Run it on Linux, or on this computer in WSL or in a container. On Windows itself only "
+    "gliofed-clinic runs."
+)
 
 out = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_WIDTH)
@@ -80,9 +87,17 @@ def working(title: str) -> Iterator[None]:
         yield
 
 
-def run(app: typer.Typer) -> None:
-    """Run a command-line application: errors of ours become a sentence and an exit code."""
+def run(app: typer.Typer, *, needs_posix: str = "") -> None:
+    """Run a command-line application: errors of ours become a sentence and an exit code.
+
+    ``needs_posix`` names the program that runs on a POSIX system alone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console of another code page than UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
+        if needs_posix:
+            posix.required(needs_posix, do=_ELSEWHERE)
         app()
     except GliofedError as error:
         if "--json" in sys.argv:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from common import posix
 from common.errors import StateError
 
 PARTIAL: Final = ".partial-"
@@ -33,7 +33,8 @@ def unwritable(path: Path, error: OSError) -> StateError:
         )
     return StateError(
         f"Cannot write {path}: {error.strerror or error}.",
-        do="Check that the folder exists, that its disk works and that this user may write there.",
+        do="Check that the folder exists, that its disk works, that this user may write there and "
+        "that no other program has the file open.",
         code="disk-write",
     )
 
@@ -53,13 +54,14 @@ def replacing(path: Path, *, mode: int = 0o644, durable: bool = True) -> Iterato
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        temporary.chmod(mode)
-        if durable:
-            _sync(temporary)
+        with temporary.open("r+b") as file:  # Windows syncs no file that is open to be read
+            temporary.chmod(mode)
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
         temporary = None
         if durable:
-            _sync(path.parent)
+            posix.sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -75,11 +77,11 @@ def held(path: Path, *, what: str, attempts: int = 5, shared: bool = False) -> I
     holds it otherwise: ``what`` says what that one is doing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("ab") as file:
         # Somebody who only looks (``is_held``) holds it for a moment.
         for attempt in range(attempts):
             try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                posix.lock(file.fileno(), shared=shared, wait=False)
                 break
             except BlockingIOError:
                 if attempt + 1 < attempts:
@@ -118,14 +120,6 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = T
     """Write ``data`` to ``path`` atomically; raise StateError."""
     with replacing(path, mode=mode, durable=durable) as temporary:
         temporary.write_bytes(data)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_secret(path: Path, data: bytes) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from common import formats
+from common import formats, posix
 from common.errors import StateError
 
 GENESIS: Final = "0" * 64
@@ -56,7 +55,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self.path.open("a+b", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                posix.lock(file.fileno())
                 last, end = self._repair_tail(file)
                 record = {
                     "n": last.number + 1 if last else 1,
@@ -96,7 +95,7 @@ class Journal:
                 code="journal-write",
             ) from error
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            posix.lock(file.fileno())
             last, _ = self._repair_tail(file)
             yield last.hash if last else GENESIS
 

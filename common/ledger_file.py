@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from common import posix
 from common.errors import StateError
 
 APPLICATION_ID: Final = 0x676C666C
@@ -83,9 +84,7 @@ def create(path: Path) -> None:
             for statement in _CREATE:
                 empty.execute(statement)
         os.link(temporary, path)  # unlike a rename, it never replaces a ledger
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        posix.sync_folder(path.parent)
     except FileExistsError:
         do = "Keep it: it holds what was spent."
         raise trouble(path, "exists", "exists already", do=do) from None

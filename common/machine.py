@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pwd
 import shutil
 import stat
 import subprocess
@@ -102,11 +101,10 @@ def secret(path: Path) -> Secret:
 
 def owner(path: Path) -> str:
     """Return the name of the user who owns ``path``."""
-    number = path.stat().st_uid
     try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
+        return path.owner()
+    except KeyError:  # a user without a name
+        return str(path.stat().st_uid)
 
 
 def strangers(folder: Path) -> list[str]:

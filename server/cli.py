@@ -380,7 +380,7 @@ app.add_typer(keeping)
 
 
 def main() -> None:
-    console.run(app)
+    console.run(app, needs_posix="gliofed-server")
 
 
 def _write_revocations(consortium: Consortium, out: Path) -> None:

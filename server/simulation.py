@@ -19,7 +19,6 @@ import datetime as dt
 import math
 import os
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -337,5 +336,7 @@ def _peak_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)[0]) * 1024
+    import resource  # Windows has none, and is told so before
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

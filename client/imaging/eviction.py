@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
 import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from common import posix
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class _Entry(NamedTuple):
 def use(descriptor: int) -> None:
     """Note that an open entry is used now, and keep it while the open file is mapped."""
     with contextlib.suppress(OSError):  # without locks nothing can be locked to be removed either
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        posix.lock(descriptor, shared=True)
     with contextlib.suppress(OSError):  # another user's entry: it counts as used when it was made
         facts, now = os.fstat(descriptor), time.time_ns()
         if now - facts.st_atime_ns > _JUST_NOW_NS:
@@ -47,7 +48,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Let one process at a time count what is in ``folder``, make room and fill it."""
     descriptor = os.open(folder / ".room", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        posix.lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -99,7 +100,7 @@ def _removed(path: Path) -> bool:
     """Remove an entry unless somebody uses it."""
     try:
         with path.open("r+b") as file:  # a lock over a network needs the right to write
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            posix.lock(file.fileno(), wait=False)
             path.unlink()
     except OSError:  # in use, gone already, or nobody can say
         return False

@@ -15,10 +15,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from client.review.desk import CONFLICT, Desk
-from common.door import Door, Session, environment
+from common.door import Door, Session, environment, static
 from common.errors import CaseError, GliofedError, StateError
 
 HERE: Final = Path(__file__).parent
@@ -83,7 +82,7 @@ def application(desk: Desk, door: Door, *, reviewer: str = "") -> Starlette:
             Route("/mask.nii", mask),
             Route("/draft", keep, methods=["PUT"]),
             Route("/decision", decide, methods=["POST"]),
-            Mount("/review", StaticFiles(directory=HERE / "static")),
+            Mount("/review", static(HERE / "static")),
         ]
     )
 

@@ -70,7 +70,9 @@ def serve(
 def _bound(port: int) -> socket.socket:
     """Return a socket that listens to this machine alone."""
     listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # On Windows SO_REUSEADDR would let another program take the port as well.
+    option = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+    listening.setsockopt(socket.SOL_SOCKET, option, 1)
     try:
         listening.bind((HOST, port))
         listening.listen()

@@ -12,12 +12,12 @@ another state is refused and never mended in silence.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from common import posix
 from common.errors import StateError
 from common.files import read_json, unwritable, write_json
 from common.journal import Entry, Journal
@@ -82,7 +82,7 @@ class Versions:
             raise
         try:
             partial.rename(self.place(number))
-            _sync(self.folder)
+            posix.sync_folder(self.folder)
         except OSError as error:  # it is logged: the next start finishes it
             raise unwritable(self.place(number), error) from error
         return number
@@ -112,11 +112,3 @@ def _check(folder: Path, sha256: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

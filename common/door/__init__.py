@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import mimetypes
 import secrets
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -49,6 +50,7 @@ _MOST_FORM_BYTES: Final = 64 * 1024
 _MOST_SESSIONS: Final = 256
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _STALE: Final = "This form is not of this session: load the page again."
+_KINDS: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 CSRF_HEADER: Final = "x-csrf"
@@ -80,6 +82,17 @@ def issue(folder: Path, *, now: Callable[[], float] = time.time) -> str:
     _sweep(folder, now())
     write_secret(folder / _hash(token), repr(now() + TOKEN_LIFE_S).encode())
     return token
+
+
+def static(folder: Path) -> StaticFiles:
+    """Return what serves our own files in ``folder``, each as what it is.
+
+    Python asks Windows' registry, where any program may have written what a script is; a browser
+    runs none that comes as text.
+    """
+    for suffix, kind in _KINDS.items():
+        mimetypes.add_type(kind, suffix)
+    return StaticFiles(directory=folder)
 
 
 def link(address: str, token: str) -> str:
@@ -124,7 +137,7 @@ class Door:
             routes=[
                 Route("/login", self._login, methods=["GET", "POST"]),
                 Route("/logout", self._logout, methods=["POST"]),
-                Mount("/static", StaticFiles(directory=HERE / "static")),
+                Mount("/static", static(HERE / "static")),
                 *routes,
             ],
             middleware=[Middleware(_Guard, door=self)],
@@ -173,7 +186,7 @@ class Door:
         """Return whether ``token`` is good, and make it worthless."""
         path = self._folder / _hash(token)
         try:
-            until = float(path.read_text())
+            until = float(path.read_text(encoding="utf-8"))
             path.unlink()  # who removes it has it: a second one fails here
         except (OSError, ValueError):
             return False
@@ -303,7 +316,7 @@ def _plain(text: str, status: int) -> Response:
 def _sweep(folder: Path, now: float) -> None:
     for path in folder.iterdir():
         with contextlib.suppress(OSError, ValueError):
-            if float(path.read_text()) < now:
+            if float(path.read_text(encoding="utf-8")) < now:
                 path.unlink()
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from common import checkup, files, findings, machine
+from common import checkup, findings, machine
 from common.checkup import GB
 from common.findings import Finding
 from common.machine import Place, Unit
@@ -94,14 +94,14 @@ def test_a_full_disk_is_told_from_one_that_is_read_only(
     assert list(tmp_path.iterdir()) == []  # the look leaves nothing behind
 
     def failing(number: int) -> object:
-        def sync(path: Path) -> NoReturn:
+        def sync(descriptor: int) -> NoReturn:
             raise OSError(number, os.strerror(number))
 
         return sync
 
-    monkeypatch.setattr(files, "_sync", failing(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     assert machine.place("rounds", tmp_path).full
-    monkeypatch.setattr(files, "_sync", failing(errno.EROFS))
+    monkeypatch.setattr(os, "fsync", failing(errno.EROFS))
     assert machine.place("rounds", tmp_path).trouble == "Read-only file system"
 
 

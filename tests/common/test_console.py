@@ -1,3 +1,4 @@
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -121,3 +122,24 @@ def test_figures(value: float | None, text: str) -> None:
 def test_a_fact_is_told_in_brief() -> None:
     facts = {"round": 2, "site": "a", "took_part": ["a", "b"], "weights": "abc", "reason": ""}
     assert console.brief(facts) == "round 2, site a, took part a; b"
+
+
+@pytest.mark.parametrize("code_page", ["cp1252", "cp437", "ascii"])
+def test_a_console_writes_a_letter_that_it_lacks_as_its_number(
+    monkeypatch: pytest.MonkeyPatch, code_page: str
+) -> None:
+    written = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, stream in written.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, code_page, write_through=True))
+
+    def action() -> None:
+        console.say("To Őr → Budapest")
+        console.show_table("Őr", ["Őr"], [["Őr"]])
+        console.warn("Őr")
+        raise StateError("Őr is full.")
+
+    assert run(action, monkeypatch) == 10
+    said = {name: stream.getvalue().decode(code_page) for name, stream in written.items()}
+    assert said["stdout"].startswith("To \\u0150r \\u2192 Budapest\n")
+    assert said["stdout"].count("\\u0150r") == 4
+    assert said["stderr"].split("\n")[:2] == ["\\u0150r", "Error: \\u0150r is full."]

@@ -1,4 +1,8 @@
-"""Who may ask: a bearer token in a file, TLS, and no plain text beyond the loopback interface."""
+"""Who may ask: a bearer token in a file, TLS, and no plain text beyond the loopback interface.
+
+A file's mode must keep others from the token; on Windows, where modes say nothing, that is left to
+the permissions of its folder.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Final
 
 import grpc
 
+from common import posix
 from common.errors import IdentityError, StateError
 from common.files import write_secret
 
@@ -28,7 +33,7 @@ def read_token(path: Path) -> bytes:
             do="Name the file with --token-file; `gliofed-site serve` makes one at first.",
             code="service-token",
         ) from error
-    if mode & 0o077:
+    if posix.POSIX and mode & 0o077:
         raise StateError(
             f"Others than its owner may read the token in {path}.",
             do=f"Make a new one, and set its mode: chmod 600 {path}",

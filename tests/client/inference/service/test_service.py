@@ -29,7 +29,9 @@ from client.inference.revoked import take_revocations
 from client.inference.segment import network_of, segment, segment_case
 from client.inference.serve import Access, Running
 from client.inference.service import warm as keeping
+from client.inference.service.access import read_token
 from client.inference.service.server import Terms
+from common import posix
 from common.errors import IdentityError, ModelError, StateError
 from common.processes import free_port
 from server.revocation import revoke, write_revocations
@@ -276,6 +278,16 @@ def test_a_token_that_others_can_read_is_refused(serve: Serve, tmp_path: Path) -
     token.write_text("short")
     with pytest.raises(StateError, match="at least"), serve(access=Access(token=token)):
         pass
+
+
+def test_on_windows_the_mode_of_a_token_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("x" * 40)
+    token.chmod(0o644)
+    monkeypatch.setattr(posix, "POSIX", False)
+    assert read_token(token) == b"x" * 40
 
 
 def test_the_sites_own_token_is_a_secret(running: Running) -> None:
