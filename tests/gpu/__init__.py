@@ -5,7 +5,7 @@ ten minutes on a GPU of a data centre. Without CUDA it says so, and runs the sam
 with small crops.
 
 A machine that has PyTorch (2.11 or later) and no network: ``make gpu-wheels`` elsewhere fetches
-gliofed's own wheel and what ``needs.txt`` names, about 20 MB. There, in a checkout::
+gliofed's own wheel and what ``needs.txt`` names, about 30 MB. There, in a checkout::
 
     python -m pip install --no-index --no-deps --target SITE .gpu-wheels/*.whl
     PYTHONPATH=.:SITE python -m tests.gpu
