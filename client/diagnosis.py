@@ -195,7 +195,7 @@ def of_devices(wanted: Machine, found: Devices) -> Finding:
 def _of_cpu(wanted: Machine, found: Devices, build: str) -> Finding:
     threads = wanted.threads or THREADS
     here = "No GPU is here" if not found.names else 'site.toml says device = "cpu"'
-    said = f"{here}; {build} computes on the CPU with {threads} of {found.cores} cores"
+    said = f"{here}; {build} computes on the CPU with {threads} threads (cores: {found.cores})"
     if wanted.precision == "bfloat16" and not found.cpu_bfloat16:
         return warning(
             "gpu",

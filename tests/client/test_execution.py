@@ -172,7 +172,7 @@ MEASURES = {
     "perf_counter": set(),
     "process_time": {"client/inference/stages.py"},
 }
-"""What asks the machine about its state, and who may: nobody whose answer is a voxel or a weight."""
+"""What asks the machine about its state, and who may: nobody who answers with voxels or weights."""
 
 
 def test_nobody_asks_the_machines_state_who_computes() -> None:
