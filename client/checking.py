@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from client.cohort import Case
 from client.imaging.batch import each, workers_for
 from client.patients import patients_key, pseudonym, withdrawn
@@ -120,7 +118,8 @@ def check_site(
         "machine": {
             "device": execution.device,
             "precision": execution.precision,
-            "threads": torch.get_num_threads(),
+            "predicts_in": execution.prediction_precision,
+            "threads": execution.threads,
             "system": platform.platform(),
         },
         "ledger_facts": facts,

@@ -341,9 +341,9 @@ def serve(
     The active model is kept warm; `gliofed-site install` exchanges it while the service runs.
     SIGTERM or Ctrl+C finishes what was begun. --watch works unattended, each study once.
     """
+    from client.execution import execution_for
     from client.inference import serve as service
     from client.inference.service.server import Terms
-    from client.training import choose_execution
 
     if watch is not None and out is None:
         raise typer.BadParameter("say where --watch writes results", param_hint="--out")
@@ -356,7 +356,7 @@ def serve(
     watched = service.Watch(watch, out, quiet_s, send, past) if watch and out else None
     with service.serving(
         site,
-        execution=choose_execution(),
+        execution=execution_for(site.settings.machine),
         terms=Terms(host, port, queue, max_message_mb),
         access=service.Access(certificate, key, token_file),
         metrics_port=metrics_port,

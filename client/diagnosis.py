@@ -22,6 +22,7 @@ from client.inference.installed import active_model
 from client.series import cohort_of
 from client.site import Machine, Site
 from client.spending import open_ledger
+from client.threads import THREADS
 from common import machine
 from common.checkup import (
     GB,
@@ -62,6 +63,8 @@ class Devices:
     names: tuple[str, ...] = ()
     free: tuple[int, ...] = ()
     """Bytes free on each."""
+    cores: int = 1
+    cpu_bfloat16: bool = False
 
 
 def diagnose(site: Site, *, patience_s: float = PATIENCE_S) -> list[Finding]:
@@ -143,6 +146,8 @@ def devices() -> Devices:
     """Ask torch and the driver."""
     import torch
 
+    from client.execution import Hardware
+
     driver = Path("/proc/driver/nvidia/version")
     words = driver.read_text().split() if driver.exists() else []
     told = next((word for word in words if word.count(".") >= 1 and word[0].isdigit()), "")
@@ -153,6 +158,8 @@ def devices() -> Devices:
         driver=told or ("unknown" if driver.exists() else ""),
         names=tuple(torch.cuda.get_device_name(n) for n in range(count)),
         free=tuple(torch.cuda.mem_get_info(n)[0] for n in range(count)),
+        cores=os.cpu_count() or 1,
+        cpu_bfloat16=Hardware.here().cpu_bfloat16,
     )
 
 
@@ -173,8 +180,8 @@ def of_devices(wanted: Machine, found: Devices) -> Finding:
             f"A driver of NVIDIA ({found.driver}) is here, but {build} uses no GPU.",
             "Install the build of torch for CUDA, or a driver that fits it.",
         )
-    if not found.names:
-        return ok("gpu", f"No GPU is here; {build} trains on the CPU.")
+    if wanted.device == "cpu" or not found.names:
+        return _of_cpu(wanted, found, build)
     if wanted.gpus > len(found.names):
         return problem(
             "gpu",
@@ -183,6 +190,21 @@ def of_devices(wanted: Machine, found: Devices) -> Finding:
         )
     parts = [f"{n}, {size(f)} free" for n, f in zip(found.names, found.free, strict=True)]
     return ok("gpu", f"{'; '.join(parts)} ({build}, driver {found.driver or 'unknown'}).")
+
+
+def _of_cpu(wanted: Machine, found: Devices, build: str) -> Finding:
+    threads = wanted.threads or THREADS
+    here = "No GPU is here" if not found.names else 'site.toml says device = "cpu"'
+    said = f"{here}; {build} computes on the CPU with {threads} threads (cores: {found.cores})"
+    if wanted.precision == "bfloat16" and not found.cpu_bfloat16:
+        return warning(
+            "gpu",
+            f"{said}, in float32: this CPU does not multiply bfloat16 itself.",
+            'Set precision = "float32" in site.toml.',
+        )
+    if not wanted.threads and found.cores >= 2 * threads:
+        return ok("gpu", f"{said}; `threads` in site.toml can be more.")
+    return ok("gpu", f"{said}.")
 
 
 def _versions(site: Site) -> list[Finding]:

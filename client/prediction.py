@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.execution import ExecutionOptions
+from client.execution import ExecutionOptions, predicting
 from client.imaging.grid import Box, bounding_box
 from client.windows import Shape, gaussian, window_shape, windows
 from common.networks import PaddedNetwork
@@ -64,10 +64,11 @@ def predict(
     window = window_shape(shape, crop_size)
     looks = [one for one in windows(shape, window, overlap=options.overlap) if brain[one].any()]
     found = torch.zeros((len(REGIONS), *shape))
-    for network in members:
-        with _ready(network, execution) as forward, torch.inference_mode():
-            _add(found, volume, looks, window, _mirrored(forward, options), execution)
-    found.div_(len(members)).sigmoid_()
+    with predicting(execution), torch.inference_mode():
+        for network in members:
+            with _ready(network, execution) as forward:
+                _add(found, volume, looks, window, _mirrored(forward, options), execution)
+        found.div_(len(members)).sigmoid_()
     found[:, torch.from_numpy(~brain)] = 0
     chances[:, *box] = found.numpy()
     return chances
@@ -125,7 +126,7 @@ def _ready(network: torch.nn.Module, execution: ExecutionOptions) -> Iterator[Fo
     kind = next(network.parameters()).dtype
     factor = network.factor if isinstance(network, PaddedNetwork) else 1
     layout = torch.contiguous_format
-    if execution.prediction_channels_last:
+    if execution.channels_last:
         layout = torch.channels_last_3d
     network.to(memory_format=layout)  # type: ignore[call-overload]
 

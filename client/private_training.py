@@ -31,7 +31,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -48,6 +47,7 @@ from client.noise import grid as grid
 from client.noise import noise as noise
 from client.schedule import Place
 from client.terms import NO_TERMS, Terms
+from client.threads import computing_with, pool
 from client.training import (
     BeforeStep,
     ExecutionOptions,
@@ -234,40 +234,43 @@ def train_privately(
         _LOG.warning("The noise is not from the operating system: the update must not leave.")
     started = time.monotonic()
     mechanism = Mechanism(privacy.noise_multiplier, privacy.sampling_rate)
-    learner = Learner(network, options, execution, subspace=subspace, terms=terms, place=place)
-    clip = clipper(privacy.clipping, privacy.clipping_norm, learner.sizes)
-    unusable = 0
-    # Noise is drawn while gradients are computed. All other draws of a step come before it, so
-    # that what each of them gets does not depend on who is faster.
-    with ThreadPoolExecutor(1) as background:
-        for step in range(options.local_steps):
-            if before_step is not None:
-                before_step()
-            with charge(mechanism, clipping_norm=privacy.clipping_norm):
-                # A patient's crops have a seed of their own: they do not depend on who else is
-                # drawn.
-                draws = [
-                    drawing(patients[place], options, _generator(entropy), device=execution.device)
-                    for place in sample(entropy, len(patients), rate=privacy.sampling_rate)
-                ]
-                noises = background.submit(
-                    noise,
-                    entropy,
-                    learner.size,
-                    noise_multiplier=privacy.noise_multiplier,
-                    clipping_norm=privacy.clipping_norm,
-                )
-                total, missing = clipped_sum(
-                    contributions(learner, draws, prefetch=execution.prefetch),
-                    learner.zero(),
-                    clipping_norm=privacy.clipping_norm,
-                    clip=clip,
-                )
-                total += noises.result().to(total.device)
-                learner.step(total / (privacy.sampling_rate * privacy.nominal_patients))
-            unusable += missing
-            if progress is not None:
-                progress(step + 1, options.local_steps)
+    with computing_with(execution.threads):
+        learner = Learner(network, options, execution, subspace=subspace, terms=terms, place=place)
+        clip = clipper(privacy.clipping, privacy.clipping_norm, learner.sizes)
+        unusable = 0
+        # Noise is drawn while gradients are computed. All other draws of a step come before it, so
+        # that what each of them gets does not depend on who is faster.
+        with pool(1) as background:
+            for step in range(options.local_steps):
+                if before_step is not None:
+                    before_step()
+                with charge(mechanism, clipping_norm=privacy.clipping_norm):
+                    # A patient's crops have a seed of their own: they do not depend on who else is
+                    # drawn.
+                    draws = [
+                        drawing(
+                            patients[place], options, _generator(entropy), device=execution.device
+                        )
+                        for place in sample(entropy, len(patients), rate=privacy.sampling_rate)
+                    ]
+                    noises = background.submit(
+                        noise,
+                        entropy,
+                        learner.size,
+                        noise_multiplier=privacy.noise_multiplier,
+                        clipping_norm=privacy.clipping_norm,
+                    )
+                    total, missing = clipped_sum(
+                        contributions(learner, draws, prefetch=execution.prefetch),
+                        learner.zero(),
+                        clipping_norm=privacy.clipping_norm,
+                        clip=clip,
+                    )
+                    total += noises.result().to(total.device)
+                    learner.step(total / (privacy.sampling_rate * privacy.nominal_patients))
+                unusable += missing
+                if progress is not None:
+                    progress(step + 1, options.local_steps)
     return TrainingResult(
         learner.update(),
         options.local_steps,

@@ -88,10 +88,12 @@ hours = "00:00-24:00"
 device = "auto"
 # CUDA devices that share the crops of each patient; 0 takes all that are there.
 gpus = 1
-# "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, and to predict on a CPU that
-# multiplies it. A CPU trains in float32. `gliofed-site rehearse` measures.
+# "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, else float32. A CPU trains in
+# float32 whatever this says; it predicts in bfloat16 if this says so and it multiplies that itself.
+# `gliofed-site rehearse` measures.
 precision = "auto"
-# CPU threads for training; 0 leaves the choice to torch.
+# CPU threads, to train and to predict: a number for this site, since another one rounds otherwise.
+# 0 is 4, whatever the machine has. A machine of many cores without a GPU is faster with more.
 threads = 0
 # The most that prepared cases may take in the folder cache, in GB; 0 sets no limit. At its limit,
 # or on a full disk, those unused for longest are removed and prepared again when they are needed.

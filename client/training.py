@@ -21,7 +21,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,12 +34,10 @@ from client.crops import PreparedCase as PreparedCase
 from client.crops import draw_crops as draw_crops
 from client.crops import draw_patient as draw_patient
 from client.execution import ExecutionOptions as ExecutionOptions
-from client.execution import choose_device as choose_device
-from client.execution import choose_execution as choose_execution
-from client.execution import choose_precision as choose_precision
 from client.losses import LOSSES, Loss, over_levels
 from client.schedule import Place, learning_rate
 from client.terms import NO_TERMS, Drift, Terms
+from client.threads import computing_with, pool
 from common.errors import CaseError, ProtocolError
 from common.low_rank import Subspace as Subspace
 from common.low_rank import basis
@@ -88,7 +86,7 @@ class _Replica:
     device: torch.device
     execution: ExecutionOptions
     loss: Loss
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    thread: Executor = field(default_factory=lambda: pool(1))
     """One for as long as the replica lives: cuDNN keeps its plans for each thread."""
 
     def gradient(self, images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
@@ -324,10 +322,10 @@ def _ahead(tasks: Iterable[Callable[[], Crops | None]], ahead: int) -> Iterator[
     if ahead == 0:
         yield from (task() for task in tasks)
         return
-    with ThreadPoolExecutor(ahead) as pool:
+    with pool(ahead) as drawers:
         waiting: deque[Future[Crops | None]] = deque()
         for task in tasks:
-            waiting.append(pool.submit(task))
+            waiting.append(drawers.submit(task))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -361,30 +359,31 @@ def train(
         )
     started = time.monotonic()
     rng = np.random.default_rng(seed)
-    learner = Learner(network, options, execution, subspace=subspace, terms=terms, place=place)
-    queue: deque[int] = deque()
-    unusable = 0
-    for step in range(options.local_steps):
-        if before_step is not None:
-            before_step()
-        batch = []
-        for _ in range(min(options.patients_per_step, len(patients))):
-            if not queue:
-                queue.extend(int(place) for place in rng.permutation(len(patients)))
-            batch.append(queue.popleft())
-        draws = [
-            drawing(patients[place], options, child, device=execution.device)
-            for place, child in zip(batch, rng.spawn(len(batch)), strict=True)
-        ]
-        total = learner.zero()
-        for gradient in contributions(learner, draws, prefetch=execution.prefetch):
-            if gradient is None:
-                unusable += 1
-            else:
-                total += gradient
-        learner.step(total / len(batch))
-        if progress is not None:
-            progress(step + 1, options.local_steps)
+    with computing_with(execution.threads):
+        learner = Learner(network, options, execution, subspace=subspace, terms=terms, place=place)
+        queue: deque[int] = deque()
+        unusable = 0
+        for step in range(options.local_steps):
+            if before_step is not None:
+                before_step()
+            batch = []
+            for _ in range(min(options.patients_per_step, len(patients))):
+                if not queue:
+                    queue.extend(int(place) for place in rng.permutation(len(patients)))
+                batch.append(queue.popleft())
+            draws = [
+                drawing(patients[place], options, child, device=execution.device)
+                for place, child in zip(batch, rng.spawn(len(batch)), strict=True)
+            ]
+            total = learner.zero()
+            for gradient in contributions(learner, draws, prefetch=execution.prefetch):
+                if gradient is None:
+                    unusable += 1
+                else:
+                    total += gradient
+            learner.step(total / len(batch))
+            if progress is not None:
+                progress(step + 1, options.local_steps)
     return TrainingResult(
         learner.update(),
         options.local_steps,

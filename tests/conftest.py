@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 
+from client import execution
 from client.participation import Participation
 from client.phantoms import PROFILES, write_cohort
 from client.site import Site
@@ -20,6 +21,7 @@ from tests import consortia
 from tests.consortia import World
 
 torch.set_num_threads(1)
+execution.THREADS = 1  # tests run side by side
 hypothesis.settings.register_profile("gliofed", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gliofed")
 

@@ -116,16 +116,22 @@ class Story:
             )
             if done.returncode == 0:
                 self.said += done.stdout
+                if "gliofed-site request" in text:
+                    self._with_one_thread()
                 return
             if time.monotonic() > until:
                 logs = [p.read_text()[-2000:] for p in self.folder.glob("background-*.log")]
                 raise RuntimeError("\n".join([str(block), done.stdout, *logs]))
 
+    def _with_one_thread(self) -> None:
+        """Several hospitals share this machine's cores."""
+        for path in self.folder.glob("*/site.toml"):
+            path.write_text(path.read_text().replace("threads = 0", "threads = 1"))
+
     @property
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
-            "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             **self.environment,
             "PATH": f"{self.programs}:{os.environ['PATH']}",

@@ -4,8 +4,8 @@ One network finds the brain's box in the whole field, the other its outline in t
 al. 2024, "deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural Networks").
 Only the weights are used (MIT): the package itself imports libraries under the LGPL and a graphical
 toolkit, and is never imported here. Invariant: the weights are those that were proven, by SHA-256;
-nothing is downloaded. Runs on the CPU in float32 wherever it runs, so that a mask does not depend
-on which device a hospital has.
+nothing is downloaded. Runs on the CPU in float32 with the same number of threads wherever it
+runs, so that a mask does not depend on which device a hospital has, or what it set for it.
 
 Out of scope: whether the mask can be believed (``plausibility``).
 """
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from client.threads import THREADS, computing_with
 from common.errors import CaseError, StateError
 
 METHOD: Final = "deepbet 1.0.2"
@@ -56,7 +57,7 @@ def extract_brain(image: NDArray[np.float32]) -> NDArray[np.bool_]:
     low, high = (float(x) for x in np.quantile(coarse.numpy(), (0.005, 0.995)))
     if not high > low:
         raise _no_brain("it is the same everywhere")
-    with torch.inference_mode():
+    with computing_with(THREADS), torch.inference_mode():
         likely = _network("bbox_model.pt")(_normalised(coarse, low, high)[None, None])[0, 1]
         box = _box(_largest((likely > 0.5).numpy()), image.shape)
         part = resized(whole[box], _FINE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -72,6 +72,14 @@ def segment(
         bool, typer.Option("--send", help="Store the DICOM objects of the result in --pacs.")
     ] = False,
     aet: Annotated[str, typer.Option(metavar="TITLE", help=_AET)] = "GLIOFED",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"] | None,
+        typer.Option(help="Where to compute with --model; with --site its site.toml says so."),
+    ] = None,
+    threads: Annotated[
+        int,
+        typer.Option(min=0, max=1024, help="CPU threads with --model; 0 is 4 on every machine."),
+    ] = 0,
     explain: Annotated[
         bool,
         typer.Option(
@@ -94,19 +102,25 @@ def segment(
         raise typer.BadParameter("Give the address of the PACS.", param_hint="--pacs")
     if explain and server is not None:
         raise typer.BadParameter("The service explains nothing.", param_hint="--explain")
+    if (device is not None or threads) and not model:
+        raise typer.BadParameter(
+            "Only with --model: else site.toml says how to compute.", param_hint="--device"
+        )
+    from client.execution import execution_for
     from client.inference.installed import active_model, temperatures_of
     from client.inference.model import open_model
+    from client.inference.record import Result, computed
     from client.inference.result_folder import segment_by
     from client.inference.segment import segment as run_segment
     from client.preemption import clinical_job
     from client.series import decisions, for_once, parse
-    from client.site import Site
-    from client.training import choose_execution
+    from client.site import Machine, Site
 
     try:
         decide = for_once(parse(series or []))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--series") from None
+    machine = Machine(device=device or "auto", threads=threads)
     job: AbstractContextManager[None] = nullcontext()
     temperatures, others, sealer = None, [], None
     if server is not None:
@@ -114,6 +128,7 @@ def segment(
             raise ModelError("The service has its own model.", do="Leave out --model and --site.")
     elif site is not None and not model:
         opened = Site.open(site)
+        machine = opened.settings.machine
         chosen, trusted, job = active_model(opened), True, clinical_job(opened)
         temperatures = temperatures_of(opened, chosen)
         sealer = (opened.name, opened.identity)
@@ -134,7 +149,7 @@ def segment(
                 folder,
                 out,
                 chosen,
-                execution=choose_execution(),
+                execution=execution_for(machine),
                 trusted=trusted,
                 decide=decide,
                 others=others,
@@ -168,6 +183,7 @@ def segment(
     )
     stages = ", ".join(f"{one} {spent['wall_s']:.1f}" for one, spent in result["stages"].items())
     console.say(f"It took {result['seconds']:.1f} s: {stages}.")
+    console.say(computed(Result.model_validate(result)))
     for warning in result["warnings"]:
         console.warn(warning)
     console.say(
@@ -224,10 +240,9 @@ def verify(
     from client.inference.verification import Given, exit_code
     from client.inference.verification import verify as run_verify
     from client.site import Site
-    from client.training import choose_execution
 
     given = Given(tuple(model or ()), None if site is None else Site.open(site), case)
-    checks = run_verify(result, given, recompute=recompute, execution=choose_execution())
+    checks = run_verify(result, given, recompute=recompute)
     code = exit_code(checks)
     if json:
         told = [{"about": c.about, "verdict": c.verdict, "says": c.says} for c in checks]

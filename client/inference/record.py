@@ -30,7 +30,15 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Sequence = Literal["t1n", "t1c", "t2w", "t2f"]
 Region = Literal["WT", "TC", "ET"]
 Side = Literal["left", "right", "midline", "both"]
+Device = Literal["cpu", "cuda", "mps"]
+Layout = Literal["channels last", "channels first"]
 World = tuple[float, float, float]
+
+DEVICE_NAMES: Final[Mapping[str, str]] = {
+    "cpu": "the CPU",
+    "cuda": "a CUDA GPU",
+    "mps": "Apple's GPU",
+}
 
 
 class _Part(BaseModel):
@@ -135,7 +143,12 @@ class Result(_Part):
     together_with: tuple[Identity, ...]
     federation: Federation | None = None
     postprocessing: dict[str, Any]
-    precision: str
+    precision: str = Field(description="in which the network predicted: float32 or bfloat16")
+    device: Device | None = Field(None, description="on which; None: an older gliofed did not say")
+    layout: Layout | None = Field(None, description="how the volumes lay in memory")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="CPU threads that it computed with"
+    )
     inputs: dict[Sequence, Input]
     preparation: tuple[dict[str, Any], ...]
     prepared_sha256: str
@@ -176,6 +189,18 @@ def federation_json(card: Mapping[str, Any]) -> dict[str, Any]:
             for site in card.get("sites", ())
         ],
     }
+
+
+def computed(result: Result) -> str:
+    """Return in words how the mask was computed, as far as the result says it."""
+    if result.device is None:
+        return f"Computed in {result.precision}."
+    said = f"Computed on {DEVICE_NAMES[result.device]} in {result.precision}"
+    if result.layout is not None:
+        said += f", {result.layout}"
+    if result.threads is not None:
+        said += f", {result.threads} CPU {'thread' if result.threads == 1 else 'threads'}"
+    return f"{said}."
 
 
 def findings_json(found: Findings) -> dict[str, Any]:

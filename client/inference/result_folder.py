@@ -15,9 +15,10 @@ with a ``result.json`` is complete::
                           (``client.inference.dicom_results``)
     seal.json             with a site's key: its signature over ``result.json``
     result.json           volumes and their ranges, lesions, change, confidence, model, inputs, what
-                          is missing, preparation and its digest, versions, digests of all other
-                          files, warnings, seconds in all and of each stage; its fields are those of
-                          ``record.Result``, and of ``result.schema.json``
+                          is missing, device, precision, layout and threads, preparation and its
+                          digest, versions, digests of all other files, warnings, seconds in all and
+                          of each stage; its fields are those of ``record.Result``, and of
+                          ``result.schema.json``
 """
 
 from __future__ import annotations
@@ -112,6 +113,9 @@ class Origin:
     precision: str
     calibrated: bool
     trusted: bool
+    device: str | None = None
+    layout: str | None = None
+    threads: int | None = None
 
 
 Segment = Callable[[Case], tuple[Segmentation, Origin]]
@@ -243,6 +247,9 @@ def described(
         "together_with": [dict(other) for other in origin.together_with],
         "postprocessing": dict(origin.postprocessing),
         "precision": origin.precision,
+        "device": origin.device,
+        "layout": origin.layout,
+        "threads": origin.threads,
         "inputs": {
             name: {
                 "file": image.path.name,

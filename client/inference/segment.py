@@ -57,6 +57,9 @@ def origin_of(
         execution.prediction_precision,
         calibrated,
         trusted,
+        device=execution.kind,
+        layout=execution.layout,
+        threads=execution.threads,
     )
 
 

@@ -22,18 +22,19 @@ import numpy as np
 from pydantic import ValidationError
 
 from client.cohort import Decide, read_case
+from client.execution import ExecutionOptions, Hardware, Precision, execution_for
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.nifti import read_volume
 from client.inference.installed import installed_model
 from client.inference.lineage import RESULT, SEAL, sealed_sha256, sha256_of, software
 from client.inference.model import Model, open_model
-from client.inference.record import Identity, Result
+from client.inference.record import DEVICE_NAMES, Identity, Result, computed
 from client.inference.result_folder import Segmentation, volumes_ml
 from client.inference.revoked import check_not_revoked, revocations_of
 from client.inference.segment import network_of, segment_case
-from client.site import Site
-from client.training import ExecutionOptions
+from client.site import Machine, Site
+from client.threads import THREADS
 from common.errors import CaseError, GliofedError, IdentityError, ModelError, StateError
 from common.identity import Statement, fingerprint
 from common.metrics import dice
@@ -64,13 +65,12 @@ class Given:
     case: Path | None = None
 
 
-def verify(
-    folder: Path, given: Given, *, recompute: bool = False, execution: ExecutionOptions
-) -> tuple[Check, ...]:
+def verify(folder: Path, given: Given, *, recompute: bool = False) -> tuple[Check, ...]:
     """Check the result in ``folder`` and the reviewed versions in it.
 
-    ``recompute`` segments the case again, which needs the case and the models. Raises StateError if
-    ``folder`` holds no result.
+    ``recompute`` segments the case again, as the result says that it was computed, which needs the
+    case, the models and such a device. What an older result does not say is as it would be here
+    now. Raises StateError if ``folder`` holds no result.
     """
     result = _read(folder)
     checks = [*_version(folder, result, given.site, "")]
@@ -84,7 +84,7 @@ def verify(
     checks += found
     if recompute:
         needed = [models.get(one.weights_sha256) for one in (result.model, *result.together_with)]
-        checks.append(_again(folder, result, case, needed, execution))
+        checks.append(_again(folder, result, case, needed, given.site))
     for review in sorted((folder / "reviews").glob("*")):
         if not _REVIEW.fullmatch(review.name):
             continue
@@ -254,20 +254,24 @@ def _again(
     result: Result,
     case: Case | None,
     models: Sequence[Model | None],
-    execution: ExecutionOptions,
+    site: Site | None,
 ) -> Check:
     sound = [one for one in models if one is not None]
     if case is None or len(sound) < len(models):
         says = "Not segmented again: that needs the very images (--case) and models."
+        return Check("mask", "unchecked", says)
+    if result.device is not None and not Hardware.here().has(result.device):
+        says = (
+            f"Not segmented again: it was computed on {DEVICE_NAMES[result.device]}, which torch "
+            "does not find here, and another device rounds differently."
+        )
         return Check("mask", "unchecked", says)
     try:
         found = segment_case(
             case,
             sound[0],
             [network_of(one) for one in sound],
-            execution=replace(
-                execution, predicts_in="bfloat16" if result.precision == "bfloat16" else "float32"
-            ),
+            execution=_then(result, site),
         )
         kept = read_volume(folder / MASK, dtype=np.uint8, empty_ok=True)
     except CaseError as error:
@@ -282,10 +286,24 @@ def _again(
         says = (
             f"Segmented again, {differ} of {kept.data.size} voxels have another label (Dice of the "
             f"whole tumour {dice(kept.data > 0, found.labels > 0):.4f}). A few may be another "
-            f"machine's rounding.{_other_software(result)}"
+            f"machine's rounding. {computed(result)}{_other_software(result)}"
         )
         return Check("mask", "broken", says)
     return Check("mask", "holds", f"Segmented again, all {kept.data.size} voxels are the same.")
+
+
+def _then(result: Result, site: Site | None) -> ExecutionOptions:
+    """Return how the result was computed. Of an older one all but the precision is as here now."""
+    predicts_in: Precision = "bfloat16" if result.precision == "bfloat16" else "float32"
+    if result.device is None:
+        now = execution_for(Machine() if site is None else site.settings.machine)
+        return replace(now, predicts_in=predicts_in)
+    return ExecutionOptions(
+        (result.device,),
+        channels_last=result.layout != "channels first",
+        predicts_in=predicts_in,
+        threads=result.threads or THREADS,
+    )
 
 
 def _other_software(result: Result) -> str:

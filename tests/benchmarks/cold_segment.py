@@ -82,10 +82,9 @@ def measure(folder: Path) -> Result:
 def cold(case: Path, out: Path, model: Path) -> dict[str, Any]:
     """Segment ``case`` in a new process; return what that took."""
     command = [sys.executable, "-m", "client.inference.cli", "segment", str(case)]
-    command += ["--out", str(out), "--model", str(model)]
+    command += ["--out", str(out), "--model", str(model), "--threads", str(THREADS)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.cold_run", *command],
-        env={**os.environ, "OMP_NUM_THREADS": str(THREADS)},
         stdout=subprocess.PIPE,
         check=True,
         text=True,

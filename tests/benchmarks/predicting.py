@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from monai.networks.nets.segresnet import SegResNet
 from numpy.typing import NDArray
 
 from client import prediction, windows
-from client.execution import ExecutionOptions, choose_execution
+from client.execution import ExecutionOptions, Hardware, choose
 from client.prediction import predict
+from client.site import Machine
 from common.networks import build, load_arrays
 from common.protocol import NetworkOptions
 from common.weights import load
@@ -65,14 +66,19 @@ def with_monais_windows(network: torch.nn.Module, image: Chances, side: int) -> 
 
     windows.WHOLE, windows._starts = 1.0, starts
     prediction.bounding_box = lambda mask, _: tuple(slice(0, n) for n in mask.shape)
-    return with_gliofed(choose_execution("cpu"))(network, image, side)
+    return with_gliofed(on_the_cpu())(network, image, side)
+
+
+def on_the_cpu(precision: Literal["auto", "bfloat16"] = "auto") -> ExecutionOptions:
+    return choose(Machine(device="cpu", precision=precision, threads=THREADS), Hardware.here())
 
 
 WAYS: Final[Mapping[str, Callable[[], Callable[[torch.nn.Module, Chances, int], Chances]]]] = {
     "MONAI": lambda: with_monai,
     "gliofed, MONAI's windows": lambda: with_monais_windows,
-    "gliofed, float32": lambda: with_gliofed(ExecutionOptions()),
-    "gliofed": lambda: with_gliofed(choose_execution("cpu")),
+    "gliofed": lambda: with_gliofed(on_the_cpu()),
+    # The same where the CPU does not multiply bfloat16.
+    "gliofed, bfloat16 asked": lambda: with_gliofed(on_the_cpu("bfloat16")),
 }
 
 

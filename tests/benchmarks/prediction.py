@@ -134,7 +134,7 @@ def trained(folder: Path) -> Arrays:
     cases = {case.patient: case for case in read_cohort(folder / "phantoms").cases}
     patients: list[Patient] = [[functools.partial(cache.get, case)] for case in cases.values()]
     network = build(NETWORK, seed=0)
-    train(network, patients, TRAINING, seed=0, execution=ExecutionOptions())
+    train(network, patients, TRAINING, seed=0, execution=ExecutionOptions(threads=THREADS))
     return state_arrays(network)
 
 

@@ -114,7 +114,22 @@ def test_a_coordinator_that_is_not_served(site: Site, command: Run) -> None:
 @pytest.mark.parametrize(
     ("wanted", "found", "level", "words"),
     [
-        (Machine(), Devices("2.13.0", "", ""), "ok", "trains on the CPU"),
+        (Machine(), Devices("2.13.0", "", ""), "ok", "computes on the CPU with 4 threads"),
+        (Machine(), Devices("2.13.0", "", "", cores=8), "ok", "(cores: 8); `threads` in site.toml"),
+        (Machine(threads=6), Devices("2.13.0", "", "", cores=64), "ok", "6 threads (cores: 64)."),
+        (Machine(precision="bfloat16"), Devices("2.13.0", "", ""), "warning", "in float32: this"),
+        (
+            Machine(precision="bfloat16"),
+            Devices("2.13.0", "", "", cpu_bfloat16=True),
+            "ok",
+            "(cores: 1).",
+        ),
+        (
+            Machine(device="cpu"),
+            Devices("2.13.0", "12.8", "570", ("H100",), (8,)),
+            "ok",
+            'site.toml says device = "cpu"',
+        ),
         (Machine(), Devices("2.13.0", "", "570.1"), "warning", "uses no GPU"),
         (Machine(device="cuda"), Devices("2.13.0", "", "570.1"), "problem", "for CPUs"),
         (Machine(device="cuda"), Devices("2.13.0", "12.8", "470.1"), "problem", "CUDA 12.8"),

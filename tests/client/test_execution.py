@@ -1,139 +1,205 @@
+"""How a machine computes follows from its settings and its hardware, and from nothing else."""
+
+from __future__ import annotations
+
+import ast
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+import client
+import common
 from client import execution
-from client.execution import ExecutionOptions, choose_device, choose_execution, choose_precision
+from client.execution import ExecutionOptions, Hardware, choose, execution_for, predicting
 from client.site import Machine
-from client.studies import execution_for
+from client.threads import THREADS, computing_with, pool
 from common.errors import StateError
 
+GPU = Hardware(cuda=1, cuda_bfloat16=True, cpu_bfloat16=True)
+OLD_GPU = Hardware(cuda=1)
+GPUS = Hardware(cuda=3, cuda_bfloat16=True)
+APPLE = Hardware(mps=True)
+CPU = Hardware()
+FAST_CPU = Hardware(cpu_bfloat16=True)
 
-def test_choices_fit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(execution, "multiplies_bfloat16", lambda: False)
-    assert choose_precision(cpu) == "float32"
-    assert choose_execution("cpu") == ExecutionOptions(("cpu",), "float32", True)
-    assert choose_execution("mps") == ExecutionOptions(("mps",), "float32", False)
+CHOICES: dict[str, tuple[dict[str, Any], Hardware, tuple[tuple[str, ...], str, str, str]]] = {
+    "a CPU": ({}, CPU, (("cpu",), "float32", "float32", "channels last")),
+    "a CPU that multiplies bfloat16, nothing asked": (
+        {}, FAST_CPU, (("cpu",), "float32", "float32", "channels last"),
+    ),
+    "bfloat16 asked of it": (
+        {"precision": "bfloat16"}, FAST_CPU, (("cpu",), "float32", "bfloat16", "channels last"),
+    ),
+    "bfloat16 asked of one that does not": (
+        {"precision": "bfloat16"}, CPU, (("cpu",), "float32", "float32", "channels last"),
+    ),
+    "float32 asked": (
+        {"precision": "float32"}, FAST_CPU, (("cpu",), "float32", "float32", "channels last"),
+    ),
+    "a GPU": ({}, GPU, (("cuda",), "bfloat16", "bfloat16", "channels last")),
+    "a GPU without bfloat16": ({}, OLD_GPU, (("cuda",), "float32", "float32", "channels last")),
+    "bfloat16 asked of that": (
+        {"precision": "bfloat16"}, OLD_GPU, (("cuda",), "bfloat16", "bfloat16", "channels last"),
+    ),
+    "a GPU, float32 asked": (
+        {"precision": "float32"}, GPU, (("cuda",), "float32", "float32", "channels last"),
+    ),
+    "a GPU, the CPU asked": (
+        {"device": "cpu", "gpus": 2}, GPU, (("cpu",), "float32", "float32", "channels last"),
+    ),
+    "one of three GPUs": ({}, GPUS, (("cuda",), "bfloat16", "bfloat16", "channels last")),
+    "two of three": (
+        {"device": "cuda", "gpus": 2}, GPUS,
+        (("cuda:0", "cuda:1"), "bfloat16", "bfloat16", "channels last"),
+    ),
+    "all of three": (
+        {"gpus": 0}, GPUS,
+        (("cuda:0", "cuda:1", "cuda:2"), "bfloat16", "bfloat16", "channels last"),
+    ),
+    "all of one": ({"gpus": 0}, GPU, (("cuda",), "bfloat16", "bfloat16", "channels last")),
+    "Apple's GPU": ({}, APPLE, (("mps",), "float32", "float32", "channels first")),
+    "Apple's CPU": ({"device": "cpu"}, APPLE, (("cpu",), "float32", "float32", "channels last")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", CHOICES)
+def test_the_choice(row: str) -> None:
+    settings, hardware, wanted = CHOICES[row]
+    found = choose(Machine.model_validate(settings), hardware)
+    told = (found.devices, found.precision, found.prediction_precision, found.layout)
+    assert told == wanted
+    assert found.device == wanted[0][0]
+    assert found.kind == found.device.split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "hardware", "says"),
+    [
+        ({"device": "cuda"}, CPU, "the device cuda"),
+        ({"device": "mps"}, GPU, "the device mps"),
+        ({"gpus": 3}, GPU, "3 CUDA devices, of which torch finds 1"),
+        ({"device": "cuda", "gpus": 4}, GPUS, "4 CUDA devices"),
+        ({"gpus": 2}, CPU, "2 CUDA devices, of which torch finds 0"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    settings: dict[str, Any], hardware: Hardware, says: str
+) -> None:
+    with pytest.raises(StateError, match=says) as caught:
+        choose(Machine.model_validate(settings), hardware)
+    assert caught.value.code == "device"
+
+
+@pytest.mark.parametrize("asked", [0, 1, 3, 64])
+def test_threads_are_those_of_the_settings_or_a_constant(
+    monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    monkeypatch.setattr(execution, "THREADS", THREADS)  # tests/conftest.py says 1
+    assert choose(Machine(threads=asked), CPU).threads == (asked or 4)
+
+
+def test_the_choice_is_the_same_whatever_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No clock, no load, no free memory, no number of cores, no environment."""
+    calm = execution_for(Machine(precision="bfloat16"))
+    clock = iter(range(10**6))
+    for name in ("perf_counter", "monotonic", "process_time", "time"):
+        monkeypatch.setattr(time, name, lambda: 1000.0 * next(clock) ** 2)
+    for cores, load, threads in ((1, 64.0, "1"), (128, 0.0, "128"), (2, 2.0, "7")):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load,) * 3)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 0))
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        with computing_with(int(threads)):
+            assert execution_for(Machine(precision="bfloat16")) == calm
+
+
+def test_the_hardware_is_asked_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert choose_device() == torch.device("cuda")
-    assert choose_execution() == ExecutionOptions(("cuda",), "bfloat16", True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda *, including_emulation: not including_emulation
+    )
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert Hardware.here() == Hardware(cuda=2, cuda_bfloat16=True, cpu_bfloat16=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device() == torch.device("mps")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device() == cpu
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert Hardware.here() == Hardware()
 
 
-@pytest.mark.parametrize(
-    ("device", "gpus", "visible", "devices"),
-    [
-        ("auto", 1, 4, ("cuda",)),
-        ("cuda", 2, 4, ("cuda:0", "cuda:1")),
-        ("cuda", 0, 3, ("cuda:0", "cuda:1", "cuda:2")),
-        ("auto", 0, 1, ("cuda",)),
-        ("cpu", 0, 4, ("cpu",)),
-    ],
-)
-def test_devices_that_share_the_work(
-    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, visible: int, devices: tuple[str, ...]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    found = choose_execution(device, gpus=gpus)  # type: ignore[arg-type]
-    assert found.devices == devices
-    assert found.device == devices[0]
+def test_torch_predicts_as_it_is_told_and_is_left_as_it_was() -> None:
+    flags = torch.backends.cudnn
+    with computing_with(1):
+        before = (flags.benchmark, flags.deterministic, flags.allow_tf32)
+        with predicting(ExecutionOptions(threads=3)):
+            assert torch.get_num_threads() == 3
+            assert (flags.benchmark, flags.deterministic, flags.allow_tf32) == before
+        with predicting(ExecutionOptions(("cuda:1",), threads=2)):
+            assert torch.get_num_threads() == 2
+            assert (flags.benchmark, flags.deterministic, flags.allow_tf32) == (False, True, False)
+        assert torch.get_num_threads() == 1
+        assert (flags.benchmark, flags.deterministic, flags.allow_tf32) == before
 
 
-def test_precision_is_as_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    assert choose_execution("cuda").precision == "float32"
-    assert choose_execution("cuda", precision="bfloat16").precision == "bfloat16"
-    assert choose_execution("cpu", precision="bfloat16").precision == "float32"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert choose_execution("cuda", precision="float32").precision == "float32"
+def test_another_threads_number_is_its_own() -> None:
+    """A service sets it where it computes, though other threads set theirs meanwhile."""
+    with computing_with(3), ThreadPoolExecutor(1) as stranger, pool(2) as ours:
+        stranger.submit(torch.set_num_threads, 1).result()
+        assert torch.get_num_threads() == 3
+        assert ours.submit(torch.get_num_threads).result() == 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "visible", "devices"),
-    [
-        ({"device": "cuda", "gpus": 2}, 2, ("cuda:0", "cuda:1")),
-        ({"gpus": 0, "precision": "float32"}, 2, ("cuda:0", "cuda:1")),
-        ({"gpus": 3}, 2, None),
-        ({"gpus": 2}, 0, None),
-        ({"device": "cpu", "gpus": 2, "precision": "bfloat16"}, 0, ("cpu",)),
-        ({}, 0, ("cpu",)),
-    ],
-)
-def test_a_machine_computes_as_its_settings_say(
-    monkeypatch: pytest.MonkeyPatch,
-    settings: dict[str, object],
-    visible: int,
-    devices: tuple[str, ...] | None,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    machine = Machine.model_validate(settings)
-    if devices is None:
-        with pytest.raises(StateError, match="CUDA devices") as error:
-            execution_for(machine)
-        assert error.value.code == "device"
-        return
-    found = execution_for(machine)
-    assert found.devices == devices
-    wanted = settings.get("precision", "bfloat16")
-    assert found.precision == (wanted if visible else "float32")
+MEASURES = {
+    "set_num_threads": {"client/threads.py"},
+    "get_num_threads": {"client/threads.py"},
+    "set_num_interop_threads": set(),
+    "benchmark": set(),
+    "getloadavg": {"client/page/machine.py"},
+    "sched_getaffinity": set(),
+    "process_cpu_count": set(),
+    # To say it, and how many cases are prepared side by side: each case gets the same bits.
+    "cpu_count": {"client/imaging/batch.py", "client/page/machine.py", "client/diagnosis.py"},
+    "mem_get_info": {"client/diagnosis.py", "client/page/machine.py"},
+    "memory_allocated": set(),
+    "max_memory_allocated": set(),
+    # To tell what work took.
+    "perf_counter": set(),
+    "process_time": {"client/inference/stages.py"},
+}
+"""What asks the machine about its state, and who may: nobody who answers with voxels or weights."""
 
 
-@pytest.mark.parametrize(
-    ("asked", "able", "predicts"),
-    [
-        ("auto", True, "bfloat16"),
-        ("bfloat16", True, "bfloat16"),
-        ("float32", True, "float32"),
-        ("auto", False, "float32"),
-        ("bfloat16", False, "float32"),
-    ],
-)
-def test_a_cpu_predicts_in_bfloat16_if_it_multiplies_that_and_trains_in_float32(
-    monkeypatch: pytest.MonkeyPatch, asked: str, able: bool, predicts: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
-    found = choose_execution("cpu", precision=asked)  # type: ignore[arg-type]
-    assert found.precision == "float32"
-    assert found.prediction_precision == predicts
+def test_nobody_asks_the_machines_state_who_computes() -> None:
+    found: dict[str, set[str]] = {name: set() for name in MEASURES}
+    for package in (client, common):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and node.attr in found:
+                    found[node.attr].add(path.relative_to(root.parent).as_posix())
+    for name, files in found.items():
+        assert files <= MEASURES[name], f"{name} in {sorted(files - MEASURES[name])}"
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_the_layout_of_a_prediction_in_bfloat16_is_the_faster_one(
-    monkeypatch: pytest.MonkeyPatch, faster: bool
-) -> None:
-    monkeypatch.setattr(execution, "channels_last_is_faster", lambda: faster)
-    assert ExecutionOptions(predicts_in="bfloat16").prediction_channels_last is faster
-    assert ExecutionOptions().prediction_channels_last
-    assert ExecutionOptions(("cuda",), "bfloat16").prediction_channels_last
-    assert not ExecutionOptions(channels_last=False).prediction_channels_last
-
-
-def test_the_faster_layout_is_found_by_measuring_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "multiplies_bfloat16", lambda: True)
-    for plain, last, faster in ((2.0, 1.0, True), (1.0, 2.0, False)):
-        clock = iter([plain] * 4 + [last] * 4)
-        monkeypatch.setattr(execution, "_seconds", lambda *_, clock=clock: next(clock))
-        execution.channels_last_is_faster.cache_clear()
-        assert execution.channels_last_is_faster() is faster
-    execution.channels_last_is_faster.cache_clear()
-
-
-def test_nothing_is_measured_where_bfloat16_is_no_instruction(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(execution, "multiplies_bfloat16", lambda: False)
-    monkeypatch.setattr(execution, "_seconds", None)
-    execution.channels_last_is_faster.cache_clear()
-    assert not execution.channels_last_is_faster()
-    execution.channels_last_is_faster.cache_clear()
+def test_the_choice_can_measure_nothing() -> None:
+    """Nothing that is imported for it knows a clock, the system or another process."""
+    for name in ("execution", "threads"):
+        path = Path(str(client.__file__)).with_name(f"{name}.py")
+        imported = {
+            word.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for word in (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [one.name for one in node.names]
+            )
+        }
+        allowed = {"__future__", "client", "collections", "common", "concurrent", "contextlib"}
+        assert imported <= allowed | {"dataclasses", "torch", "typing"}

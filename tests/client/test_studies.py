@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from client import studies
-from client.site import Machine, Site
-from client.training import ExecutionOptions
+from client.site import Site
 from common.errors import CaseError, StateError
 from common.metrics import RegionScores
 from common.weights import digest
@@ -74,28 +72,6 @@ def test_an_unreadable_patient_costs_the_round_nothing(
     trained = studies.train_round(site, protocol, weights, round_number=1)
     assert trained.update
     assert studies.privacy_spent(site, protocol).steps == 2
-
-
-@pytest.mark.parametrize("device", ["auto", "cpu"])
-def test_the_machine_is_as_its_settings_say(device: str) -> None:
-    before = torch.get_num_threads()
-    try:
-        execution = studies.execution_for(Machine.model_validate({"device": device, "threads": 2}))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    assert isinstance(execution, ExecutionOptions)
-    if device == "cpu":
-        assert (execution.device, execution.precision) == ("cpu", "float32")
-
-
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_an_absent_device_is_named(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(StateError, match=f"device {device}") as caught:
-        studies.execution_for(Machine.model_validate({"device": device}))
-    assert caught.value.code == "device"
 
 
 def test_a_missing_ledger_stops_training(site: Site) -> None:

@@ -29,7 +29,6 @@ from server.provisioning import Consortium
 _SCRIPTS = Path(sys.executable).parent
 _ENVIRONMENT = {
     **os.environ,
-    "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
 }
@@ -96,6 +95,8 @@ class Stack:
         data, site, kit = self.folder / f"data-{name}", self.site(name), self.folder / "kit.json"
         write_cohort(data, PROFILES["reference"], patients=patients, size=size, seed=seed)
         self.call("gliofed-site", "request", site, "--name", name, "--data", data)
+        settings = site / "site.toml"  # several hospitals share this machine's cores
+        settings.write_text(settings.read_text().replace("threads = 0", "threads = 1"))
         self.call("gliofed-server", "admit", self.coordinator, site / "request.json", "--out", kit)
         self.call("gliofed-site", "join", site, kit)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from client.inference.change import BIDIMENSIONAL, VOLUMETRIC, Change
 from client.inference.explanation import Explained
 from client.inference.familiar import Familiarity
-from client.inference.record import Lesions, Result
+from client.inference.record import Lesions, Result, computed
 from client.inference.reviewed import MACHINE, Review
 from common.regions import LABEL_NAMES, MODALITY_NAMES
 
@@ -448,6 +448,7 @@ def _model(result: Result) -> tuple[Block, ...]:
             f"{other.weights_sha256[:16]}."
             for other in result.together_with
         ),
+        computed(result),
     ]
     found = result.federation
     if found is None:

@@ -186,6 +186,9 @@ def answered(response: words.ModelInferResponse) -> tuple[Segmentation, Origin]:
             result["precision"],
             result["calibrated"],
             trusted=True,
+            device=result.get("device"),
+            layout=result.get("layout"),
+            threads=result.get("threads"),
         )
     except (CaseError, KeyError, TypeError, ValueError, struct.error) as error:
         raise FederationError(

@@ -109,6 +109,9 @@ def example(*, prior: bool = True, case: str = "case-07", **fields: Any) -> dict
         "together_with": [{**IDENTITY, "version": "1.0.6", "round": 6}],
         "postprocessing": {},
         "precision": "float32",
+        "device": "cpu",
+        "layout": "channels last",
+        "threads": 4,
         "inputs": dict.fromkeys(("t1n", "t1c", "t2f"), source),
         "preparation": [
             {"step": "missing", "sequences": ["t2w"], "value": -9.0},

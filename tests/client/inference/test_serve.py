@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -45,8 +44,7 @@ def start(site: Site) -> Iterator[Start]:
     def run(*words: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "client.cli", "serve", str(site.folder)]
         command += ["--port", "0", "--metrics-port", "0", *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True))
+        started.append(subprocess.Popen(command, cwd=ROOT, text=True))
         return started[-1]
 
     yield run
