@@ -8,7 +8,6 @@ import pytest
 
 from client.readiness import Trial, of_trial, try_out
 from client.site import Site
-from tests.unnamed import unnamed
 
 
 @pytest.mark.parametrize(
@@ -47,11 +46,3 @@ def test_an_error_of_ours_is_said_in_its_own_words(site: Site) -> None:
     assert "site.toml is not TOML" in said.what
     assert "StateError" not in said.what
     assert "constraints.txt" not in said.do
-
-
-def test_a_user_without_name_and_home_on_a_read_only_disk_trains_and_segments(
-    site: Site, tmp_path: Path
-) -> None:
-    done = unnamed(["python", "-m", "client.readiness", site.folder], writable=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Matplotlib" not in done.stderr  # it found a folder for its cache
