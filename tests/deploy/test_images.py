@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow  # a Debian, a wheelhouse, three images, a study: 
 
 ROLES: Final = ("coordinator", "site", "clinic")
 NAMED: Final = "10001:10001"
+PACKAGES: Final = Path(sysconfig.get_path("purelib")).resolve()
 UNNAMED: Final = "1000670000:0"
 """A number that the image does not know, in group 0, as OpenShift runs every image."""
 
@@ -163,7 +164,7 @@ class Image:
     def _lend(self) -> None:
         """Let the image read from this environment what its wheelhouse would have brought."""
         (packages,) = (self.files / "opt/gliofed/lib").glob("python*/site-packages")
-        (packages / "lent.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        (packages / "lent.pth").write_text(f"{PACKAGES}\n")
         ours = Path(sys.executable).parent
         for script in ours.glob("flower-*"):
             text = script.read_text().splitlines(keepends=True)
@@ -191,7 +192,7 @@ def _layer(folder: Path) -> Path:
     (folder / "work").mkdir()
     programs = Path(sys.base_prefix) / "bin"
     above = folder / "upper" / programs.relative_to("/")
-    for read in (programs, Path(sysconfig.get_path("purelib"))):
+    for read in (programs, PACKAGES):
         # Open to all, as the folders below may not be.
         (folder / "upper" / read.relative_to("/")).mkdir(parents=True, exist_ok=True)
     if not (programs / "python").exists():
