@@ -2,4 +2,4 @@
 
 from common.surroundings import provide
 
-provide()
+provide()  # before MONAI, which asks for it, is imported by anyone
