@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,13 @@ def _unnamed(patch: pytest.MonkeyPatch) -> None:
         patch.delenv(name, raising=False)
 
 
+def _without_pwd(patch: pytest.MonkeyPatch) -> None:
+    """Make the machine one without the module, as Windows is."""
+    patch.setitem(sys.modules, "pwd", None)
+    for name in NAMES:
+        patch.delenv(name, raising=False)
+
+
 def _unwritable_home(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "access", lambda _path, mode: not mode & os.W_OK)
 
@@ -54,6 +62,7 @@ Change = Callable[[pytest.MonkeyPatch], object]
 LACKS: dict[str, tuple[list[Change], dict[str, str]]] = {
     "nothing": ([], {}),
     "a name": ([_unnamed], {"LOGNAME": f"uid{os.getuid()}"}),
+    "a name, and pwd to look it up": ([_without_pwd], {"LOGNAME": f"uid{os.getuid()}"}),
     "a name, but USER": ([_unnamed, lambda p: p.setenv("USER", "root")], {}),
     "a name and a home": (
         [_unnamed, _no_home],

@@ -52,7 +52,7 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 for volume in $VOLUMES; do mount --bind "${volume%%:*}" "$root${volume##*:}"; done
 [ "$READ_ONLY" = no ] || mount -o remount,bind,ro "$root"
-# Not exec: what changes its user is no longer ended with its parent, but this shell is, and all with it.
+# Not exec: what changes its user outlives its parent; this shell does not, and takes all with it.
 chroot --userspec="$OWNER" --groups= "$root" "$@" || exit $?
 """
 
