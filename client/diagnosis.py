@@ -76,7 +76,7 @@ def diagnose(site: Site, *, patience_s: float = PATIENCE_S) -> list[Finding]:
             of_memory(machine.memory()[0], little=_MEMORY, too_little=_LEAST_MEMORY)
         ],
         "gpu": lambda: [of_devices(site.settings.machine, devices())],
-        "trial": lambda: [of_trial(try_out(site.folder))],
+        "trial": lambda: [of_trial(try_out(site.folder), site.folder)],
         "versions": lambda: _versions(site),
         "keys": lambda: _files(site),
         "environment": lambda: of_environment(os.environ, host=_host(site)),

@@ -59,12 +59,12 @@ def try_out(folder: Path, *, patience_s: float = _PATIENCE_S) -> Trial:
     return Trial(done.returncode, lines[-1] if lines else "", time.monotonic() - began)
 
 
-def of_trial(found: Trial) -> Finding:
-    """Judge how the trial ended."""
+def of_trial(found: Trial, folder: Path) -> Finding:
+    """Judge how the trial of the site in ``folder`` ended."""
     if found.code == 0:
         return ok("trial", f"A step of training and a segmentation worked ({found.seconds:.0f} s).")
     told = "A step of training and a segmentation, tried on noise, "
-    again = f"`{sys.executable} -m client.readiness DIR` repeats it and shows all that it says."
+    again = f"`{sys.executable} -m client.readiness {folder}` repeats it and shows all it says."
     if found.code is None:
         return problem("trial", f"{told}did not end in {found.seconds:.0f} s.", again)
     if found.code < 0:
