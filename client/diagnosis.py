@@ -19,6 +19,7 @@ from cryptography import x509
 
 from client.cohort import Cohort
 from client.inference.installed import active_model
+from client.readiness import of_trial, try_out
 from client.series import cohort_of
 from client.site import Machine, Site
 from client.spending import open_ledger
@@ -33,6 +34,7 @@ from common.checkup import (
     of_owners,
     of_place,
     of_secrets,
+    of_temporary,
     of_unit,
     size,
 )
@@ -72,10 +74,12 @@ def diagnose(site: Site, *, patience_s: float = PATIENCE_S) -> list[Finding]:
     looks: dict[str, Callable[[], list[Finding]]] = {
         "kit": lambda: _connection(site, patience_s=patience_s),
         "disk": lambda: [of_place(one) for one in places(site)],
+        "temporary": lambda: [of_temporary(machine.temporary())],
         "memory": lambda: [
             of_memory(machine.memory()[0], little=_MEMORY, too_little=_LEAST_MEMORY)
         ],
         "gpu": lambda: [of_devices(site.settings.machine, devices())],
+        "trial": lambda: [of_trial(try_out(site.folder), site.folder)],
         "versions": lambda: _versions(site),
         "keys": lambda: _files(site),
         "environment": lambda: of_environment(os.environ, host=_host(site)),

@@ -20,8 +20,9 @@ def doctor(
 ) -> None:
     """Test name, port, TLS, clock, disk, GPU, versions, keys, data and books in one go.
 
-    Fails if there is a problem. Nothing is changed and nothing but one request to the coordinator's
-    port leaves.
+    A step of training and a segmentation are tried on noise, which takes some seconds. Fails if
+    there is a problem. Nothing is changed and nothing but one request to the coordinator's port
+    leaves.
     """
     from client.diagnosis import diagnose
 

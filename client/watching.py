@@ -33,7 +33,7 @@ def stop(
     if already is not None:
         console.say(f"{site.name} is stopped already: {already}.")
         return
-    halt.stop(site, by=_person(), reason=reason)
+    halt.stop(site, by=getpass.getuser(), reason=reason)
     console.say(f"{site.name} is stopped. `gliofed-site resume {folder}` takes its work up again.")
 
 
@@ -41,7 +41,7 @@ def stop(
 def resume(folder: Folder) -> None:
     """Take the site's work up again after `stop`."""
     site = Site.open(folder)
-    lifted = halt.resume(site, by=_person())
+    lifted = halt.resume(site, by=getpass.getuser())
     if lifted is None:
         console.say(f"{site.name} is not stopped.")
         return
@@ -78,11 +78,3 @@ def _cell(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "-"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "-"
-
-
-def _person() -> str:
-    """Return who is logged in at this machine, for the journal."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container whose user has no name
-        return "unknown"

@@ -6,6 +6,7 @@ Pure: ``common.machine`` gathers the facts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from common.findings import Finding, ok, problem, warning
@@ -43,6 +44,17 @@ def of_place(place: Place, *, needed: int = 0) -> Finding:
     if place.free < needed + _LITTLE_DISK:
         return warning("disk", f"Only {free}.", f"Free {size(needed + _LITTLE_DISK)} on it.")
     return ok("disk", f"{free}.")
+
+
+def of_temporary(folder: Path | None) -> Finding:
+    """Judge the folder for temporary files; None where none can be written."""
+    if folder is None:
+        return problem(
+            "temporary",
+            "No folder for temporary files can be written, neither TMPDIR's nor /tmp nor /var/tmp.",
+            "Set TMPDIR to a folder of this user; in a container, mount an empty volume at /tmp.",
+        )
+    return ok("temporary", f"Temporary files go to {folder}.")
 
 
 def size(count: float) -> str:

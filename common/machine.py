@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,14 @@ def place(what: str, path: Path) -> Place:
         full = number in {errno.ENOSPC, errno.EDQUOT}
         return Place(what, path, free, full=full, trouble="" if full else str(words))
     return Place(what, path, free)
+
+
+def temporary() -> Path | None:
+    """Return the folder for temporary files; None if none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return None
 
 
 def memory() -> tuple[int, int]:

@@ -28,6 +28,7 @@ from common.checkup import (
     of_owners,
     of_place,
     of_secrets,
+    of_temporary,
     of_unit,
 )
 from common.errors import StateError
@@ -65,6 +66,7 @@ def diagnose(consortium: Consortium, *, patience_s: float = PATIENCE_S) -> list[
         "sites": lambda: _sites(consortium, entries),
         "studies": lambda: _studies(consortium, entries),
         "disk": lambda: _disk(consortium, entries),
+        "temporary": lambda: [of_temporary(machine.temporary())],
         "memory": lambda: [
             of_memory(machine.memory()[0], little=_MEMORY, too_little=_LEAST_MEMORY)
         ],

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,35 +25,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("offline")
     fill(root)
     return root
-
-
-@pytest.fixture(scope="module")
-def apart() -> Iterator[tuple[str, ...]]:
-    """What to put before a command so that it has a loopback interface and no other."""
-    keeper = subprocess.Popen(
-        [
-            needed("unshare"),
-            "--net",
-            "sh",
-            "-c",
-            "ip link set lo up && echo up && exec sleep infinity",
-        ],
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert keeper.stdout is not None
-        assert keeper.stdout.readline() == b"up\n"
-        entry = (needed("nsenter"), f"--net=/proc/{keeper.pid}/ns/net")
-        devices = subprocess.run(
-            [*entry, "ls", "/proc/self/net/dev_snmp6"], capture_output=True, text=True, check=True
-        )
-        assert devices.stdout.split() == ["lo"]
-        yield entry
-    finally:
-        keeper.terminate()
-        keeper.wait()
-        if keeper.stdout is not None:
-            keeper.stdout.close()
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ BARE = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PYTHONPATH": ""}
 """An environment in which pip and Python know nothing of this machine."""
 
 
-def fill(folder: Path) -> Path:
+def fill(folder: Path, *, alone: bool = False) -> Path:
     """Return ``folder``/wheelhouse; GLIOFED_WHEELHOUSE names one that was made before.
 
-    Its wheel of gliofed is made anew in any case.
+    Its wheel of gliofed is made anew in any case, and is there ``alone`` if that is asked.
     """
     source = folder / "source"
     files = subprocess.run(
@@ -34,13 +34,17 @@ def fill(folder: Path) -> Path:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, source / name)
     made = os.environ.get("GLIOFED_WHEELHOUSE")
-    if made is None:
+    if made is None and not alone:
         (block,) = (b for b in commands() if "make wheelhouse" in b.text)
         with story(source, Path(sys.executable).parent) as reader:
             reader.tell([block])
         shutil.move(source / "wheelhouse", folder / "wheelhouse")
         return folder / "wheelhouse"
-    house = Path(shutil.copytree(made, folder / "wheelhouse", copy_function=os.link))
+    house = folder / "wheelhouse"
+    if alone or made is None:
+        house.mkdir()
+    else:
+        shutil.copytree(made, house, copy_function=os.link)
     for old in (*house.glob("gliofed-*.whl"), house / "SHA256SUMS", house / "constraints.txt"):
         old.unlink(missing_ok=True)
     subprocess.run(
