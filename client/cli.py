@@ -221,6 +221,7 @@ def run(
     shown = None if page is None else read_place(page)
     figures = None if metrics is None else Place.read(metrics, what="metrics")
     with held(site.lock, what=f"{site.name} is running"):
+        site.lock.touch()  # since when it runs
         told, tick = chronicle.begin(
             "site",
             form=log_format,
