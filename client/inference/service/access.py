@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ import grpc
 
 from common.errors import IdentityError, StateError
 from common.files import write_secret
+from common.proxies import is_loopback
 
 HEADER: Final = "authorization"
 _SHORTEST: Final = 16
@@ -58,14 +58,6 @@ def allowed(metadata: object, token: bytes) -> bool:
             given = value
     expected = b"Bearer " + token
     return hmac.compare_digest(given.encode(), expected)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether ``host`` is this machine alone."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def server_credentials(
