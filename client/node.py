@@ -183,7 +183,7 @@ def explaining(intercept: Callable[..., httpx.Response]) -> Callable[..., httpx.
             answer = intercept(signer, context, call_next)
         except httpx.TransportError as error:
             said = isinstance(error, httpx.ProxyError)
-            why = f"{'The proxy says: ' if said else ''}{error or type(error).__name__}"
+            why = f"{'The proxy says: ' if said else ''}{str(error) or type(error).__name__}"
             if why != last:
                 sys.stderr.write(f"ERROR : The coordinator is not reached. {why}\n")
                 last = why
