@@ -9,7 +9,9 @@ import os
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -48,10 +50,11 @@ class Nothing(BaseHTTPRequestHandler):
     """Answers 404, as the gateway does to a stranger."""
 
     def do_GET(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))
         self.send_error(404)
 
-    do_POST = do_GET
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_error(404)
 
     def log_message(self, *_: object) -> None:
         pass
