@@ -45,6 +45,8 @@ class ConnectProxy:
     """A status line in the place of a way."""
     host: str = "127.0.0.1"
     port: int = 0
+    away: threading.Event = field(default_factory=threading.Event)
+    """While it is set, what was open is closed and what comes is sent away."""
     asked: list[str] = field(default_factory=list)
     carried: int = 0
     """Bytes that went through, both ways."""
@@ -65,6 +67,9 @@ class ConnectProxy:
         while not ended.is_set():
             with contextlib.suppress(TimeoutError):
                 raw, _ = listener.accept()
+                if self.away.is_set():
+                    raw.close()
+                    continue
                 threads.append(threading.Thread(target=self._answer, args=(raw, ended)))
                 threads[-1].start()
         for thread in threads:
@@ -114,7 +119,7 @@ class ConnectProxy:
         """Carry both ways until one side closes."""
         for one in (near, far):
             one.settimeout(0.02)
-        while not ended.is_set():
+        while not (ended.is_set() or self.away.is_set()):
             for here, there in ((near, far), (far, near)):
                 try:
                     data = here.recv(65536)
