@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -231,7 +232,9 @@ def run(
         )
         supervisor = Supervisor(running.children(site, page=shown, metrics=figures), told=told)
         stop_on_signals(supervisor)
-        console.say(f"{site.name} connects to {site.kit.address}; Ctrl+C stops.")
+        proxy = site.proxy(os.environ)
+        way = "" if proxy is None else f" through the proxy {proxy} ({proxy.source})"
+        console.say(f"{site.name} connects to {site.kit.address}{way}; Ctrl+C stops.")
         stopped = halted(site)
         if stopped is not None:
             console.warn(f"It carries out no order: stopped {stopped}.")

@@ -185,7 +185,7 @@ def explaining(intercept: Callable[..., httpx.Response]) -> Callable[..., httpx.
             said = isinstance(error, httpx.ProxyError)
             why = f"{'The proxy says: ' if said else ''}{str(error) or type(error).__name__}"
             if why != last:
-                sys.stderr.write(f"ERROR : The coordinator is not reached. {why}\n")
+                sys.stderr.write(f"ERROR : The coordinator was not reached. {why}\n")
                 last = why
             if said and str(error)[:3] in _BEHIND_PROXY:
                 raise httpx.ConnectError(why) from error

@@ -323,7 +323,7 @@ def test_why_a_call_failed_is_said_once(
     for _ in range(2):
         with pytest.raises(raised):
             wrapped(None, None, None)
-    line = f"ERROR : The coordinator is not reached. {said}"
+    line = f"ERROR : The coordinator was not reached. {said}"
     assert capsys.readouterr().err.count(line) == 1
     assert wrapped(None, None, None).status_code == 200
     with pytest.raises(raised):
