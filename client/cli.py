@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -221,6 +222,7 @@ def run(
     shown = None if page is None else read_place(page)
     figures = None if metrics is None else Place.read(metrics, what="metrics")
     with held(site.lock, what=f"{site.name} is running"):
+        site.lock.touch()  # since when it runs
         told, tick = chronicle.begin(
             "site",
             form=log_format,
@@ -230,7 +232,9 @@ def run(
         )
         supervisor = Supervisor(running.children(site, page=shown, metrics=figures), told=told)
         stop_on_signals(supervisor)
-        console.say(f"{site.name} connects to {site.kit.address}; Ctrl+C stops.")
+        proxy = site.proxy(os.environ)
+        way = "" if proxy is None else f" through the proxy {proxy} ({proxy.source})"
+        console.say(f"{site.name} connects to {site.kit.address}{way}; Ctrl+C stops.")
         stopped = halted(site)
         if stopped is not None:
             console.warn(f"It carries out no order: stopped {stopped}.")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,22 +33,29 @@ from common.checkup import (
     of_leftovers,
     of_libraries,
     of_memory,
+    of_no_proxy,
     of_owners,
     of_place,
     of_secrets,
+    of_taken_way,
     of_temporary,
     of_unit,
     size,
 )
 from common.files import is_held, read_json
 from common.findings import Finding, looked, ok, problem, warning
+from common.last_words import last_words
 from common.reach import PATIENCE_S, reach
 from common.versions import proven, skew
-from common.way import of_days, of_door
+from common.way import duration, of_days, of_door
 
 LIBRARIES: Final = ("flwr", "torch", "monai", "opacus", "dp-accounting", "numpy", "pydicom")
 UNIT: Final = "gliofed-site.service"
 
+_SILENT_S: Final = 180.0
+"""The SuperNode asks every 3 s, and after failures every minute."""
+_RECENT_S: Final = 3600.0
+_LEVEL: Final = re.compile(r"level[\"=: ]+(warning|error|critical)")
 _SECRETS: Final = ("identity.key", "node.key", "superexec.secret", "patients.key")
 _MEMORY: Final = 4 * GB
 _LEAST_MEMORY: Final = int(1.6 * GB)
@@ -82,17 +91,13 @@ def diagnose(site: Site, *, patience_s: float = PATIENCE_S) -> list[Finding]:
         "trial": lambda: [of_trial(try_out(site.folder), site.folder)],
         "versions": lambda: _versions(site),
         "keys": lambda: _files(site),
-        "environment": lambda: of_environment(os.environ, host=_host(site)),
+        "environment": lambda: of_environment(os.environ),
         "data": lambda: [of_cohort(site.data, cohort_of(site))],
         "journal": lambda: _books(site),
         "model": lambda: [_model(site)],
         "running": lambda: _running(site),
     }
     return [found for about, look in looks.items() for found in looked(about, look)]
-
-
-def _host(site: Site) -> str:
-    return site.kit.address.rpartition(":")[0].strip("[]") if _joined(site) else ""
 
 
 def _joined(site: Site) -> bool:
@@ -109,14 +114,10 @@ def _connection(site: Site, *, patience_s: float) -> list[Finding]:
             )
         ]
     kit = site.kit
-    host, _, port = kit.address.rpartition(":")
-    found = reach(
-        host.strip("[]"), int(port), authority=site.folder / "ca.crt", patience_s=patience_s
-    )
     trusted = x509.load_pem_x509_certificates((site.folder / "ca.crt").read_bytes())
     said = [ok("kit", f"{site.name} belongs to {kit.consortium}; its keys are those of the kit.")]
     now = dt.datetime.now(dt.UTC)
-    said += of_door(found, whose="this site's kit", now=now)
+    said += looked("proxy", lambda: _way(site, patience_s=patience_s, now=now))
     for one in trusted:
         said.append(
             of_days(
@@ -128,6 +129,20 @@ def _connection(site: Site, *, patience_s: float) -> list[Finding]:
                 "order, or as a file for `gliofed-site renew-kit`.",
             )
         )
+    return said
+
+
+def _way(site: Site, *, patience_s: float, now: dt.datetime) -> list[Finding]:
+    """Go the way that the SuperNode goes."""
+    (host, port), proxy = site.coordinator, site.proxy(os.environ)
+    authority = site.folder / "ca.crt"
+    found = reach(host, port, authority=authority, patience_s=patience_s, proxy=proxy)
+    said = of_door(found, whose="this site's kit", now=now)
+    if proxy is None:
+        said += of_no_proxy(os.environ, host=host, port=port, reached=found.verified)
+    if is_held(site.lock) and site.way.exists():
+        taken = str(read_json(site.way, what="SuperNode's way")["proxy"])
+        said += of_taken_way(taken, "" if proxy is None else str(proxy))
     return said
 
 
@@ -237,6 +252,8 @@ def _files(site: Site) -> list[Finding]:
     extra = site.folder / "keys" / "service.token"
     if extra.exists():
         found.append(machine.secret(extra))
+    if site.settings.network.proxy_password_file:
+        found.append(machine.secret(site.folder / site.settings.network.proxy_password_file))
     return [
         *of_secrets(found),
         of_owners(machine.strangers(site.folder), owner=owner),
@@ -293,4 +310,45 @@ def _running(site: Site) -> list[Finding]:
     if not runs:
         do = "Start `gliofed-site run`, or the service."
         return [*said, warning("running", f"{site.name} does not run: no order comes.", do)]
-    return [*said, ok("running", f"{site.name} runs.")]
+    now = time.time()
+    ran_s = now - site.lock.stat().st_mtime
+    said.append(ok("running", f"{site.name} runs, for {duration(ran_s)}."))
+    log = site.folder / "flower" / "log"
+    said.append(
+        of_contact(
+            ran_s=ran_s,
+            silent_s=now - site.contact.stat().st_mtime if site.contact.exists() else None,
+            words=last_words(log / "supernode.log"),
+        )
+    )
+    if (log / "worker.log").exists():
+        ago_s = now - (log / "worker.log").stat().st_mtime
+        said += of_worker(last_words(log / "worker.log"), ago_s=ago_s, ran_s=ran_s)
+    return said
+
+
+def of_contact(*, ran_s: float, silent_s: float | None, words: str) -> Finding:
+    """Judge since when the coordinator has not answered; ``words`` are the SuperNode's last."""
+    answered = "has never answered"
+    if silent_s is not None:
+        answered = f"last answered {duration(silent_s)} ago"
+    if silent_s is not None and silent_s < _SILENT_S:
+        return ok("contact", f"The coordinator {answered}.")
+    if ran_s < _SILENT_S:
+        return ok("contact", f"The coordinator {answered}; the site has only begun.")
+    said = f" The SuperNode's last words: {words}" if words else ""
+    return problem(
+        "contact",
+        f"The coordinator {answered}, though the site runs.{said}",
+        "What stands in the way is named above; flower/log/supernode.log has the rest.",
+    )
+
+
+def of_worker(words: str, *, ago_s: float, ran_s: float) -> list[Finding]:
+    """Judge the last words of the worker, if they are of this run and of the last hour."""
+    level = _LEVEL.search(words)
+    if level is None or ago_s > min(ran_s, _RECENT_S):
+        return []
+    told = f"The worker's last words, {duration(ago_s)} ago: {words}"
+    do = "flower/log/worker.log has the rest; `gliofed-site audit` has the journal's facts."
+    return [(warning if level[1] == "warning" else problem)("worker", told, do)]

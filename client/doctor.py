@@ -18,10 +18,11 @@ def doctor(
     folder: Annotated[Path, typer.Argument(help="The site's folder.", metavar="DIR")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Test name, port, TLS, clock, disk, GPU, versions, keys, data and books in one go.
+    """Test name, proxy, port, TLS, clock, disk, GPU, versions, keys, data and books in one go.
 
-    A step of training and a segmentation are tried on noise, which takes some seconds. Fails if
-    there is a problem. Nothing is changed and nothing but one request to the coordinator's port
+    It goes the way to the coordinator that the SuperNode goes, and reads what that last said. A step
+    of training and a segmentation are tried on noise, which takes some seconds. Fails if there is a
+    problem. Nothing is changed and nothing but one request to the coordinator's port
     leaves.
     """
     from client.diagnosis import diagnose

@@ -1,4 +1,4 @@
-"""The site's SuperNode: Flower's own, with four of its habits corrected.
+"""The site's SuperNode: Flower's own, with six of its habits corrected.
 
 - It is a loop that speaks to the coordinator and a server that hands orders to the worker. When the
   loop gives up, on an answer that it does not try again, the server stays: the site would look
@@ -12,6 +12,12 @@
 - After a SuperNode that was killed, the next one is not let in for a minute, in which the
   coordinator believes that the order is being worked on. Here the next one, on the same machine,
   says first that the old one is gone, and the order is given again at once.
+- It looks for a proxy in the environment alone, and reads ``NO_PROXY`` in a way of its own. Here it
+  goes the way that ``Site.proxy`` says, which is the one that `gliofed-site doctor` goes, and
+  writes it down.
+- It says that a connection failed and never why, and gives up where a proxy says that the
+  coordinator is away, though it goes on trying where the coordinator itself is. Here it says why,
+  once, and goes on trying.
 """
 
 from __future__ import annotations
@@ -36,10 +42,14 @@ from flwr.supernode import node_auth_http_interceptor, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from common.errors import StateError
+from client.site import Site
+from common.errors import GliofedError, StateError
 from common.files import read_json, write_json
 from common.journal import Journal
+from common.proxies import Proxy, without_proxies
+from common.reach import context_for
 
+_BEHIND_PROXY: Final = frozenset({"502", "503", "504"})
 _SAME_S: Final = 2.0
 """Two clocks that differ by less are the same: a ``Date`` header is in whole seconds."""
 
@@ -78,6 +88,23 @@ def main() -> None:
     The other arguments are those of ``flower-supernode``.
     """
     folder = Path(sys.argv.pop(1))
+    code = 1
+    try:
+        correct(folder, leaving(folder))
+        flower_supernode()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except GliofedError as error:
+        sys.stderr.write(f"ERROR : {error}\n")
+    except BaseException:  # noqa: BLE001  the process's edge
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def correct(folder: Path, proxy: Proxy | None) -> None:
+    """Correct Flower's habits in this process."""
     clock = Clock(functools.partial(_tell, Journal(folder / "journal.jsonl")))
     auth = node_auth_http_interceptor
     auth.now = clock.now
@@ -88,22 +115,85 @@ def main() -> None:
     auth.NodeAuthHttpInterceptor.intercept = noting(
         auth.NodeAuthHttpInterceptor.intercept, folder / "flower" / "contact"
     )
+    auth.NodeAuthHttpInterceptor.intercept = explaining(auth.NodeAuthHttpInterceptor.intercept)
+    FleetHttpClient.__init__ = going_through(FleetHttpClient.__init__, proxy)
     FleetHttpClient.ActivateNode = taking_over(
         FleetHttpClient.ActivateNode, folder / "flower" / "node.json"
     )
     start_client_internal._pull_and_store_message = receive_whole(
         start_client_internal._pull_and_store_message
     )
-    code = 1
+
+
+def leaving(folder: Path) -> Proxy | None:
+    """Return the proxy of the site in ``folder`` and write it down for its doctor.
+
+    After that nothing in this process finds a proxy in the environment. Raises StateError.
+    """
+    site = Site.open(folder)
+    proxy = site.proxy(os.environ)
+    for name in set(os.environ) - set(without_proxies(os.environ)):
+        del os.environ[name]
     try:
-        flower_supernode()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # noqa: BLE001  the process's edge
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        write_json(site.way, {"proxy": "" if proxy is None else str(proxy)})
+    except StateError as error:
+        sys.stderr.write(f"{error}\n")  # a doctor that does not know is no reason to stop
+    return proxy
+
+
+def going_through(made: Callable[..., None], proxy: Proxy | None) -> Callable[..., None]:
+    """Return the ``__init__`` of Flower's client made to go through ``proxy`` alone, or none."""
+
+    @functools.wraps(made)
+    def wrapped(
+        client: Any, base_url: str, *, verify: Any = True, timeout: float = 30.0, **others: Any
+    ) -> None:
+        made(client, base_url, verify=verify, timeout=timeout, **others)
+        client._client.close()
+        client._client = httpx.Client(
+            verify=verify,
+            timeout=timeout,
+            follow_redirects=True,
+            trust_env=False,
+            proxy=None if proxy is None else httpx_proxy(proxy),
+        )
+
+    return wrapped
+
+
+def httpx_proxy(proxy: Proxy) -> httpx.Proxy:
+    return httpx.Proxy(
+        str(proxy),
+        auth=(proxy.user, proxy.password) if proxy.user else None,
+        ssl_context=context_for(proxy) if proxy.scheme == "https" else None,
+    )
+
+
+def explaining(intercept: Callable[..., httpx.Response]) -> Callable[..., httpx.Response]:
+    """Return ``intercept`` made to say why a call failed, once for each reason in a row.
+
+    A proxy that cannot reach the coordinator is a failed connection, which Flower tries again.
+    """
+    last = ""
+
+    @functools.wraps(intercept)
+    def wrapped(signer: Any, context: Any, call_next: Callable[[Any], Any]) -> httpx.Response:
+        nonlocal last
+        try:
+            answer = intercept(signer, context, call_next)
+        except httpx.TransportError as error:
+            said = isinstance(error, httpx.ProxyError)
+            why = f"{'The proxy says: ' if said else ''}{str(error) or type(error).__name__}"
+            if why != last:
+                sys.stderr.write(f"ERROR : The coordinator was not reached. {why}\n")
+                last = why
+            if said and str(error)[:3] in _BEHIND_PROXY:
+                raise httpx.ConnectError(why) from error
+            raise
+        last = ""
+        return answer
+
+    return wrapped
 
 
 def signed_in_time(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from client.site import Site
 from common.door.place import Place
 from common.processes import Child, free_port
+from common.proxies import variables
 
 
 def children(site: Site, *, page: Place | None = None, metrics: Place | None = None) -> list[Child]:
     """Return the site's processes in the order in which they start.
 
     ``page`` and ``metrics`` are where the site's page and its figures are served, if at all: by a
-    process of their own, which the others do without.
+    process of their own, which the others do without. Raises StateError if the proxy that the
+    SuperNode is to take cannot be used; of the environment's proxies it alone is told.
     """
     folder = site.folder
+    proxy = site.proxy(os.environ)
     flower = folder / "flower"
     (flower / "home").mkdir(parents=True, exist_ok=True)
     port = str(free_port())
@@ -31,13 +35,18 @@ def children(site: Site, *, page: Place | None = None, metrics: Place | None = N
     worker = [sys.executable, "-m", "client.worker", str(folder), f"127.0.0.1:{port}"]
     log = flower / "log"
     environment = {"FLWR_HOME": str(flower / "home")}
+    watched = [folder / "ca.crt", folder / "keys" / "node.key"]
+    if site.settings.network.proxy_password_file:
+        watched.append(folder / site.settings.network.proxy_password_file)
+    if proxy is not None and proxy.authority is not None:
+        watched.append(proxy.authority)
     made = [
         Child(
             "supernode",
             node,
             log / "supernode.log",
-            environment,
-            watches=(folder / "ca.crt", folder / "keys" / "node.key"),
+            {**variables(os.environ), **environment},
+            watches=tuple(watched),
             cut_by=(site.stopped,),  # what is being sent
         ),
         Child("worker", worker, log / "worker.log", environment, ends=("supernode",)),

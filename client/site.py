@@ -26,12 +26,13 @@ import datetime as dt
 import json
 import secrets
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from client import keyring
 from common import formats, posix
@@ -51,6 +52,7 @@ from common.protocol import (
     StudyProtocol,
     parse_protocol,
 )
+from common.proxies import Proxy, from_environment, is_loopback, parse_proxy
 
 _SETTINGS = """\
 # Settings of this hospital's gliofed site. gliofed reads this file and never changes it.
@@ -99,6 +101,19 @@ threads = 0
 # or on a full disk, those unused for longest are removed and prepared again when they are needed.
 # Leave room for all cases of the studies that run: about 0.07 GB each at 1 mm.
 cache_gb = 0
+
+[network]
+# The proxy on the way to the coordinator, such as "http://proxy.hospital.example:3128"; "" obeys
+# HTTPS_PROXY and NO_PROXY of the environment. It must pass TLS unopened (CONNECT). Start
+# `gliofed-site run` anew after a change; `gliofed-site doctor` tests it.
+proxy = ""
+# Who we are to the proxy (Basic): the password is the first line of a file of mode 0600, as
+# "keys/proxy.password".
+proxy_user = ""
+proxy_password_file = ""
+# Who signed the certificate of a proxy that is itself spoken to by TLS (https://), a PEM file; ""
+# trusts those whom the system trusts.
+proxy_ca = ""
 """
 
 
@@ -154,6 +169,38 @@ class Machine(_Frozen):
         return round(self.cache_gb * 1e9)
 
 
+class Network(_Frozen):
+    """How this hospital's network is left; paths are relative to the site's folder."""
+
+    proxy: str = ""
+    proxy_user: str = Field(default="", pattern=r"^[^:\x00-\x1f]*$")
+    proxy_password_file: str = ""
+    proxy_ca: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Network:
+        if not self.proxy:
+            if self.proxy_user or self.proxy_password_file or self.proxy_ca:
+                raise ValueError("proxy_user, proxy_password_file and proxy_ca are of a proxy")
+            return self
+        try:
+            parsed = parse_proxy(self.proxy, source="proxy")
+        except StateError as error:
+            raise ValueError(str(error)) from None
+        if parsed.user or parsed.password:
+            raise ValueError("write the user as proxy_user and the password into a file")
+        if str(parsed) != self.proxy.lower().rstrip("/"):
+            raise ValueError(f"write scheme, host and port: {parsed}")
+        if bool(self.proxy_user) != bool(self.proxy_password_file):
+            raise ValueError("proxy_user and proxy_password_file go together")
+        if self.proxy_ca and parsed.scheme != "https":
+            raise ValueError(
+                "proxy_ca is for a proxy that is spoken to by TLS (https://); the coordinator's "
+                "certificate is trusted by the kit alone"
+            )
+        return self
+
+
 class SiteSettings(_Frozen):
     """``site.toml``."""
 
@@ -161,6 +208,7 @@ class SiteSettings(_Frozen):
     data: str = Field(min_length=1)
     policy: Policy = Policy()
     machine: Machine = Machine()
+    network: Network = Network()
 
 
 class Decision(_Frozen):
@@ -208,7 +256,8 @@ class Site:
             raise StateError(f"{path} is not TOML: {error}.", do="Correct that line.") from None
         except ValidationError as error:
             lines = [
-                f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+                f"  {'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
+                for item in error.errors()
             ]
             raise StateError(
                 f"{path} has wrong settings:\n" + "\n".join(lines) + "\n",
@@ -262,8 +311,18 @@ class Site:
 
     @property
     def lock(self) -> Path:
-        """Held by the process that runs this site."""
+        """Held by the process that runs this site, and dated by when it began."""
         return self.folder / "flower" / "run.lock"
+
+    @property
+    def contact(self) -> Path:
+        """Dated by the last call of the SuperNode's that the coordinator answered well."""
+        return self.folder / "flower" / "contact"
+
+    @property
+    def way(self) -> Path:
+        """Names the proxy through which the SuperNode goes, without credentials."""
+        return self.folder / "flower" / "way.json"
 
     @property
     def heard_version(self) -> Path:
@@ -301,6 +360,36 @@ class Site:
             )
         statement = Statement.load(path, what="site kit")
         return open_kit(statement, identity_key=self.identity.public)
+
+    @property
+    def coordinator(self) -> tuple[str, int]:
+        """Host and port of the coordinator."""
+        host, _, port = self.kit.address.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def proxy(self, environment: Mapping[str, str]) -> Proxy | None:
+        """Return the proxy on the way to the coordinator, or None; raise StateError.
+
+        ``site.toml`` comes before the environment; a coordinator on this machine needs none.
+        """
+        host, port = self.coordinator
+        network = self.settings.network
+        if is_loopback(host):
+            return None
+        if not network.proxy:
+            return from_environment(environment, host=host, port=port)
+        password = ""
+        if network.proxy_password_file:
+            password = _password(self.folder / network.proxy_password_file)
+        authority = self.folder / network.proxy_ca if network.proxy_ca else None
+        if authority is not None and not authority.is_file():
+            raise StateError(
+                f"The proxy's authority {authority} is missing.",
+                do="Correct proxy_ca in site.toml.",
+                code="proxy",
+            )
+        found = parse_proxy(network.proxy, source="site.toml")
+        return replace(found, user=network.proxy_user, password=password, authority=authority)
 
     def study_names(self) -> list[str]:
         return sorted(path.parent.name for path in self.folder.glob("studies/*/protocol.json"))
@@ -419,6 +508,27 @@ class Site:
         self.journal.append(f"study {decision}d", **value.model_dump())
         statement.save(self.folder / "studies" / study / "decision.json")
         return value
+
+
+def _password(path: Path) -> str:
+    """Return the first line of ``path``, which its owner alone may read; raise StateError."""
+    try:
+        mode = path.stat().st_mode
+        password = path.read_text().split("\n", 1)[0].removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise StateError(
+            f"The proxy's password in {path} cannot be read: {why}.",
+            do="Correct proxy_password_file in site.toml.",
+            code="proxy",
+        ) from None
+    if mode & 0o077:
+        raise StateError(
+            f"Others than its owner may read the proxy's password in {path}.",
+            do=f"chmod 600 {path}",
+            code="proxy",
+        )
+    return password
 
 
 def request(folder: Path, *, name: str, data: Path | None) -> Site:

@@ -9,6 +9,9 @@ its date is reckoned from the order's, so that a wrong clock here makes no answe
 A worker that dies leaves its order with the SuperNode, perhaps with half an answer, for which the
 SuperNode would wait for ever: ``client.running`` restarts both together, and the coordinator, who
 hears of it at once, orders again.
+
+The SuperNode is on this machine: what it is asked goes through no proxy, whatever the environment
+says.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,10 +50,14 @@ from common.versions import own, skew
 from common.wire import check_bundle, refusal, unpack_order
 
 _LOG = logging.getLogger("client.worker")
+_WORDS = logs.get_logger("client.worker")
 
 _ACQUIRE: Final = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
 _POLL_S: Final = 0.2
+_SILENT_S: Final = 30.0
+"""A SuperNode that starts is silent for less."""
+_AGAIN_S: Final = 600.0
 _HEARTBEAT_S: Final = 10.0
 
 
@@ -69,13 +77,16 @@ class Worker:
             name="SuperExec",
         )
         wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        silence = Silence()
         while True:
             try:
                 answer = acquire.AcquireTask(wanted)
+                silence.ended()
                 if answer.HasField("task") and answer.token:
                     self._work(str(answer.token))
                     continue
-            except _CALL_ERRORS:
+            except _CALL_ERRORS as error:
+                silence.goes_on(error)
                 time.sleep(1.0)  # the SuperNode is starting or was restarted
             time.sleep(_POLL_S)
 
@@ -135,12 +146,54 @@ class Worker:
             del facts
 
     def _client(self, interceptor: Any, *, name: str) -> RuntimeHttpClient:
-        return RuntimeHttpClient.from_server_address(
+        return _Runtime.from_server_address(
             server_address=self._address,
             insecure=True,
             root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name=name), interceptor],
         )
+
+
+class _Runtime(RuntimeHttpClient):  # type: ignore[misc] # Flower has no types
+    """Flower's client of the SuperNode's runtime, with no proxy in between."""
+
+    _client: httpx.Client
+
+    def __init__(self, base_url: str, **options: Any) -> None:
+        super().__init__(base_url, **options)
+        flowers = self._client
+        flowers.close()
+        self._client = httpx.Client(timeout=flowers.timeout, trust_env=False)
+
+
+class Silence:
+    """Says in the log that the SuperNode does not answer, and that it does again."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        self._said: float | None = None
+
+    def goes_on(self, error: Exception) -> None:
+        now = self._clock()
+        if self._since is None:
+            self._since = now
+        due = self._since + _SILENT_S if self._said is None else self._said + _AGAIN_S
+        if now < due:
+            return
+        self._said = now
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        _WORDS.error(
+            "The SuperNode does not answer.",
+            seconds=round(now - self._since),
+            error=type(error).__name__,
+            code=f"http-{status}" if status else "connection",
+        )
+
+    def ended(self) -> None:
+        if self._said is not None:
+            _WORDS.info("The SuperNode answers again.")
+        self._since = self._said = None
 
 
 def _beat(client: RuntimeHttpClient) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from common import proxies
 from common.findings import Finding, ok, problem, warning
 from common.machine import Place, Secret, Unit
 from common.processes import FLOWER_ENVIRONMENT
@@ -128,8 +129,8 @@ def of_leftovers(count: int) -> Finding:
     )
 
 
-def of_environment(environment: Mapping[str, str], *, host: str = "") -> list[Finding]:
-    """Judge the variables that change what Flower or a connection does."""
+def of_environment(environment: Mapping[str, str]) -> list[Finding]:
+    """Judge the variables that change what Flower does."""
     said = [
         warning(
             "environment",
@@ -140,21 +141,42 @@ def of_environment(environment: Mapping[str, str], *, host: str = "") -> list[Fi
         for name, value in sorted(_CHILDREN_ENVIRONMENT.items())
         if environment.get(name, value) != value
     ]
-    known = {name.lower(): value for name, value in environment.items()}
-    spared = [one.strip().lstrip(".") for one in known.get("no_proxy", "").split(",")]
-    proxy = known.get("https_proxy") or known.get("all_proxy")
-    if proxy and host and not any(one == "*" or (one and host.endswith(one)) for one in spared):
-        said.append(
-            warning(
-                "environment",
-                f"A proxy is set ({proxy}): the connection to {host} goes through it, which this "
-                "command did not test.",
-                f"`export NO_PROXY={host}` unless the proxy is meant, and passes TLS unopened.",
-            )
+    return said or [ok("environment", "No telemetry and no update check are asked for.")]
+
+
+def of_no_proxy(
+    environment: Mapping[str, str], *, host: str, port: int, reached: bool
+) -> list[Finding]:
+    """Judge a way without a proxy, where the environment speaks of one."""
+    names = sorted(name for name in proxies.variables(environment) if name.lower() != "no_proxy")
+    names = [name for name in names if environment.get(name, "").strip()]
+    if not names:
+        return []
+    named = " and ".join(names)
+    if proxies.is_loopback(host):
+        return [ok("proxy", f"{named} is not for {host}: this machine is reached without a proxy.")]
+    if proxies.exempts(proxies.exemptions(environment), host, port):
+        return [ok("proxy", f"{named} is not for {host}, which NO_PROXY exempts.")]
+    told = f"{named} is not for {host}: the way there is TLS, for which HTTPS_PROXY is not set."
+    if reached:
+        return [ok("proxy", told)]
+    do = "If the proxy is meant, name it in [network] of site.toml, or as HTTPS_PROXY."
+    return [warning("proxy", told, do)]
+
+
+def of_taken_way(taken: str, here: str) -> list[Finding]:
+    """Judge the proxy of the SuperNode that runs by the one that this command took; "" is none."""
+    if taken == here:
+        return []
+    ways = [f"through the proxy {one}" if one else "without a proxy" for one in (taken, here)]
+    return [
+        warning(
+            "proxy",
+            f"The SuperNode that runs goes {ways[0]}; this command went {ways[1]}.",
+            "Its environment is another, or the settings were changed since: set proxy in "
+            "[network] of site.toml, and start `gliofed-site run` anew.",
         )
-    if said:
-        return said
-    return [ok("environment", "No telemetry, no update check and no proxy are asked for.")]
+    ]
 
 
 def of_libraries(names: Iterable[str], wanted: Mapping[str, str]) -> Finding:

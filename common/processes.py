@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import StateError
+from common.proxies import without_proxies
 
 FLOWER_ENVIRONMENT: Final = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -170,7 +171,7 @@ def _start(child: Child) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **FLOWER_ENVIRONMENT, **child.environment},
+            env={**without_proxies(os.environ), **FLOWER_ENVIRONMENT, **child.environment},
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             start_new_session=True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,14 @@ from client.participation import Participation
 from client.phantoms import PROFILES, write_cohort
 from client.site import Site
 from common.protocol import StudyProtocol
+from common.proxies import without_proxies
 from server.provisioning import Consortium
 from server.release import release
 from tests import consortia
 from tests.consortia import World
 
+for _name in set(os.environ) - set(without_proxies(os.environ)):
+    del os.environ[_name]  # tests speak to this machine alone, their children too
 torch.set_num_threads(1)
 execution.THREADS = 1  # tests run side by side
 hypothesis.settings.register_profile("gliofed", deadline=None, derandomize=True)

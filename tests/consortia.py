@@ -99,11 +99,16 @@ def enrol(consortium: Consortium, folder: Path, *, name: str, data: Path) -> Sit
 
 def edit(site: Site, old: str, new: str) -> Site:
     """Change a line of ``site.toml`` as a person would."""
-    path = site.folder / "site.toml"
+    edit_to(site.folder, old, new)
+    return Site.open(site.folder)
+
+
+def edit_to(folder: Path, old: str, new: str) -> None:
+    """Change a line of the ``site.toml`` in ``folder``, whether or not the whole makes sense."""
+    path = folder / "site.toml"
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
-    return Site.open(site.folder)
 
 
 def order(

@@ -44,7 +44,7 @@ def segment(
     site: Annotated[Path | None, typer.Option(help="A site's folder: its active model.")] = None,
     server: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Let the service there (gliofed-site serve) do it."),
+        typer.Option(metavar="HOST:PORT", help="Let the service there do it, past any proxy."),
     ] = None,
     ca: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Who signed the service's certificate, PEM.")

@@ -5,7 +5,8 @@ lies in a folder that this user alone can read and that is removed when the work
 MR series are fetched, each as whole as the archive says it is. Credentials come from the
 environment, never from the command line, which others on the machine can read:
 ``GLIOFED_PACS_TOKEN``, or ``GLIOFED_PACS_USER`` and ``GLIOFED_PACS_PASSWORD``.
-``REQUESTS_CA_BUNDLE`` names the certificates of a hospital's own authority.
+``REQUESTS_CA_BUNDLE`` names the certificates of a hospital's own authority. A proxy of the
+environment is obeyed, as ``NO_PROXY`` is, but for an archive on this machine.
 
 Sources: DICOM PS3.18, QIDO-RS, WADO-RS and STOW-RS.
 """
@@ -30,6 +31,7 @@ from client.inference import dimse
 from client.inference.dicom_results.written import read_results
 from common.errors import CaseError
 from common.files import replacing
+from common.proxies import is_loopback
 
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LONGEST_UID: Final = 64
@@ -162,6 +164,9 @@ def session(url: str) -> requests.Session:
             code="pacs-url",
         )
     made = requests.Session()
+    if is_loopback(parts.hostname):
+        for scheme in ("http://", "https://"):
+            made.mount(scheme, _Direct())
     token = os.environ.get("GLIOFED_PACS_TOKEN")
     user = os.environ.get("GLIOFED_PACS_USER")
     if token:
@@ -169,6 +174,13 @@ def session(url: str) -> requests.Session:
     elif user:
         made.auth = (user, os.environ.get("GLIOFED_PACS_PASSWORD", ""))
     return made
+
+
+class _Direct(requests.adapters.HTTPAdapter):  # type: ignore[misc] # requests has no types
+    """Sends without the proxies that the environment names; all else of it is obeyed."""
+
+    def send(self, request: Any, **options: Any) -> Any:
+        return super().send(request, **{**options, "proxies": {}})
 
 
 def _client(url: str) -> DICOMwebClient:

@@ -119,7 +119,7 @@ class Readings:
     def mark(self) -> str:
         """Return what changes when the page would show something else."""
         site = Site.open(self._folder)
-        contact = _stamp(site.folder / "flower" / "contact")
+        contact = _stamp(site.contact)
         return repr(
             (
                 _stamp(site.journal.path),
@@ -166,7 +166,7 @@ class Readings:
             halt=halted(site),
             doing=doing,
             clinic=is_held(site.clinic_lock),
-            contact=_time(site.folder / "flower" / "contact"),
+            contact=_time(site.contact),
             window=window(site, dt.datetime.now()),
             studies=attempt(lambda: _decisions(site), {}),
             left=left,

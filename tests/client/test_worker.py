@@ -303,3 +303,42 @@ def test_a_wrong_clock_makes_no_answer_look_expired(
     reply = node.reply().metadata
     assert order.created_at <= reply.created_at < order.created_at + 60
     assert reply.created_at + reply.ttl == pytest.approx(expires)
+
+
+class Log:
+    def __init__(self) -> None:
+        self.said: list[tuple[str, dict[str, Any]]] = []
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.said.append((event, fields))
+
+    info = error
+
+
+def test_a_supernode_that_stays_silent_is_said_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, now = Log(), [0.0]
+    monkeypatch.setattr(worker, "_WORDS", log)
+    silence = worker.Silence(clock=lambda: now[0])
+    request = httpx.Request("POST", "http://127.0.0.1")
+    refused = httpx.HTTPStatusError("", request=request, response=httpx.Response(403))
+    for now[0] in (0.0, 29.0):
+        silence.goes_on(refused)
+    silence.ended()  # a SuperNode that starts
+    assert log.said == []
+    for now[0] in (100.0, 120.0, 131.0, 200.0, 730.0, 732.0):
+        silence.goes_on(refused if now[0] < 700 else httpx.ConnectError("away"))
+    silence.ended()
+    silence.ended()
+    assert log.said == [
+        (
+            "The SuperNode does not answer.",
+            {"seconds": 31, "error": "HTTPStatusError", "code": "http-403"},
+        ),
+        (
+            "The SuperNode does not answer.",
+            {"seconds": 632, "error": "ConnectError", "code": "connection"},
+        ),
+        ("The SuperNode answers again.", {}),
+    ]

@@ -77,13 +77,10 @@ def test_secret_files(tmp_path: Path) -> None:
         ({}, "No telemetry"),
         ({"FLWR_TELEMETRY_ENABLED": "0"}, "No telemetry"),
         ({"FLWR_TELEMETRY_ENABLED": "1"}, "FLWR_TELEMETRY_ENABLED is 1 here"),
-        ({"HTTPS_PROXY": "http://proxy:8080"}, "A proxy is set (http://proxy:8080)"),
-        ({"https_proxy": "http://proxy:8080", "no_proxy": "example.org"}, "No telemetry"),
-        ({"ALL_PROXY": "socks5://p", "NO_PROXY": "localhost, other.org"}, "A proxy is set"),
     ],
 )
 def test_variables(environment: dict[str, str], words: str) -> None:
-    (found,) = checkup.of_environment(environment, host="fl.example.org")
+    (found,) = checkup.of_environment(environment)
     assert words in found.what
 
 

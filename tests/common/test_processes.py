@@ -1,3 +1,4 @@
+import ast
 import itertools
 import os
 import signal
@@ -268,3 +269,21 @@ def test_a_file_that_appears_cuts_a_child_off_each_time(tmp_path: Path, quick: N
     ended = [detail for _, event, detail in told.events if event == "ended"]
     assert ended == ["killed by SIGKILL"] * 2
     assert again == [1]
+
+
+def test_a_child_is_given_no_proxy_and_speaks_to_this_machine_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://anna:s3cret@proxy:3128")
+    monkeypatch.setenv("http_proxy", "http://anna:s3cret@proxy:3128")
+    program = "import os; print(sorted(os.environ.items()), flush=True); import time; time.sleep(9)"
+    log = tmp_path / "one.log"
+    child = Child("one", (sys.executable, "-c", program), log, {"all_proxy": "http://own:1"})
+    supervisor = Supervisor([child], told=Told())
+    run_until(supervisor, lambda: log.exists() and log.read_text().endswith("]\n"))
+    said = dict(ast.literal_eval(log.read_text()))
+    assert {name: said[name] for name in said if name.lower().endswith("_proxy")} == {
+        "NO_PROXY": "127.0.0.1,localhost,::1",
+        "no_proxy": "127.0.0.1,localhost,::1",
+        "all_proxy": "http://own:1",
+    }

@@ -8,6 +8,7 @@ written into that file as a Markdown table; cells that were not run keep their r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -19,15 +20,20 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from common.files import write_secret
+from tests import proxies
 from tests.certificates import expired
 from tests.deployment.stack import running_stack
 from tests.deployment.trial import NORTH, ROUNDS, SITES, Trial, own_disks
 from tests.deployment.wires import HUB, Wires, laid, refused
+from tests.proxies import PASSWORD, USER, ConnectProxy, serving
 
 pytestmark = pytest.mark.slow
 
 ODD: Final = Path(__file__).parent / "odd"
 TABLE: Final = os.environ.get("GLIOFED_FAULTS_TABLE", "")
+WEIGHTS_BYTES: Final = 200_000
+"""Less than a tiny network has."""
 NOBODY: Final = frozenset[str]()
 ONLY_NORTH: Final = frozenset({NORTH})
 
@@ -136,6 +142,69 @@ def _(trial: Trial) -> None:
     assert end.facts["code"] == "quorum"
     (failed, *_) = trial.events("round failed")
     assert {NORTH, "south"} >= set(failed.facts["dropped"]) >= {"south"}
+
+
+# --- A proxy on the way --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _behind(trial: Trial, proxy: ConnectProxy, **network: str) -> Iterator[None]:
+    """Let north's network be left through ``proxy``, which stands in it."""
+    address = trial.stack.consortium.address
+    proxy.ways = {address: (HUB, int(address.rpartition(":")[2]))}
+    settings = trial.stack.site(NORTH) / "site.toml"
+    before = settings.read_text()
+    with serving(proxy, within=trial.wires.within(NORTH)):
+        text = before
+        for name, value in {**network, "proxy": proxy.url}.items():
+            text = text.replace(f'\n{name} = ""\n', f'\n{name} = "{value}"\n')
+        try:
+            settings.write_text(text)
+            trial.restart(NORTH)
+            yield
+        finally:
+            settings.write_text(before)
+            trial.restart(NORTH)
+
+
+def _through(trial: Trial, proxy: ConnectProxy, **network: str) -> None:
+    with _behind(trial, proxy, **network):
+        trial.launch()
+        trial.finish()
+    assert len(proxy.asked) >= 2
+    assert proxy.carried > 2 * WEIGHTS_BYTES, "it went another way"
+
+
+@cell("through a proxy", "always")
+def _(trial: Trial) -> None:
+    _through(trial, ConnectProxy())
+
+
+@cell("through a proxy with a password", "always")
+def _(trial: Trial) -> None:
+    secret = trial.stack.site(NORTH) / "keys" / "proxy.password"
+    write_secret(secret, f"{PASSWORD}\n".encode())
+    proxy = ConnectProxy(user=USER, password=PASSWORD)
+    _through(trial, proxy, proxy_user=USER, proxy_password_file="keys/proxy.password")
+
+
+@cell("through a proxy that speaks TLS, with its own CA", "always")
+def _(trial: Trial) -> None:
+    authority, tls = proxies.authority(trial.stack.folder / "hospital")
+    _through(trial, ConnectProxy(tls=tls), proxy_ca=str(authority))
+
+
+@cell("the proxy is away for 20 s", "upload")
+def _(trial: Trial) -> None:
+    proxy = ConnectProxy()
+    with _behind(trial, proxy):
+        trial.launch(deadline_s=120)
+        trial.reach("upload")
+        proxy.away.set()
+        time.sleep(20)
+        proxy.away.clear()
+        trial.wire.mend()
+        trial.finish()
 
 
 # --- Processes that die --------------------------------------------------------------------------

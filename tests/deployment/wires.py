@@ -20,7 +20,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -97,6 +97,15 @@ class Wires:
     def entry(self, name: str) -> list[str]:
         """Return the words before a command that let it run in the namespace ``name``."""
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._spaces[name]}"]
+
+    def within(self, name: str) -> Callable[[Callable[[], None]], None]:
+        """Return what does something in the namespace ``name``, for a thread to run and end."""
+
+        def act(action: Callable[[], None]) -> None:
+            _call("setns", self._spaces[name], _CLONE_NEWNET)
+            action()
+
+        return act
 
     def close(self) -> None:
         self._stop.set()

@@ -7,7 +7,6 @@ the permissions of its folder.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ import grpc
 from common import posix
 from common.errors import IdentityError, StateError
 from common.files import write_secret
+from common.proxies import is_loopback
 
 HEADER: Final = "authorization"
 _SHORTEST: Final = 16
@@ -63,14 +63,6 @@ def allowed(metadata: object, token: bytes) -> bool:
             given = value
     expected = b"Bearer " + token
     return hmac.compare_digest(given.encode(), expected)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether ``host`` is this machine alone."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def server_credentials(

@@ -16,9 +16,10 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from client.imaging.case import Case
 from client.imaging.images import read_image
 from client.inference.result_folder import Origin, Segment, Segmentation
-from client.inference.service.access import HEADER, channel_credentials, is_loopback, read_token
+from client.inference.service.access import HEADER, channel_credentials, read_token
 from client.inference.service.tensors import ERROR, answered, request_of
 from common.errors import CaseError, FederationError, GliofedError, IdentityError, ModelError
+from common.proxies import is_loopback
 
 TIMEOUT_S: Final = 1800.0
 _ATTEMPTS: Final = 4
@@ -41,6 +42,8 @@ def service(
 ) -> Iterator[Segment]:
     """Yield what segments a case at ``address``, HOST:PORT.
 
+    No proxy is asked, whatever the environment says: the service is the hospital's own.
+
     It raises CaseError as a local segmentation does, IdentityError where the token is wrong, and
     FederationError where the service is not reached, is full, or fails.
     """
@@ -58,6 +61,7 @@ def service(
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
+        ("grpc.enable_http_proxy", 0),
     ]
     channel = (
         grpc.secure_channel(address, credentials, options)
