@@ -65,7 +65,7 @@ def _newer_settings(root: Path) -> None:
 
 def _newer_consortium(root: Path) -> None:
     path = root / "coordinator" / "consortium.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
 
 
 def _newer_journal(root: Path) -> None:

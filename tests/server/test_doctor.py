@@ -14,7 +14,7 @@ from common.findings import Finding
 from common.processes import free_port
 from server import cli, diagnosis, provisioning
 from server.provisioning import Consortium
-from tests import consortia, faulty_doors
+from tests import consortia, doors, faulty_doors
 from tests.certificates import expired
 from tests.client.conftest import Run, command  # noqa: F401
 
@@ -39,15 +39,16 @@ def copy(finished_study: Path, tmp_path: Path) -> Consortium:
 
 
 def served(consortium: Consortium, *, without: str = "") -> ExitStack:
-    doors = {
-        "gateway": consortium.settings.port,
-        "SuperLink": consortium.settings.private_port,
-    }
     stack = ExitStack()
     stack.enter_context(held(consortium.lock, what="it is served"))
-    for name, port in doors.items():
-        if name != without:
-            stack.enter_context(faulty_doors.tls(consortium.folder, port=port))
+    superlink = doors.hub(consortium)
+    if without != "executor":
+        consortium.hub.reached()
+    if without != "SuperLink":
+        stack.enter_context(superlink)
+    if without != "gateway":
+        port = consortium.settings.port
+        stack.enter_context(faulty_doors.tls(consortium.folder, port=port))
     return stack
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from common.errors import StateError
-from server import gateway
+from common.processes import free_port
+from server import gateway, provisioning
 from server.gateway import FLEET_CALLS, KEY_HEADER, MAX_BODY_BYTES, REFUSED, Door, application
-from server.serving import children
-from tests.certificates import expired
+from server.hub import Hub
+from server.provisioning import Consortium
+from tests import faulty_doors
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -165,42 +168,48 @@ def test_refusals_of_the_superlink_are_passed_on(status: int) -> None:
     assert (answer.status_code, answer.content) == (status, b"no")
 
 
-@pytest.mark.parametrize(
-    ("host", "interface"),
-    [
-        ("localhost", "127.0.0.1"),
-        ("127.0.0.1", "127.0.0.1"),
-        ("::1", "::1"),
-        ("fed.example.org", "0.0.0.0"),  # noqa: S104
-        ("192.0.2.7", "0.0.0.0"),  # noqa: S104
-        ("2001:db8::7", "::"),
-    ],
-)
-def test_a_private_consortium_stays_private(
-    world: Any, monkeypatch: pytest.MonkeyPatch, host: str, interface: str
-) -> None:
-    served: list[uvicorn.Config] = []
-    monkeypatch.setattr(gateway.uvicorn.Server, "run", lambda server: served.append(server.config))
-    settings = world.consortium.settings.model_copy(update={"host": host})
-    gateway.serve(type(world.consortium)(world.consortium.folder, settings))
-    assert (served[0].host, served[0].port) == (interface, 9443)
+def bound_at(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """Return where the gateway listens, and check that it can serve its certificate there."""
+    served: list[tuple[uvicorn.Config, Any]] = []
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        served.append((server.config, sockets[0].getsockname()))
+        sockets[0].close()
+
+    monkeypatch.setattr(gateway.uvicorn.Server, "run", run)
+    Hub.make(consortium.folder / "flower")
+    gateway.serve(consortium)
+    ((config, name),) = served
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(str(served[0].ssl_certfile), served[0].ssl_keyfile)
+    context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
+    return name[0], name[1]
 
 
-def test_an_expired_certificate_is_told(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway.uvicorn.Server, "run", lambda _server: None)
-    gateway.serve(world.consortium)
-    assert children(world.consortium)
-    assert not world.events("certificate expired")
-    certificate = world.consortium.folder / "server.crt"
-    certificate.write_bytes(expired(world.consortium.folder))
-    gateway.serve(world.consortium)
-    (told,) = world.events("certificate expired")
-    assert told["since"] == gateway.expired(world.consortium).isoformat()
-    with pytest.raises(StateError, match="expired on 20") as refused:
-        children(world.consortium)
-    assert refused.value.code == "certificate"
+@pytest.mark.parametrize("listen", ["", "127.0.0.1:{}", "{}"])
+def test_the_gateway_listens_where_it_is_told_whatever_hospitals_call(
+    world: Any, monkeypatch: pytest.MonkeyPatch, listen: str
+) -> None:
+    port = free_port()
+    consortium = provisioning.init(
+        world.folder / "other",
+        name="Other",
+        host="localhost",
+        port=443 if listen else port,
+        listen=listen.format(port),
+    )
+    assert bound_at(consortium, monkeypatch) == ("127.0.0.1", port)
+    assert consortium.address == f"localhost:{443 if listen else port}"
+
+
+def test_a_gateway_whose_port_is_taken_ends_with_a_sentence(world: Any) -> None:
+    """The supervisor names the last line of its log."""
+    with faulty_doors.closed() as port:
+        consortium = provisioning.readdress(world.consortium, by="Ada", listen=f"{port}")
+        Hub.make(consortium.folder / "flower")
+        with faulty_doors.listening(port), pytest.raises(StateError) as refused:
+            gateway.serve(consortium)
+    assert refused.value.code == "port"
+    assert f"127.0.0.1:{port}: another process has that port" in refused.value.message
 
 
 def header(world: Any, name: str) -> str:
