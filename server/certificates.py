@@ -49,14 +49,14 @@ def make(folder: Path, *, name: str, host: str) -> None:
     renew(folder, host=host)
 
 
-def renew(folder: Path, *, host: str, besides: str = "") -> None:
+def renew(folder: Path, *, host: str) -> None:
     """Replace the server's certificate and key; the authority that signs stays the same.
 
-    It is for ``host``, and for the one ``besides`` by which hospitals called until now.
+    It is for ``host``, and for every name that the one before was for: sites may still use it.
     """
     settle(folder)
     key = new_key(folder / "keys" / "server.next.key")
-    write_bytes(folder / "server.crt", _signed(folder, key, host=host, besides=besides))
+    write_bytes(folder / "server.crt", _signed(folder, key, host=host))
     settle(folder)
 
 
@@ -174,23 +174,28 @@ def _authority(key: ec.EllipticCurvePrivateKey, *, name: str) -> bytes:
     )
 
 
-def _signed(
-    folder: Path, key: ec.EllipticCurvePrivateKey, *, host: str, besides: str = ""
-) -> bytes:
-    """Return a certificate of ``key`` for the hosts, signed by ``keys/ca.key``."""
+def _names(folder: Path) -> list[x509.GeneralName]:
+    """Return what the present certificate is for; nothing if there is none that can be read."""
+    try:
+        extensions = certificate(folder).extensions
+        return list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except (StateError, x509.ExtensionNotFound):
+        return []
+
+
+def _signed(folder: Path, key: ec.EllipticCurvePrivateKey, *, host: str) -> bytes:
+    """Return a certificate of ``key`` for ``host``, signed by ``keys/ca.key``."""
     now = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
     issuer, signer = _issuer(folder), _key(folder / "keys" / "ca.key")
     names: list[x509.GeneralName] = [
         x509.DNSName("localhost"),
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
     ]
-    for one in filter(None, (host, besides)):
-        try:
-            own: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(one))
-        except ValueError:
-            own = x509.DNSName(one)
-        if own not in names:
-            names.append(own)
+    try:
+        own: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        own = x509.DNSName(host)
+    names += [one for one in (own, *_names(folder)) if one not in names]
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])]))

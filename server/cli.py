@@ -156,7 +156,7 @@ def serve(
         )
         stop_on_signals(supervisor)
         where = f"Serving {consortium.settings.name} at {consortium.address}"
-        if str(consortium.listening) != consortium.address:
+        if consortium.settings.listen:
             where += f", listening at {consortium.listening}"
         console.say(f"{where}; Ctrl+C stops.")
         watch = serving.CertificateWatch(consortium, say=console.warn)

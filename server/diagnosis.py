@@ -148,9 +148,12 @@ def of_public(found: Reached, at: Listening) -> list[Finding]:
     hint = "Ask a hospital for `gliofed-site doctor`: from here alone the address may be out of "
     hint += "reach. "
     if at.port != found.port:
-        hint += f"Port {found.port} of {found.host} must be forwarded to {at}. "
+        hint += f"Port {found.port} of {found.host} must be forwarded to {at}, where the gateway "
+        hint += "listens. "
     return [
-        replace(one, level="warning", do=hint + one.do) if one.level == "problem" else one
+        replace(one, level="warning", do=hint + ("" if one.about == "port" else one.do))
+        if one.level == "problem"
+        else one
         for one in said
     ]
 

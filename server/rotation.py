@@ -43,10 +43,9 @@ def readdress(
     The certificate holds for a new host beside the one before, and what hospitals call is in a
     newer kit: both ways must lead to the gateway until every site has started with its kit.
     """
-    old = consortium.settings
     now = provisioning.readdress(consortium, by=by, host=host, port=port, listen=listen)
-    if now.settings.host != old.host:
-        certificates.renew(now.folder, host=now.settings.host, besides=old.host)
+    if now.settings.host != consortium.settings.host:
+        certificates.renew(now.folder, host=now.settings.host)
     if now.address != consortium.address:
         renew_kits(now)
     return now

@@ -122,10 +122,11 @@ def test_files_of_an_older_format_are_migrated_as_they_are_read(
 ) -> None:
     root = _fixture(tmp_path)
     consortium = Consortium.open(root / "coordinator")
-    monkeypatch.setitem(formats.NEWEST, "consortium", 3)
+    monkeypatch.setitem(formats.NEWEST, "consortium", 4)
     steps = {
-        1: lambda old: {**old, "name": old["name"] + " two"},
-        2: lambda old: {**old, "name": old["name"] + " three"},
+        **formats.MIGRATIONS["consortium"],
+        2: lambda old: {**old, "name": old["name"] + " two"},
+        3: lambda old: {**old, "name": old["name"] + " three"},
     }
     monkeypatch.setitem(formats.MIGRATIONS, "consortium", steps)
     migrated = Consortium.open(root / "coordinator")

@@ -101,7 +101,7 @@ def test_the_certificates_days_are_said_before_and_after_the_last(consortium: Co
         assert found.level == "warning"
         assert "rotate-certificate" in found.do
         certificate.write_bytes(expired(consortium.folder))
-        with pytest.raises(StateError, match="expired on .* rotate-certificate") as raised:
+        with pytest.raises(StateError, match=r"expired on .* rotate-certificate") as raised:
             check(consortium)
     assert raised.value.code == "certificate"
 

@@ -50,7 +50,8 @@ def test_a_place_is_read_and_written_alike(said: str, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["", "0", "65536", "-1", "x", "fl.example.org:9443", "127.0.0.1:", "9443:127.0.0.1", "²"]
+    "said",
+    ["", "0", "65536", "-1", "x", "fl.example.org:9443", "127.0.0.1:", "9443:127.0.0.1", "²"],
 )
 def test_no_place_is_refused(said: str) -> None:
     with pytest.raises(StateError, match="no address and port") as refused:
@@ -58,18 +59,17 @@ def test_no_place_is_refused(said: str) -> None:
     assert refused.value.code == "listen"
 
 
-def taken() -> StateError:
-    with faulty_doors.listening() as listener, pytest.raises(StateError) as refused:
+def test_a_port_that_is_taken_is_named_with_who_knows_more() -> None:
+    with faulty_doors.listening() as listener:
         port = listener.getsockname()[1]
         assert refusal("127.0.0.1", port) == "another process has that port"
-        bound("gateway", "127.0.0.1", port, else_do="Elsewhere.")
-    return refused.value
-
-
-def test_a_port_that_is_taken_is_named_with_who_knows_more() -> None:
-    error = taken()
-    assert "The gateway cannot listen at 127.0.0.1:" in error.message
-    assert "another process has that port" in error.message
+        with pytest.raises(StateError) as refused:
+            bound("gateway", "127.0.0.1", port, else_do="Elsewhere.")
+    assert not refusal("127.0.0.1", port)
+    error = refused.value
+    assert error.message == (
+        f"The gateway cannot listen at 127.0.0.1:{port}: another process has that port."
+    )
     assert "ss -ltnp" in error.do
     assert error.do.endswith("Elsewhere.")
 
