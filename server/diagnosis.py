@@ -271,8 +271,8 @@ def _environment(environment: Mapping[str, str]) -> list[Finding]:
     said = of_environment({k: v for k, v in environment.items() if k not in proxies})
     if not proxies:
         return said
-    told = f"A proxy is set here ({', '.join(proxies)}), which is not used: the coordinator calls "
-    return [*said, ok("environment", told + "this machine alone.")]
+    told = f"A proxy is set here ({', '.join(proxies)}), and not used: a coordinator calls nobody."
+    return [*(one for one in said if one.level != "ok"), ok("environment", told)]
 
 
 def _files(consortium: Consortium) -> list[Finding]:

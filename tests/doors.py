@@ -17,6 +17,8 @@ class _Nothing(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(404)
 
+    do_POST = do_GET
+
     def log_message(self, *_: object) -> None:
         pass
 
