@@ -205,4 +205,4 @@ if __name__ == "__main__":
     try:
         serve(Consortium.open(Path(sys.argv[1])))
     except StateError as error:  # the supervisor names the last line
-        sys.exit(str(error))
+        sys.exit(f"ERROR: {error}")

@@ -17,7 +17,8 @@ class _Nothing(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(404)
 
-    do_POST = do_GET
+    def do_POST(self) -> None:
+        self.do_GET()
 
     def log_message(self, *_: object) -> None:
         pass

@@ -128,7 +128,7 @@ def test_output_and_environment(tmp_path: Path, quick: None) -> None:
 
 def test_a_child_that_fails_is_named_with_its_own_last_words(tmp_path: Path, quick: None) -> None:
     silent = "raise SystemExit(2)"
-    speaking = "raise SystemExit('The port is taken.')"
+    speaking = "raise SystemExit('ERROR: The port is taken.')"
     children = []
     for name, code in {"silent": silent, "speaking": speaking}.items():
         log = tmp_path / f"{name}.log"
