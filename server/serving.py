@@ -57,9 +57,7 @@ class CertificateWatch:
         why = closed(folder)
         if why != self._closed:
             if why:
-                self._consortium.journal.append(
-                    "certificate expired", since=serving_until(folder).isoformat(), reason=why
-                )
+                self._record(since=serving_until(folder).isoformat(), reason=why)
             self._closed, self._again_s = why, now  # whatever changed, say how it is now
         if now < self._again_s:
             return
@@ -67,6 +65,12 @@ class CertificateWatch:
         found = outlook(folder)
         if found.level != "ok":
             self._say(f"{found.what} {found.do}")
+
+    def _record(self, *, since: str, reason: str) -> None:
+        """Record the end of the certificate, unless an earlier `serve` did."""
+        journal = self._consortium.journal
+        if not journal.events("certificate expired", since=since):
+            journal.append("certificate expired", since=since, reason=reason)
 
 
 def probe(
@@ -103,11 +107,7 @@ def children(
 
     ``dashboard`` is where the dashboard listens, if there is to be one; beside it, on
     the loopback address, are the metrics.
-
-    Raises StateError (code ``certificate``) when no hospital could connect to them.
     """
-    if why := closed(consortium.folder):
-        raise StateError(why, do="Then start again.", code="certificate")
     folder = consortium.folder
     # Known to the processes of this machine alone: each start has its own.
     write_secret(consortium.superexec_secret, secrets.token_hex(32).encode())
@@ -133,5 +133,6 @@ def children(
     if dashboard is not None:
         command = [*own, "server.dashboard", str(folder), dashboard]
         command += [] if metrics_port is None else [str(metrics_port)]
-        made.append(Child("dashboard", command, log / "dashboard.log", environment))
+        shown = (folder / "server.crt",) if Place.read(dashboard).secure else ()
+        made.append(Child("dashboard", command, log / "dashboard.log", environment, watches=shown))
     return made

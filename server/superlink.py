@@ -2,6 +2,9 @@
 
 The port that was chosen when `serve` started may be another process's by the time that a SuperLink
 is started anew. Then another one is chosen and noted, and what watches the note learns of it.
+
+Little is imported here: a site's answer that comes while the SuperLink is away is lost after a few
+seconds (Flower's SuperNode tries no longer), and then has to be asked for again.
 """
 
 from __future__ import annotations
@@ -15,20 +18,19 @@ from typing import Final
 from common.processes import free_port, script
 from server import listening
 from server.hub import HOST, Hub
-from server.provisioning import Consortium
 
 PROGRAM: Final = "flower-superlink"
 
 
-def start(consortium: Consortium, *, become: Callable[[str, list[str]], object] = os.execv) -> None:
-    """Become the SuperLink at the consortium's private port, or at another if that is taken."""
-    hub = consortium.hub
+def start(folder: Path, *, become: Callable[[str, list[str]], object] = os.execv) -> None:
+    """Become the SuperLink of the coordinator's ``folder``, at its private port if that is free."""
+    hub = Hub.open(folder / "flower")
     if listening.refusal(HOST, hub.port):
         hub = hub.at(free_port())
-    become(script(PROGRAM), command(consortium, hub))
+    become(script(PROGRAM), command(folder, hub))
 
 
-def command(consortium: Consortium, hub: Hub) -> list[str]:
+def command(folder: Path, hub: Hub) -> list[str]:
     return [
         script(PROGRAM),
         *("--host", HOST, "--port", str(hub.port)),
@@ -38,10 +40,10 @@ def command(consortium: Consortium, hub: Hub) -> list[str]:
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
         *("--isolation", "process"),
-        *("--superexec-auth-secret-file", str(consortium.superexec_secret)),
-        *("--database", str(consortium.folder / "flower" / "state.sqlite")),
+        *("--superexec-auth-secret-file", str(folder / "keys" / "superexec.secret")),
+        *("--database", str(folder / "flower" / "state.sqlite")),
     ]
 
 
 if __name__ == "__main__":
-    start(Consortium.open(Path(sys.argv[1])))
+    start(Path(sys.argv[1]))

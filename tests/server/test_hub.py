@@ -67,7 +67,7 @@ def test_the_executors_reach_is_noted_and_forgotten_at_the_next_start(tmp_path: 
 
 def started(consortium: Consortium) -> list[str]:
     became: list[list[str]] = []
-    superlink.start(consortium, become=lambda _program, words: became.append(words))
+    superlink.start(consortium.folder, become=lambda _program, words: became.append(words))
     (words,) = became
     return words
 

@@ -76,11 +76,26 @@ def test_each_process_learns_the_private_port_from_one_place(own: Consortium) ->
     assert own.hub.reached_s_ago() is None
 
 
-def test_an_expired_certificate_is_refused_with_what_to_do(own: Consortium) -> None:
+def test_an_expired_certificate_is_said_and_served_so_that_it_can_be_renewed(
+    own: Consortium,
+) -> None:
+    """A container that does not start is one in which nothing can be renewed."""
     (own.folder / "server.crt").write_bytes(expired(own.folder))
-    with pytest.raises(StateError, match=r"expired on 20.*rotate-certificate") as refused:
-        serving.children(own)
-    assert refused.value.code == "certificate"
+    assert serving.children(own)
+    for _ in range(2):  # as often as it is started
+        said: list[str] = []
+        serving.CertificateWatch(own, say=said.append)()
+        assert "expired on 20" in said[0]
+        assert "rotate-certificate" in said[0]
+    assert len(own.journal.events("certificate expired")) == 1
+
+
+@pytest.mark.parametrize(("place", "again"), [("8470", False), ("192.0.2.1:8470", True)])
+def test_a_dashboard_by_tls_takes_a_new_certificate(
+    own: Consortium, place: str, again: bool
+) -> None:
+    *_, dashboard = serving.children(own, dashboard=place)
+    assert (own.folder / "server.crt" in dashboard.watches) is again
 
 
 def test_the_days_are_said_once_a_day_and_the_last_one_is_in_the_journal(own: Consortium) -> None:
