@@ -7,7 +7,8 @@ TLS ends here and begins again towards the SuperLink, which has a certificate of
 authentication is Flower's (the SuperLink checks each call's signature); the gateway adds a limit on
 the size of a call, and lets in only keys of sites that are admitted when the call comes: a revoked
 site's next call is refused. A new certificate is taken up within a second, without closing a
-connection. A proxy that the environment names is not asked: every call stays on this machine.
+connection. A proxy that the environment names is not asked: every call stays on this machine. A
+SuperLink that is started anew is waited for: a site's answer that is refused a few times is lost.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import binascii
 import contextlib
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
@@ -67,6 +69,9 @@ KEY_HEADER: Final = "flwr-public-key"
 REFUSED: Final = "This site's key is not, or no longer, admitted: ask the coordinator."
 
 _RELOAD_S: Final = 1.0
+_AGAIN_S: Final = 0.25
+_STARTS_S: Final = 20.0
+"""Less than the 30 seconds that a SuperNode waits for an answer."""
 _TLS: Final = ("server.crt", "keys/server.key")
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 _HOP_HEADERS: Final = {"host", "connection", "transfer-encoding", "content-length", "keep-alive"}
@@ -103,11 +108,16 @@ class Door:
 
 
 def application(
-    upstream: httpx.AsyncClient, *, admits: Callable[[str], bool], lifespan: Lifespan | None = None
+    upstream: httpx.AsyncClient,
+    *,
+    admits: Callable[[str], bool],
+    lifespan: Lifespan | None = None,
+    patience_s: float = _STARTS_S,
 ) -> Starlette:
     """Return the gateway in front of ``upstream``, a client whose base URL is the SuperLink.
 
-    ``admits`` says whether a call with this key (the header's text) is passed on.
+    ``admits`` says whether a call with this key (the header's text) is passed on, ``patience_s``
+    how long it waits for a SuperLink that takes no connection.
     """
 
     async def forward(request: Request) -> Response:
@@ -122,7 +132,7 @@ def application(
                 return PlainTextResponse("too large", status_code=413)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_HEADERS}
         try:
-            answer = await upstream.post(request.url.path, content=bytes(body), headers=headers)
+            answer = await _passed_on(upstream, request.url.path, bytes(body), headers, patience_s)
         except httpx.TransportError:
             return PlainTextResponse("the coordinator is starting", status_code=503)
         kept = {
@@ -134,6 +144,24 @@ def application(
 
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
     return Starlette(routes=[Route("/{path:path}", forward, methods=methods)], lifespan=lifespan)
+
+
+async def _passed_on(
+    upstream: httpx.AsyncClient,
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    patience_s: float,
+) -> httpx.Response:
+    """Pass a call on; one that found no connection was not heard, and is made again for a while."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return await upstream.post(path, content=body, headers=headers)
+        except httpx.ConnectError:
+            if time.monotonic() >= until:
+                raise
+        await asyncio.sleep(_AGAIN_S)
 
 
 def door_of(consortium: Consortium) -> socket.socket:

@@ -55,6 +55,7 @@ def call(
     *,
     content: Any = b"",
     admits: Callable[[str], bool] = lambda _key: True,
+    patience_s: float = 0.0,
     **headers: str,
 ) -> httpx.Response:
     async def go() -> httpx.Response:
@@ -63,7 +64,9 @@ def call(
             httpx.AsyncClient(base_url="https://127.0.0.1:1", transport=transport) as behind,
             httpx.AsyncClient(
                 base_url="https://gateway",
-                transport=httpx.ASGITransport(application(behind, admits=admits)),
+                transport=httpx.ASGITransport(
+                    application(behind, admits=admits, patience_s=patience_s)
+                ),
             ) as client,
         ):
             return await client.request(method, path, content=content, headers=headers)
@@ -159,6 +162,24 @@ def test_a_superlink_that_is_down_is_said(error: type[httpx.TransportError]) -> 
 
     answer = call(Upstream(down), "POST", "/v1/fleet/get-run")
     assert (answer.status_code, answer.text) == (503, "the coordinator is starting")
+
+
+@pytest.mark.parametrize(
+    ("error", "tries", "status"), [(httpx.ConnectError, 3, 200), (httpx.ReadError, 1, 503)]
+)
+def test_a_superlink_that_is_started_anew_is_waited_for_but_hears_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, error: type[httpx.TransportError], tries: int, status: int
+) -> None:
+    monkeypatch.setattr(gateway, "_AGAIN_S", 0.0)
+
+    def down(request: httpx.Request) -> httpx.Response:
+        if len(upstream.seen) < 3:
+            raise error("down")
+        return echo(request)
+
+    upstream = Upstream(down)
+    answer = call(upstream, "POST", "/v1/fleet/push-object", content=b"ab", patience_s=60.0)
+    assert (answer.status_code, len(upstream.seen)) == (status, tries)
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
