@@ -514,7 +514,7 @@ def _password(path: Path) -> str:
     """Return the first line of ``path``, which its owner alone may read; raise StateError."""
     try:
         mode = path.stat().st_mode
-        password = path.read_text().split("\n", 1)[0].removesuffix("\r")
+        password = path.read_text(encoding="utf-8").split("\n", 1)[0].removesuffix("\r")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise StateError(

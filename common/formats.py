@@ -19,13 +19,19 @@ Migration = Callable[[dict[str, Any]], dict[str, Any]]
 
 NEWEST: Final[dict[str, int]] = {
     "backup": 1,
-    "consortium": 1,
+    "consortium": 2,
     "journal": 1,
     "model": 1,
     "site settings": 1,
 }
 
-MIGRATIONS: Final[dict[str, dict[int, Migration]]] = {}
+
+def _without_private_port(values: dict[str, Any]) -> dict[str, Any]:
+    """The SuperLink's port is chosen at each start of `serve` now."""
+    return {key: value for key, value in values.items() if key != "private_port"}
+
+
+MIGRATIONS: Final[dict[str, dict[int, Migration]]] = {"consortium": {1: _without_private_port}}
 """Of each kind, by the number that a step starts from."""
 
 

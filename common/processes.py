@@ -1,8 +1,9 @@
 """Keep a small set of child processes alive.
 
 A *supervisor* starts each child, restarts it when it ends (waiting longer after each quick death)
-and stops all of them, by pid, when it is told to stop. On Linux children also die with their
-parent, even when the parent is killed with SIGKILL, so that nothing is left holding a port.
+and stops all of them, by pid, when it is told to stop. What it tells of a child that failed ends
+with the child's last words. On Linux children also die with their parent, even when the parent is
+killed with SIGKILL, so that nothing is left holding a port.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import StateError
+from common.last_words import last_words
 from common.proxies import without_proxies
 
 FLOWER_ENVIRONMENT: Final = {
@@ -79,6 +81,7 @@ class Supervisor:
         due = {child.name: 0.0 for child in self._children}
         pause = dict.fromkeys(due, 1.0)
         began: dict[str, float] = {}
+        said: dict[str, int] = {}
         seen: dict[str, object] = {}
         there: dict[str, set[Path]] = {}
         renewed: set[str] = set()
@@ -88,6 +91,7 @@ class Supervisor:
                 for child in self._children:
                     process = self._running.get(child.name)
                     if process is None and now >= due[child.name]:
+                        said[child.name] = _length(child.log)
                         self._running[child.name] = _start(child)
                         began[child.name] = now
                         seen[child.name] = _stamps(child)
@@ -103,7 +107,10 @@ class Supervisor:
                             renewed.discard(child.name)
                             due[child.name] = now
                         del self._running[child.name]
-                        self._told(child.name, "ended", _reason(process.returncode))
+                        reason = _reason(process.returncode)
+                        if process.returncode > 0 and _length(child.log) > said[child.name]:
+                            reason += f": {last_words(child.log)}"
+                        self._told(child.name, "ended", reason)
                         _end([self._running[name] for name in child.ends if name in self._running])
                     elif process is not None and _appeared(child, there[child.name]):
                         renewed.add(child.name)
@@ -217,6 +224,13 @@ def _appeared(child: Child, before: set[Path]) -> bool:
     before.clear()
     before.update(now)
     return new
+
+
+def _length(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _reason(returncode: int) -> str:

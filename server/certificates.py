@@ -4,7 +4,7 @@
     keys/ca.key              the key that signs certificates
     keys/ca.next.key         while the authority changes: the key of the newest one, which signs
                              nothing before every site trusts it
-    server.crt               of gateway and SuperLink
+    server.crt               of the gateway, which hospitals see
     keys/server.key          its key
     keys/server.next.key     for the moment in which the certificate is replaced
 
@@ -43,23 +43,26 @@ _SIGNS_ONLY: Final = x509.KeyUsage(
 
 
 def make(folder: Path, *, name: str, host: str) -> None:
-    """Make a P-384 authority and the certificate of gateway and SuperLink (host, localhost)."""
-    key = _new_key(folder / "keys" / "ca.key")
+    """Make a P-384 authority and the gateway's certificate (host, localhost)."""
+    key = new_key(folder / "keys" / "ca.key")
     write_bytes(folder / "ca.crt", _authority(key, name=name))
     renew(folder, host=host)
 
 
 def renew(folder: Path, *, host: str) -> None:
-    """Replace the server's certificate and key; the authority that signs stays the same."""
+    """Replace the server's certificate and key; the authority that signs stays the same.
+
+    It is for ``host``, and for every name that the one before was for: sites may still use it.
+    """
     settle(folder)
-    key = _new_key(folder / "keys" / "server.next.key")
+    key = new_key(folder / "keys" / "server.next.key")
     write_bytes(folder / "server.crt", _signed(folder, key, host=host))
     settle(folder)
 
 
 def begin_authority(folder: Path, *, name: str) -> None:
     """Make a new authority and trust it beside the old one; it signs nothing yet."""
-    key = _new_key(folder / "keys" / "ca.next.key")
+    key = new_key(folder / "keys" / "ca.next.key")
     write_bytes(folder / "ca.crt", _authority(key, name=name) + (folder / "ca.crt").read_bytes())
 
 
@@ -114,15 +117,20 @@ def _load(path: Path) -> list[x509.Certificate]:
         ) from None
 
 
-def _new_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def new_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Make a P-384 key and keep it at ``path``, for its owner alone."""
     key = ec.generate_private_key(ec.SECP384R1())
-    pem = key.private_bytes(
+    made = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    write_secret(path, pem)
+    write_secret(path, made)
     return key
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -166,6 +174,15 @@ def _authority(key: ec.EllipticCurvePrivateKey, *, name: str) -> bytes:
     )
 
 
+def _names(folder: Path) -> list[x509.GeneralName]:
+    """Return what the present certificate is for; nothing if there is none that can be read."""
+    try:
+        extensions = certificate(folder).extensions
+        return list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except (StateError, x509.ExtensionNotFound):
+        return []
+
+
 def _signed(folder: Path, key: ec.EllipticCurvePrivateKey, *, host: str) -> bytes:
     """Return a certificate of ``key`` for ``host``, signed by ``keys/ca.key``."""
     now = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
@@ -178,8 +195,7 @@ def _signed(folder: Path, key: ec.EllipticCurvePrivateKey, *, host: str) -> byte
         own: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         own = x509.DNSName(host)
-    if own not in names:
-        names.append(own)
+    names += [one for one in (own, *_names(folder)) if one not in names]
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ import typer
 from common import chronicle, console, logs
 from common.errors import FederationError, StateError
 from common.files import held, is_held, read_json, replacing, write_bytes, write_json
+from common.findings import Finding
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.weights import load
@@ -21,6 +23,7 @@ from server import provisioning, serving
 from server.amending import app as amending
 from server.dashboard.place import Place
 from server.doctor import app as doctor
+from server.expiry import outlook
 from server.health import check as check_health
 from server.keeping import app as keeping
 from server.lifetime import app as lifetime
@@ -51,10 +54,23 @@ def init(
     name: Annotated[str, typer.Option(help="The consortium's name.")],
     host: Annotated[str, typer.Option(help="Host name or address that hospitals connect to.")],
     port: Annotated[int, typer.Option(help="TCP port that hospitals connect to.")],
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="Where the gateway listens, if host and port are forwarded to it; `address` "
+            "changes it later.",
+        ),
+    ] = "",
 ) -> None:
     """Found a consortium: make its keys and certificates in a new folder."""
-    consortium = provisioning.init(folder, name=name, host=host, port=port)
+    consortium = provisioning.init(folder, name=name, host=host, port=port, listen=listen)
     console.say(f"Founded {name}. Hospitals will connect to {consortium.address}.")
+    if listen:
+        console.say(
+            f"The gateway will listen at {consortium.listening}: let port {port} of "
+            f"{consortium.settings.host} be forwarded to it."
+        )
     console.say(
         f"Your key's fingerprint, to read to hospitals by telephone: "
         f"{fingerprint(consortium.identity.public)}"
@@ -134,15 +150,20 @@ def serve(
             ],
             journal=consortium.journal,
         )
+        serving.probe(consortium, dashboard=place, metrics_port=metrics)
         supervisor = Supervisor(
             serving.children(consortium, dashboard=dashboard, metrics_port=metrics), told=told
         )
         stop_on_signals(supervisor)
-        console.say(f"Serving {consortium.settings.name} at {consortium.address}; Ctrl+C stops.")
+        where = f"Serving {consortium.settings.name} at {consortium.address}"
+        if consortium.settings.listen:
+            where += f", listening at {consortium.listening}"
+        console.say(f"{where}; Ctrl+C stops.")
+        watch = serving.CertificateWatch(consortium, say=console.warn)
         if place is not None:
             write_json(consortium.folder / "flower" / "dashboard.json", asdict(place))
             console.say(f"Dashboard, once, within an hour: {place.link(consortium.folder)}")
-        supervisor.run(on_tick=tick)
+        supervisor.run(on_tick=lambda: _each(watch, tick))
 
 
 @app.command("dashboard")
@@ -160,9 +181,12 @@ def dashboard_link(folder: Folder) -> None:
 
 @app.command()
 def health(folder: Folder) -> None:
-    """Fail unless the consortium is served here: its supervisor, gateway and SuperLink answer."""
+    """Fail unless orders can be given: gateway, SuperLink and executor are well.
+
+    Fails once the certificate has expired, and warns before.
+    """
     consortium = Consortium.open(folder)
-    check_health(consortium)
+    _warn(check_health(consortium))
     console.say(f"{consortium.settings.name} is served at {consortium.address}.")
 
 
@@ -236,6 +260,7 @@ def status(
         f"{consortium.settings.name} at {consortium.address}; sites: "
         f"{', '.join(admitted) or 'none yet'}"
     )
+    _warn(outlook(consortium.folder))
     for site, why in suspended.items():
         console.warn(f"{site} is suspended: {why}.")
     for report in reports:
@@ -381,6 +406,16 @@ app.add_typer(keeping)
 
 def main() -> None:
     console.run(app, needs_posix="gliofed-server")
+
+
+def _each(*actions: Callable[[], None] | None) -> None:
+    for action in filter(None, actions):
+        action()
+
+
+def _warn(found: Finding) -> None:
+    if found.level != "ok":
+        console.warn(f"{found.what} {found.do}")
 
 
 def _write_revocations(consortium: Consortium, out: Path) -> None:

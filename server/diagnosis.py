@@ -10,9 +10,10 @@ import contextlib
 import datetime as dt
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -35,10 +36,15 @@ from common.errors import StateError
 from common.files import is_held
 from common.findings import Finding, looked, ok, problem, warning
 from common.journal import Entry
+from common.last_words import last_words
 from common.reach import PATIENCE_S, Reached, reach
 from common.versions import proven, skew
 from common.way import of_days, of_door
 from server import certificates
+from server.expiry import outlook
+from server.health import SILENT_S, problem_of
+from server.hub import HOST
+from server.listening import Listening
 from server.provisioning import Consortium
 from server.sites import versions_said
 from server.studies import Study
@@ -47,6 +53,7 @@ LIBRARIES: Final = ("flwr", "numpy", "starlette", "uvicorn", "httpx", "cryptogra
 UNIT: Final = "gliofed-server.service"
 
 _SECRETS: Final = ("coordinator.key", "ca.key", "server.key", "superexec.secret")
+_PROXIES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _MEMORY: Final = GB
 _LEAST_MEMORY: Final = int(0.3 * GB)
 
@@ -75,7 +82,7 @@ def diagnose(consortium: Consortium, *, patience_s: float = PATIENCE_S) -> list[
             of_libraries(LIBRARIES, proven()),
         ],
         "keys": lambda: _files(consortium),
-        "environment": lambda: of_environment(os.environ),
+        "environment": lambda: _environment(os.environ),
         "unit": lambda: [of_unit(machine.unit(UNIT))],
     }
     return [found for about, look in looks.items() for found in looked(about, look)]
@@ -86,47 +93,69 @@ def _serving(consortium: Consortium, *, patience_s: float) -> list[Finding]:
     if not is_held(consortium.lock):
         told = f"Nothing serves {consortium.folder}: no hospital comes through."
         return [problem("serving", told, "Start `gliofed-server serve`.")]
-    local = "::1" if settings.host == "::1" else "127.0.0.1"
-    authority = consortium.folder / "ca.crt"
+    authority, at, hub = consortium.folder / "ca.crt", consortium.listening, consortium.hub
+    log = consortium.folder / "flower" / "log"
     here = reach(
-        settings.host, settings.port, authority=authority, patience_s=patience_s, address=local
+        settings.host, at.port, authority=authority, patience_s=patience_s, address=at.here
     )
-    private, _, private_port = consortium.private_address.rpartition(":")
-    hub = reach(private, int(private_port), authority=authority, patience_s=patience_s)
+    superlink = reach(HOST, hub.port, authority=hub.certificate, patience_s=patience_s)
     outside = reach(settings.host, settings.port, authority=authority, patience_s=patience_s)
     return [
-        of_listening("gateway", here, log=f"{consortium.folder}/flower/log/gateway.log"),
-        of_listening("SuperLink", hub, log=f"{consortium.folder}/flower/log/superlink.log"),
-        *of_public(outside),
+        of_listening("gateway", here, log=log / "gateway.log"),
+        of_listening("SuperLink", superlink, log=log / "superlink.log"),
+        of_executor(hub.reached_s_ago(), log=log / "executor.log"),
+        *of_public(outside, at),
     ]
 
 
-def of_listening(name: str, found: Reached, *, log: str) -> Finding:
+def of_listening(name: str, found: Reached, *, log: Path) -> Finding:
     """Judge one of the two doors, asked on this machine itself."""
     where = f"{', '.join(found.addresses)} port {found.port}"
-    if found.answered:
+    why = problem_of(found)
+    if not why:
         return ok("serving", f"The {name} answers at {where}.")
-    why = found.port_problem or found.tls_problem or "no answer"
     return problem(
         "serving",
-        f"The {name} does not answer at {where}: {why}.",
+        f"The {name} does not answer at {where}: {why}.{_ends(log)}",
         f"It may be starting; else read {log}.",
     )
 
 
-def of_public(found: Reached) -> list[Finding]:
+def of_executor(silent_s: float | None, *, log: Path) -> Finding:
+    """Judge how long ago the executor, which gives the orders, reached the SuperLink."""
+    if silent_s is not None and silent_s <= SILENT_S:
+        return ok("serving", "The executor, which gives the orders, reaches the SuperLink.")
+    since = "yet" if silent_s is None else f"for {silent_s:.0f} s"
+    return problem(
+        "serving",
+        f"The executor has not reached the SuperLink {since}: no order can be given.{_ends(log)}",
+        f"It may be starting; else read {log}.",
+    )
+
+
+def _ends(log: Path) -> str:
+    words = last_words(log)
+    return f" The log ends: {words}" if words else ""
+
+
+def of_public(found: Reached, at: Listening) -> list[Finding]:
     """Judge the door as hospitals see it, asked from here.
 
     Some networks do not let a machine reach itself by its public address: what fails here alone is
-    a warning.
+    a warning. ``at`` is where the gateway listens, to which what hospitals call must lead.
     """
     said = of_door(found, whose="ca.crt", now=dt.datetime.now(dt.UTC), ours=True)
     if found.verified or found.tls_problem:
         return [one for one in said if one.about != "clock"]
     hint = "Ask a hospital for `gliofed-site doctor`: from here alone the address may be out of "
     hint += "reach. "
+    if at.port != found.port:
+        hint += f"Port {found.port} of {found.host} must be forwarded to {at}, where the gateway "
+        hint += "listens. "
     return [
-        replace(one, level="warning", do=hint + one.do) if one.level == "problem" else one
+        replace(one, level="warning", do=hint + ("" if one.about == "port" else one.do))
+        if one.level == "problem"
+        else one
         for one in said
     ]
 
@@ -136,13 +165,7 @@ def _certificates(consortium: Consortium) -> list[Finding]:
     shown = certificates.certificate(folder)
     trusted = certificates.trusted(folder)
     said = [
-        of_days(
-            "tls",
-            "The certificate of the gateway",
-            shown.not_valid_after_utc,
-            now,
-            renew=f"`gliofed-server rotate-certificate {folder} --by NAME`",
-        ),
+        outlook(folder),
         of_signature(shown, trusted),
         *(
             of_days(
@@ -242,6 +265,16 @@ def _disk(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
         of_place(machine.place("the consortium's state", consortium.folder), needed=needed),
         of_place(machine.place("Flower's state", consortium.folder / "flower")),
     ]
+
+
+def _environment(environment: Mapping[str, str]) -> list[Finding]:
+    """Judge the variables; a proxy is nothing to a coordinator, which calls itself alone."""
+    proxies = sorted(name for name in environment if name.lower() in _PROXIES)
+    said = of_environment({k: v for k, v in environment.items() if k not in proxies})
+    if not proxies:
+        return said
+    told = f"A proxy is set here ({', '.join(proxies)}), and not used: a coordinator calls nobody."
+    return [*(one for one in said if one.level != "ok"), ok("environment", told)]
 
 
 def _files(consortium: Consortium) -> list[Finding]:

@@ -3,10 +3,12 @@
 Flower serves its fleet, control and runtime calls on one port. Whoever reaches the control calls
 may start runs and register nodes, so the SuperLink stays on the loopback address and this gateway
 forwards exactly the calls that a SuperNode of an admitted hospital needs; everything else is 404.
-TLS ends here and begins again towards the SuperLink. Node authentication is Flower's (the
-SuperLink checks each call's signature); the gateway adds a limit on the size of a call, and lets in
-only keys of sites that are admitted when the call comes: a revoked site's next call is refused. A
-new certificate is taken up within a second, without closing a connection.
+TLS ends here and begins again towards the SuperLink, which has a certificate of its own. Node
+authentication is Flower's (the SuperLink checks each call's signature); the gateway adds a limit on
+the size of a call, and lets in only keys of sites that are admitted when the call comes: a revoked
+site's next call is refused. A new certificate is taken up within a second, without closing a
+connection. A proxy that the environment names is not asked: every call stays on this machine. A
+SuperLink that is started anew is waited for: a site's answer that is refused a few times is lost.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import asyncio
 import base64
 import binascii
 import contextlib
-import datetime as dt
-import ssl
+import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
@@ -35,8 +37,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from common.errors import GliofedError
-from server.certificates import serving_until, settle
+from common.errors import GliofedError, StateError
+from server.certificates import settle
+from server.listening import bound
 from server.provisioning import Consortium
 from server.sites import Sites
 
@@ -66,7 +69,10 @@ KEY_HEADER: Final = "flwr-public-key"
 REFUSED: Final = "This site's key is not, or no longer, admitted: ask the coordinator."
 
 _RELOAD_S: Final = 1.0
-_TLS: Final = ("server.crt", "keys/server.key", "ca.crt")
+_AGAIN_S: Final = 0.25
+_STARTS_S: Final = 20.0
+"""Less than the 30 seconds that a SuperNode waits for an answer."""
+_TLS: Final = ("server.crt", "keys/server.key")
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 _HOP_HEADERS: Final = {"host", "connection", "transfer-encoding", "content-length", "keep-alive"}
 
@@ -102,11 +108,16 @@ class Door:
 
 
 def application(
-    upstream: httpx.AsyncClient, *, admits: Callable[[str], bool], lifespan: Lifespan | None = None
+    upstream: httpx.AsyncClient,
+    *,
+    admits: Callable[[str], bool],
+    lifespan: Lifespan | None = None,
+    patience_s: float = _STARTS_S,
 ) -> Starlette:
     """Return the gateway in front of ``upstream``, a client whose base URL is the SuperLink.
 
-    ``admits`` says whether a call with this key (the header's text) is passed on.
+    ``admits`` says whether a call with this key (the header's text) is passed on, ``patience_s``
+    how long it waits for a SuperLink that takes no connection.
     """
 
     async def forward(request: Request) -> Response:
@@ -121,7 +132,7 @@ def application(
                 return PlainTextResponse("too large", status_code=413)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP_HEADERS}
         try:
-            answer = await upstream.post(request.url.path, content=bytes(body), headers=headers)
+            answer = await _passed_on(upstream, request.url.path, bytes(body), headers, patience_s)
         except httpx.TransportError:
             return PlainTextResponse("the coordinator is starting", status_code=503)
         kept = {
@@ -135,48 +146,66 @@ def application(
     return Starlette(routes=[Route("/{path:path}", forward, methods=methods)], lifespan=lifespan)
 
 
-def expired(consortium: Consortium) -> dt.datetime | None:
-    """Return since when (UTC) hospitals refuse the certificate, or None if it is valid."""
-    until = serving_until(consortium.folder)
-    return until if until <= dt.datetime.now(dt.UTC) else None
+async def _passed_on(
+    upstream: httpx.AsyncClient,
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    patience_s: float,
+) -> httpx.Response:
+    """Pass a call on; one that found no connection was not heard, and is made again for a while."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            return await upstream.post(path, content=body, headers=headers)
+        except httpx.ConnectError:
+            if time.monotonic() >= until:
+                raise
+        await asyncio.sleep(_AGAIN_S)
+
+
+def door_of(consortium: Consortium) -> socket.socket:
+    """Return a socket bound where the gateway listens; raise StateError (code ``port``)."""
+    where = consortium.listening
+    return bound(
+        "gateway",
+        where.address,
+        where.port,
+        else_do=f"`gliofed-server address {consortium.folder} --listen [ADDRESS:]PORT --by NAME`; "
+        "what hospitals call stays as it is.",
+    )
 
 
 def serve(consortium: Consortium) -> None:
-    """Serve until told to stop."""
-    since = expired(consortium)
-    if since is not None:
-        # No hospital comes through any more: the journal is where people look for the reason.
-        consortium.journal.append("certificate expired", since=since.isoformat())
+    """Serve until told to stop; raise StateError where nothing can be listened at."""
     settle(consortium.folder)
-    trust = ssl.create_default_context(cafile=str(consortium.folder / "ca.crt"))
     upstream = httpx.AsyncClient(
-        base_url=f"https://{consortium.private_address}",
-        verify=trust,
+        base_url=f"https://{consortium.hub.address}",
+        verify=consortium.hub.trust(),
         timeout=httpx.Timeout(120.0, connect=5.0),
         limits=httpx.Limits(max_connections=256),
+        trust_env=False,
     )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        task = asyncio.create_task(_keep_fresh(consortium.folder, config, trust))
+        task = asyncio.create_task(_keep_fresh(consortium.folder, config))
         yield
         task.cancel()
 
     config = uvicorn.Config(
         application(upstream, admits=Door(consortium.sites), lifespan=lifespan),
-        host=_interface(consortium.settings.host),
-        port=consortium.settings.port,
         ssl_certfile=str(consortium.folder / "server.crt"),
         ssl_keyfile=str(consortium.folder / "keys" / "server.key"),
         log_level="warning",
         server_header=False,
         timeout_keep_alive=75,
     )
-    uvicorn.Server(config).run()
+    uvicorn.Server(config).run(sockets=[door_of(consortium)])
 
 
-async def _keep_fresh(folder: Path, config: uvicorn.Config, trust: ssl.SSLContext) -> None:
-    """Take up a new certificate, or authority of the SuperLink's, for the connections to come."""
+async def _keep_fresh(folder: Path, config: uvicorn.Config) -> None:
+    """Take up a new certificate for the connections to come."""
     seen = [_stamp(folder / name) for name in _TLS]
     while True:
         await asyncio.sleep(_RELOAD_S)
@@ -186,7 +215,6 @@ async def _keep_fresh(folder: Path, config: uvicorn.Config, trust: ssl.SSLContex
         try:
             settle(folder)
             config.ssl.load_cert_chain(folder / "server.crt", folder / "keys" / "server.key")
-            trust.load_verify_locations(cafile=str(folder / "ca.crt"))
         except (OSError, GliofedError) as error:  # half replaced: look again
             sys.stderr.write(f"The new certificate cannot be used yet: {error}\n")
             continue
@@ -201,12 +229,8 @@ def _stamp(path: Path) -> tuple[int, int]:
     return (found.st_mtime_ns, found.st_ino)
 
 
-def _interface(host: str) -> str:
-    """Return where to listen so that ``host`` reaches us; the demo's loopback stays private."""
-    if host in {"127.0.0.1", "localhost", "::1"}:
-        return "127.0.0.1" if host == "localhost" else host
-    return "::" if ":" in host else "0.0.0.0"  # noqa: S104
-
-
 if __name__ == "__main__":
-    serve(Consortium.open(Path(sys.argv[1])))
+    try:
+        serve(Consortium.open(Path(sys.argv[1])))
+    except StateError as error:  # the supervisor names the last line
+        sys.exit(f"ERROR: {error}")

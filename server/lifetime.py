@@ -28,6 +28,43 @@ def rotate_certificate(folder: Folder, by: By) -> None:
     console.say("The certificate is replaced; a running gateway takes it up within seconds.")
 
 
+@app.command()
+def address(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Another name or address for hospitals to call.")] = "",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Another TCP port for hospitals to call.")
+    ] = 0,
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="Where the gateway listens on this machine, to which what hospitals call leads.",
+        ),
+    ] = "",
+    by: By = "",
+) -> None:
+    """Show what hospitals call and where the gateway listens, or change either of them.
+
+    A gateway that runs moves at once. What hospitals call is in a newer kit, which goes with the
+    next order; a site uses it from its next start on. Until then the way before must lead here too.
+    """
+    consortium = Consortium.open(folder)
+    before = consortium.address
+    if host or port or listen:
+        if not by:
+            raise typer.BadParameter("Give your name, for the journal.", param_hint="--by")
+        consortium = rotation.readdress(consortium, by=by, host=host, port=port, listen=listen)
+    console.say(
+        f"Hospitals call {consortium.address}; the gateway listens at {consortium.listening}."
+    )
+    if consortium.address != before and (sites := sorted(consortium.sites.without_kit())):
+        console.say(
+            f"Keep the way by {before} open until these sites have their newer kit and were "
+            f"started anew: {', '.join(sites)}."
+        )
+
+
 @app.command("rotate-ca")
 def rotate_ca(
     folder: Folder,

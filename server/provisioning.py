@@ -2,7 +2,7 @@
 
 The coordinator's folder::
 
-    consortium.json     name, public address, ports (no secret)
+    consortium.json     name, public address, where the gateway listens (no secret)
     keys/               coordinator.key (Ed25519), ca.key, server.key, superexec.secret: 0600
     ca.crt, server.crt  TLS: the CA goes into every kit
     sites/              one signed enrolment request a hospital
@@ -10,19 +10,20 @@ The coordinator's folder::
     drafts/             what waits for the signature of another coordinator
     studies/ID/         protocol.json (signed) and the study's rounds
     journal.jsonl       what happened
-    flower/             Flower's database and logs
+    flower/             Flower's database and logs; the SuperLink's own door (``server.hub``)
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import ipaddress
 import secrets
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from common import formats
 from common.amendment import check_amendment
@@ -32,7 +33,6 @@ from common.files import read_json, write_json, write_secret
 from common.identity import Identity, Statement, fingerprint
 from common.journal import Journal
 from common.kit import Kit, Request, open_request, sign_kit
-from common.processes import free_port
 from common.protocol import (
     PROTOCOL,
     StudyProtocol,
@@ -41,20 +41,37 @@ from common.protocol import (
 )
 from server import certificates
 from server.charters import Charters
+from server.hub import Hub
+from server.listening import Listening, interface
 from server.sites import Sites
 from server.studies import Study
 
 
 class ConsortiumSettings(BaseModel):
-    """The public settings of a consortium."""
+    """The public settings of a consortium: whom hospitals call, and where that call arrives."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=100)
     host: str = Field(max_length=253, pattern=r"^[A-Za-z0-9.-]+$|^[0-9A-Fa-f:.]+$")
     port: int = Field(ge=1, le=65535)
-    private_port: int = Field(ge=1, le=65535)
+    listen: str = ""
+    """Address and port to which the gateway is bound; empty where ``host`` and ``port`` say it."""
     version: str
+
+    @field_validator("host")
+    @classmethod
+    def _one_spelling(cls, host: str) -> str:
+        """A host is compared in many places, and means the same in capitals."""
+        try:
+            return str(ipaddress.ip_address(host))
+        except ValueError:
+            return host.lower()
+
+    @field_validator("listen")
+    @classmethod
+    def _can_be_read(cls, listen: str) -> str:
+        return str(Listening.read(listen, default="")) if listen else ""
 
 
 @dataclass(frozen=True)
@@ -115,9 +132,16 @@ class Consortium:
         return f"[{host}]:{self.settings.port}" if ":" in host else f"{host}:{self.settings.port}"
 
     @property
-    def private_address(self) -> str:
-        """Where the SuperLink listens; only this machine may reach it."""
-        return f"127.0.0.1:{self.settings.private_port}"
+    def listening(self) -> Listening:
+        """Where the gateway is bound."""
+        own = self.settings
+        at = interface(own.host)
+        return Listening.read(own.listen, default=at) if own.listen else Listening(at, own.port)
+
+    @property
+    def hub(self) -> Hub:
+        """The SuperLink's own door; raises StateError if the consortium was never served."""
+        return Hub.open(self.folder / "flower")
 
     def study(self, study: str) -> Study:
         """Raise StateError if the study was not published here."""
@@ -128,8 +152,11 @@ class Consortium:
         return [self.study(name) for name in names]
 
 
-def init(folder: Path, *, name: str, host: str, port: int) -> Consortium:
-    """Found a consortium in ``folder``; raise StateError if something is there already."""
+def init(folder: Path, *, name: str, host: str, port: int, listen: str = "") -> Consortium:
+    """Found a consortium in ``folder``; raise StateError if something is there already.
+
+    Hospitals call ``host`` and ``port``; the gateway listens there too, or at ``listen``.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise StateError(f"{folder} is not empty.", do="Choose a new folder for the consortium.")
     settings = _settings(
@@ -137,7 +164,7 @@ def init(folder: Path, *, name: str, host: str, port: int) -> Consortium:
             "name": name,
             "host": host,
             "port": port,
-            "private_port": free_port(),
+            "listen": str(Listening.read(listen, default=interface(host))) if listen else "",
             "version": version("gliofed"),
         },
         source="What was given",
@@ -146,13 +173,41 @@ def init(folder: Path, *, name: str, host: str, port: int) -> Consortium:
     folder.chmod(0o700)
     identity = Identity.create(folder / "keys" / "coordinator.key")
     write_secret(folder / "keys" / "superexec.secret", secrets.token_hex(32).encode())
-    certificates.make(folder, name=name, host=host)
-    write_json(folder / "consortium.json", settings.model_dump())
+    certificates.make(folder, name=name, host=settings.host)
+    _write(folder, settings)
     consortium = Consortium.open(folder)
     consortium.journal.append(
         "consortium founded", name=name, address=consortium.address, key=identity.public
     )
     return consortium
+
+
+def readdress(
+    consortium: Consortium, *, by: str, host: str = "", port: int = 0, listen: str = ""
+) -> Consortium:
+    """Change what hospitals call, or where the gateway listens; return the consortium as it is now.
+
+    Out of scope: the certificate for another host and the sites' kits (``server.rotation``).
+    """
+    old = consortium.settings
+    at = interface(host or old.host)
+    changed = {
+        "host": host or old.host,
+        "port": port or old.port,
+        "listen": str(Listening.read(listen, default=at)) if listen else str(consortium.listening),
+    }
+    settings = _settings({**old.model_dump(), **changed}, source="What was given")
+    now = Consortium(consortium.folder, settings)
+    consortium.journal.append(
+        "address changed", by=by, address=now.address, listening=str(now.listening)
+    )
+    _write(consortium.folder, settings)
+    return now
+
+
+def _write(folder: Path, settings: ConsortiumSettings) -> None:
+    values = {"format": formats.NEWEST["consortium"], **settings.model_dump()}
+    write_json(folder / "consortium.json", values)
 
 
 def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:

@@ -243,9 +243,9 @@ def _forks(entries: Sequence[Entry]) -> dict[str, str]:
 
 def _last_problem(entries: Sequence[Entry]) -> str:
     for entry in reversed(entries):
-        if entry.event == "study paused":
+        if entry.event in {"study paused", "study waits"}:
             return str(entry.facts["reason"])
-        if entry.event in {"study resumed", "study finished"}:
+        if entry.event in {"study resumed", "study finished", "round opened"}:
             break
     return ""
 

@@ -23,16 +23,32 @@ from common.files import write_json
 from common.identity import Identity, Statement, fingerprint
 from common.kit import open_request, sign_kit
 from common.protocol import PROTOCOL, parse_protocol
-from server import certificates
+from server import certificates, provisioning
 from server.provisioning import Consortium, drafts, kit_for, put_in_force
 
 _NEXT: Final = "coordinator.next.key"
 
 
 def renew_certificate(consortium: Consortium, *, by: str) -> None:
-    """Replace the TLS certificate and its key; gateway and SuperLink take it up by themselves."""
+    """Replace the TLS certificate and its key; the gateway takes it up by itself."""
     consortium.journal.append("certificate renewed", by=by)
     certificates.renew(consortium.folder, host=consortium.settings.host)
+
+
+def readdress(
+    consortium: Consortium, *, by: str, host: str = "", port: int = 0, listen: str = ""
+) -> Consortium:
+    """Change what hospitals call, or where the gateway listens; return the consortium as it is now.
+
+    The certificate holds for a new host beside the one before, and what hospitals call is in a
+    newer kit: both ways must lead to the gateway until every site has started with its kit.
+    """
+    now = provisioning.readdress(consortium, by=by, host=host, port=port, listen=listen)
+    if now.settings.host != consortium.settings.host:
+        certificates.renew(now.folder, host=now.settings.host)
+    if now.address != consortium.address:
+        renew_kits(now)
+    return now
 
 
 def begin_authority(consortium: Consortium, *, by: str) -> None:

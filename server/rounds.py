@@ -15,7 +15,7 @@ This module decides; how messages travel is the ``Fleet``'s affair.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,6 +40,7 @@ from server.studies import Study
 from server.surveys import Surveys
 
 _FAILED_ROUNDS: Final = 3
+_LOOK_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,16 @@ class Rounds:
         *,
         journal: Journal,
         sites: Sites,
+        closed: Callable[[], str] = lambda: "",
         poll_s: float = 0.25,
         clock: Clock = time,
     ) -> None:
+        """``closed`` says why no site can come through now, and what to do, or nothing."""
         self._study = study
         self._protocol = study.protocol
         self._fleet = fleet
         self._journal = journal
+        self._closed = closed
         self._clock = clock
         self._past = journal.events(study=study.protocol.study)
         self._orders = Orders(
@@ -131,10 +135,11 @@ class Rounds:
         self._past.clear()
         failed = 0
         while number < self._protocol.rounds or self._study.amendment is not None:
+            self._wait_until_open()
             self.approvals.gather(self._protocol.aggregation.quorum)
             closed = self._train(number + 1, weights)
             if isinstance(closed, Failure):
-                failed += not closed.put_off
+                failed += not closed.put_off and not self._closed()
                 if failed == _FAILED_ROUNDS:
                     raise FederationError(
                         f"Round {number + 1} of {self._protocol.study} {closed.what} "
@@ -147,6 +152,15 @@ class Rounds:
             failed, number, weights = 0, number + 1, closed
             self._evaluate_if_due(number, weights)
         self._record("study finished", rounds=number, weights=digest(weights))
+
+    def _wait_until_open(self) -> None:
+        """Open no round that no site could hear of; say once why, and go on by itself."""
+        told = ""
+        while why := self._closed():
+            if why != told:
+                self._record("study waits", reason=why)
+                told = why
+            self._orders.pause(_LOOK_S)
 
     def _resume(self) -> tuple[int, Arrays]:
         """Return the last closed round and its weights."""

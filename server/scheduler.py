@@ -18,6 +18,7 @@ from typing import Final
 
 from common.errors import FederationError, GliofedError, StateError
 from common.protocol import parse_protocol
+from server import expiry
 from server.fleet import Fleet
 from server.orders import AmendedError, StoppedError
 from server.provisioning import Consortium
@@ -137,4 +138,11 @@ def _say(text: str) -> None:
 
 
 def _rounds(consortium: Consortium, study: Study, fleet: Fleet) -> Rounds:
-    return Rounds(study, fleet, journal=consortium.journal, sites=consortium.sites, clock=time)
+    return Rounds(
+        study,
+        fleet,
+        journal=consortium.journal,
+        sites=consortium.sites,
+        closed=lambda: expiry.closed(consortium.folder),
+        clock=time,
+    )

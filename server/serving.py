@@ -4,12 +4,100 @@ from __future__ import annotations
 
 import secrets
 import sys
+import time
+from collections.abc import Callable
+from typing import Final
 
 from common.errors import StateError
 from common.files import write_secret
 from common.processes import Child, script
-from server.gateway import expired
+from server.certificates import serving_until
+from server.dashboard.place import Place
+from server.expiry import closed, outlook
+from server.gateway import door_of
+from server.hub import Hub
+from server.listening import bound
 from server.provisioning import Consortium
+from server.superlink import PROGRAM
+
+_LOOK_EVERY_S: Final = 5.0
+_DAY_S: Final = 86_400.0
+_DYING_S: Final = 3.0
+"""How long the processes of a `serve` that was killed may still hold its ports."""
+
+
+class CertificateWatch:
+    """Called over and over, it says once a day that the certificate expires, and when it has."""
+
+    def __init__(
+        self,
+        consortium: Consortium,
+        *,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._consortium = consortium
+        self._say = say
+        self._clock = clock
+        self._next_s = self._again_s = float("-inf")
+        self._closed = ""
+
+    def __call__(self) -> None:
+        now = self._clock()
+        if now < self._next_s:
+            return
+        self._next_s = now + _LOOK_EVERY_S
+        try:
+            self._look(now)
+        except StateError as error:  # half replaced, or a full disk: it is looked again
+            self._say(str(error))
+
+    def _look(self, now: float) -> None:
+        folder = self._consortium.folder
+        why = closed(folder)
+        if why != self._closed:
+            if why:
+                self._record(since=serving_until(folder).isoformat(), reason=why)
+            self._closed, self._again_s = why, now  # whatever changed, say how it is now
+        if now < self._again_s:
+            return
+        self._again_s = now + _DAY_S
+        found = outlook(folder)
+        if found.level != "ok":
+            self._say(f"{found.what} {found.do}")
+
+    def _record(self, *, since: str, reason: str) -> None:
+        """Record the end of the certificate, unless an earlier `serve` did."""
+        journal = self._consortium.journal
+        if not journal.events("certificate expired", since=since):
+            journal.append("certificate expired", since=since, reason=reason)
+
+
+def probe(
+    consortium: Consortium, *, dashboard: Place | None = None, metrics_port: int | None = None
+) -> None:
+    """Raise StateError (code ``port``) if one of the ports to be served cannot be listened at."""
+    until = time.monotonic() + _DYING_S
+    _free(lambda: door_of(consortium).close(), until)
+    other = "give `serve` another one."
+    if dashboard is not None:
+        at = dashboard.host, dashboard.port
+        _free(lambda: bound("dashboard", *at, else_do=other).close(), until)
+    if metrics_port is not None:
+        here = "127.0.0.1", metrics_port
+        _free(lambda: bound("metrics' page", *here, else_do=other).close(), until)
+
+
+def _free(look: Callable[[], None], until: float) -> None:
+    while True:
+        try:
+            look()
+        except StateError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def children(
@@ -19,57 +107,32 @@ def children(
 
     ``dashboard`` is where the dashboard listens, if there is to be one; beside it, on
     the loopback address, are the metrics.
-
-    Raises StateError (code ``certificate``) when no hospital could connect to them.
     """
-    since = expired(consortium)
-    if since is not None:
-        raise StateError(
-            f"The TLS certificate {consortium.folder / 'server.crt'} expired on {since:%Y-%m-%d}: "
-            "every hospital would refuse it.",
-            do="`gliofed-server rotate-certificate` makes a new one; then start again.",
-            code="certificate",
-        )
     folder = consortium.folder
     # Known to the processes of this machine alone: each start has its own.
     write_secret(consortium.superexec_secret, secrets.token_hex(32).encode())
     flower = folder / "flower"
     (flower / "home").mkdir(parents=True, exist_ok=True)
-    host, port = consortium.private_address.split(":")
+    hub = Hub.make(flower)
+    script(PROGRAM)  # said at once where it is missing
     environment = {"FLWR_HOME": str(flower / "home")}
-    superlink = [
-        script("flower-superlink"),
-        *("--host", host, "--port", port),
-        *("--ssl-ca-certfile", str(folder / "ca.crt")),
-        *("--ssl-certfile", str(folder / "server.crt")),
-        *("--ssl-keyfile", str(folder / "keys" / "server.key")),
-        "--enable-supernode-auth",
-        "--disable-runtime-dependency-installation",
-        *("--isolation", "process"),
-        *("--superexec-auth-secret-file", str(consortium.superexec_secret)),
-        *("--database", str(flower / "state.sqlite")),
-    ]
     log = flower / "log"
     own = [sys.executable, "-m"]
+    # Read once, by those who must know: where the SuperLink is, and what hospitals call.
+    addresses = (hub.noted, folder / "consortium.json")
     made = [
         Child(
-            "superlink",
-            superlink,
-            log / "superlink.log",
+            name,
+            [*own, f"server.{name}", str(folder)],
+            log / f"{name}.log",
             environment,
-            watches=(folder / "server.crt",),
-        ),
-        Child("gateway", [*own, "server.gateway", str(folder)], log / "gateway.log", environment),
-        Child(
-            "executor",
-            [*own, "server.executor", str(folder)],
-            log / "executor.log",
-            environment,
-            watches=(folder / "ca.crt",),  # Flower's clients read it once
-        ),
+            watches=watches,
+        )
+        for name, watches in (("superlink", ()), ("gateway", addresses), ("executor", addresses))
     ]
     if dashboard is not None:
         command = [*own, "server.dashboard", str(folder), dashboard]
         command += [] if metrics_port is None else [str(metrics_port)]
-        made.append(Child("dashboard", command, log / "dashboard.log", environment))
+        shown = (folder / "server.crt",) if Place.read(dashboard).secure else ()
+        made.append(Child("dashboard", command, log / "dashboard.log", environment, watches=shown))
     return made

@@ -11,6 +11,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 def expired(coordinator: Path) -> bytes:
     """Return the gateway's certificate as it would be if it had expired yesterday."""
+    return expiring(coordinator, days=-1)
+
+
+def expiring(coordinator: Path, *, days: float) -> bytes:
+    """Return the gateway's certificate as it would be if it were good for so many days yet."""
     old = x509.load_pem_x509_certificate((coordinator / "server.crt").read_bytes())
     key = serialization.load_pem_private_key((coordinator / "keys" / "ca.key").read_bytes(), None)
     now = dt.datetime.now(dt.UTC)
@@ -21,7 +26,7 @@ def expired(coordinator: Path) -> bytes:
         .public_key(old.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=30))
-        .not_valid_after(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=days))
     )
     for extension in old.extensions:
         builder = builder.add_extension(extension.value, extension.critical)

@@ -1,13 +1,15 @@
-"""A door that answers 404 by TLS, in the place of gateway or SuperLink."""
+"""Doors that answer 404 by TLS, in the places of gateway and SuperLink."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
+from server.hub import Hub
 from server.provisioning import Consortium
 
 
@@ -15,18 +17,30 @@ class _Nothing(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_error(404)
 
+    def do_POST(self) -> None:
+        self.do_GET()
+
     def log_message(self, *_: object) -> None:
         pass
 
 
+def door(consortium: Consortium, port: int) -> AbstractContextManager[None]:
+    """Answer at a port of the loopback interface as the gateway does."""
+    folder = consortium.folder
+    return _door(folder / "server.crt", folder / "keys" / "server.key", port)
+
+
+def hub(consortium: Consortium) -> AbstractContextManager[None]:
+    """Answer as the SuperLink does, at a private port that is chosen now."""
+    made = Hub.make(consortium.folder / "flower")
+    return _door(made.certificate, made.key, made.port)
+
+
 @contextmanager
-def door(consortium: Consortium, port: int) -> Iterator[None]:
-    """Answer 404 by TLS at a port of the loopback interface, as gateway and SuperLink do."""
+def _door(certificate: Path, key: Path, port: int) -> Iterator[None]:
     server = ThreadingHTTPServer(("127.0.0.1", port), _Nothing)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(
-        consortium.folder / "server.crt", consortium.folder / "keys" / "server.key"
-    )
+    context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

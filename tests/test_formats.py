@@ -65,7 +65,7 @@ def _newer_settings(root: Path) -> None:
 
 def _newer_consortium(root: Path) -> None:
     path = root / "coordinator" / "consortium.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
 
 
 def _newer_journal(root: Path) -> None:
@@ -122,10 +122,11 @@ def test_files_of_an_older_format_are_migrated_as_they_are_read(
 ) -> None:
     root = _fixture(tmp_path)
     consortium = Consortium.open(root / "coordinator")
-    monkeypatch.setitem(formats.NEWEST, "consortium", 3)
+    monkeypatch.setitem(formats.NEWEST, "consortium", 4)
     steps = {
-        1: lambda old: {**old, "name": old["name"] + " two"},
-        2: lambda old: {**old, "name": old["name"] + " three"},
+        **formats.MIGRATIONS["consortium"],
+        2: lambda old: {**old, "name": old["name"] + " two"},
+        3: lambda old: {**old, "name": old["name"] + " three"},
     }
     monkeypatch.setitem(formats.MIGRATIONS, "consortium", steps)
     migrated = Consortium.open(root / "coordinator")

@@ -113,7 +113,7 @@ def seconds_per_round(
     superlink, *nodes = _children(folder, consortium)
     with _alive([superlink]):
         control = ControlHttpClient.from_server_address(
-            server_address=consortium.private_address,
+            server_address=consortium.address,
             insecure=False,
             root_certificates=(consortium.folder / "ca.crt").read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
@@ -143,7 +143,7 @@ def seconds_per_round(
 def _children(folder: Path, consortium: provisioning.Consortium) -> Iterator[Child]:
     link, ca = consortium.folder, str(consortium.folder / "ca.crt")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    host, port = consortium.private_address.split(":")
+    host, port = consortium.address.split(":")
     yield Child(
         "superlink",
         [
@@ -165,7 +165,7 @@ def _children(folder: Path, consortium: provisioning.Consortium) -> Iterator[Chi
             f"node-{number}",
             [
                 script("flower-supernode"),
-                *("--superlink", consortium.private_address, "--root-certificates", ca),
+                *("--superlink", consortium.address, "--root-certificates", ca),
                 *("--auth-supernode-private-key", str(folder / f"node-{number}.key")),
                 *("--host", "127.0.0.1", "--port", str(free_port())),
             ],

@@ -127,6 +127,25 @@ def test_output_and_environment(tmp_path: Path, quick: None) -> None:
     assert ("child", "ended", "exit code 0") in told.events
 
 
+def test_a_child_that_fails_is_named_with_its_own_last_words(tmp_path: Path, quick: None) -> None:
+    silent = "raise SystemExit(2)"
+    speaking = "raise SystemExit('ERROR: The port is taken.')"
+    children = []
+    for name, code in {"silent": silent, "speaking": speaking}.items():
+        log = tmp_path / f"{name}.log"
+        log.write_text("What a process before it said.\n")
+        children.append(Child(name, (sys.executable, "-S", "-c", code), log))
+    told = Told()
+    run_until(
+        Supervisor(children, told=told),
+        lambda: (
+            {name for name, event, _ in told.events if event == "ended"} == {"silent", "speaking"}
+        ),
+    )
+    assert ("silent", "ended", "exit code 2") in told.events
+    assert ("speaking", "ended", "exit code 1: The port is taken.") in told.events
+
+
 def test_a_child_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

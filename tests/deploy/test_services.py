@@ -225,6 +225,19 @@ def rendered(chart: str, **others: str) -> list[dict[str, Any]]:
     )
 
 
+@pytest.mark.parametrize(("outside", "inside"), [("443", 9443), ("8443", 9443)])
+def test_a_chart_leads_what_hospitals_call_to_where_the_gateway_listens(
+    outside: str, inside: int
+) -> None:
+    objects = {one["kind"]: one for one in rendered("coordinator", port=outside)}
+    (service,) = objects["Service"]["spec"]["ports"]
+    assert service == {"name": "gateway", "port": int(outside), "targetPort": "gateway"}
+    (container,) = objects["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [{"name": "gateway", "containerPort": inside}]
+    (allowed,) = objects["NetworkPolicy"]["spec"]["ingress"]
+    assert allowed["ports"] == [{"port": inside, "protocol": "TCP"}]
+
+
 @pytest.mark.parametrize("chart", sorted(CHARTS))
 def test_charts_render_to_what_kubernetes_knows(chart: str, tmp_path: Path) -> None:
     validate = needed("kubernetes-validate")

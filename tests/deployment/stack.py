@@ -48,7 +48,7 @@ local_steps = {local_steps}
 learning_rate = 0.001
 crop_size = [16, 16, 16]
 [aggregation]
-quorum = 2
+quorum = {quorum}
 deadline_s = 240
 [privacy]
 max_epsilon = 10
@@ -61,6 +61,10 @@ class Stack:
 
     folder: Path
     host: str = "127.0.0.1"
+    port: int = field(default_factory=free_port)
+    """What hospitals call, with ``host``."""
+    listen: str = ""
+    """Where the gateway listens, if not there."""
     entries: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Words before the command of a supervisor, by its name: to start it in another namespace."""
     coordinator: Path = field(init=False)
@@ -74,7 +78,7 @@ class Stack:
         """Run a command to its end and return its standard output; raise if it fails."""
         words = [str(word) for word in arguments]
         if words[0] == "init":
-            words += ["--host", self.host, "--port", str(free_port())]
+            words += ["--host", self.host, "--port", str(self.port), "--listen", self.listen]
         done = subprocess.run(
             [str(_SCRIPTS / script), *words],
             env=_ENVIRONMENT,
@@ -102,7 +106,7 @@ class Stack:
 
     def publish(self, study: str, *, text: str = PROTOCOL, **values: object) -> None:
         protocol = self.folder / f"{study}.toml"
-        protocol.write_text(text.format(study=study, **values))
+        protocol.write_text(text.format(study=study, **{"quorum": 2, **values}))
         self.call("gliofed-server", "study", self.coordinator, protocol)
 
     def start(
@@ -211,11 +215,9 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def running_stack(
-    folder: Path, *, host: str = "127.0.0.1", entries: Mapping[str, Sequence[str]] | None = None
-) -> Iterator[Stack]:
+def running_stack(folder: Path, **settings: Any) -> Iterator[Stack]:
     """Yield a stack; end all its processes in the end, and fail if one of them is left."""
-    stack = Stack(folder, host, entries or {})
+    stack = Stack(folder, **settings)
     try:
         yield stack
     finally:

@@ -23,9 +23,9 @@ import pytest
 from common.files import write_secret
 from tests import proxies
 from tests.certificates import expired
-from tests.deployment.stack import running_stack
+from tests.deployment.stack import running_stack, until
 from tests.deployment.trial import NORTH, ROUNDS, SITES, Trial, own_disks
-from tests.deployment.wires import HUB, Wires, laid, refused
+from tests.deployment.wires import HUB, Wires, laid, needed_here
 from tests.proxies import PASSWORD, USER, ConnectProxy, serving
 
 pytestmark = pytest.mark.slow
@@ -36,6 +36,7 @@ WEIGHTS_BYTES: Final = 200_000
 """Less than a tiny network has."""
 NOBODY: Final = frozenset[str]()
 ONLY_NORTH: Final = frozenset({NORTH})
+AT_MOST_ONE: Final = (NOBODY, *(frozenset({name}) for name in SITES))
 
 
 Happens = Callable[[Trial], object]
@@ -336,20 +337,19 @@ for _hours in (1, -1):
 
 @cell("TLS certificate expired, then renewed", "training", out=(NOBODY,))
 def _(trial: Trial) -> None:
-    trial.launch(deadline_s=30)
+    trial.launch(deadline_s=60)
     trial.reach("training")
-    path = trial.stack.coordinator / "server.crt"
-    valid = path.read_bytes()
+    stack = trial.stack
     try:
-        path.write_bytes(expired(trial.stack.coordinator))
+        (stack.coordinator / "server.crt").write_bytes(expired(stack.coordinator))
         trial.kill("server", "gateway")
-        end = trial.finish()
-        assert (end.event, end.facts["code"]) == ("study paused", "quorum")
-        assert trial.stack.journal.events("certificate expired")
-    finally:
-        path.write_bytes(valid)
-    trial.kill("server", "gateway")
-    trial.relaunch()
+        until(lambda: trial.events("study waits"), timeout_s=150, what="a sentence")
+        assert "rotate-certificate" in stack.report(trial.study)["last_problem"]
+        assert stack.journal.events("certificate expired")
+        with pytest.raises(RuntimeError, match="expired on"):
+            stack.call("gliofed-server", "health", stack.coordinator)
+    finally:  # nothing else has to be done
+        stack.call("gliofed-server", "rotate-certificate", stack.coordinator, "--by", "Ada")
 
 
 def odd(**variables: str) -> dict[str, str]:
@@ -365,6 +365,64 @@ def _(trial: Trial) -> None:
     said = trial.events("site declined", site=NORTH, round=1)
     assert [e.facts["code"] for e in said] == ["version"]
     assert "99.0.0" in said[0].facts["reason"]
+
+
+_TAKER: Final = """
+import os, socket, sys, threading, time
+threading.Thread(target=lambda: os._exit(len(sys.stdin.read())), daemon=True).start()
+while True:
+    taker = socket.socket()
+    taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taker.bind((sys.argv[1], int(sys.argv[2])))
+        taker.listen()
+        break
+    except OSError:
+        taker.close()
+        time.sleep(0.001)
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def _taken(trial: Trial, address: str, port: int) -> Iterator[None]:
+    """Take a port at the coordinator as soon as it is free; it is free again after the block."""
+    words = [*trial.stack.entries["server"], sys.executable, "-S", "-c", _TAKER, address, str(port)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as taker:  # ends with its input
+        try:
+            yield
+        finally:
+            taker.kill()
+
+
+# Flower's SuperNode gives an answer up that it could not send for some ten seconds.
+@cell("another process takes the gateway's port for 20 s", "training", out=AT_MOST_ONE)
+def _(trial: Trial) -> None:
+    trial.launch(deadline_s=120)
+    trial.reach("training")
+    log = trial.stack.folder / "server.log"
+    at, said = trial.stack.consortium.listening, log.stat().st_size
+    with _taken(trial, at.address, at.port):
+        time.sleep(1)
+        trial.kill("server", "gateway")
+        until(
+            lambda: "another process has that port" in log.read_text()[said:],
+            timeout_s=30,
+            what="which port, and why",
+        )
+        time.sleep(20)
+
+
+@cell("another process takes the SuperLink's port", "training")
+def _(trial: Trial) -> None:
+    trial.launch(deadline_s=120)
+    trial.reach("training")
+    before = trial.stack.consortium.hub.port
+    with _taken(trial, "127.0.0.1", before):
+        time.sleep(1)
+        trial.kill("server", "superlink")
+        until(lambda: trial.stack.consortium.hub.port != before, timeout_s=30, what="another port")
+        trial.finish()
 
 
 for _kind, _what, _code in (
@@ -387,10 +445,7 @@ for _kind, _what, _code in (
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Wires]:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("network namespaces need Linux and root")
-    if why := refused():
-        pytest.skip(why)
+    needed_here()
     with laid(SITES) as wires:
         yield wires
 

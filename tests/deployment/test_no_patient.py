@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from common.processes import free_port, script
-from tests.deployment.stack import PROTOCOL, Stack, running_stack, until
+from tests.deployment.stack import Stack, running_stack, until
 from tests.names import names_in, names_of
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             stack.enrol(name, seed=seed)
         stack.publish(
             STUDY,
-            text=PROTOCOL.replace("quorum = 2", "quorum = 1"),
+            quorum=1,
             rounds=ROUNDS,
             local_steps=STEPS,
         )

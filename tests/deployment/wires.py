@@ -18,11 +18,16 @@ import random
 import select
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+import pytest
+
+from tests.programs import needed
 
 HUB: Final = "10.77.0.1"
 """The coordinator's address."""
@@ -181,6 +186,16 @@ class Wires:
                 _, _, there, packet = heapq.heappop(travelling)
                 with contextlib.suppress(BlockingIOError):  # the kernel's queue is full: it is lost
                     os.write(there, packet)
+
+
+def needed_here() -> None:
+    """Skip the test where there can be no such networks, but fail where CI should have them."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("network namespaces need Linux and root")
+    needed("ip")
+    needed("nsenter")
+    if why := refused():
+        pytest.skip(why)
 
 
 def refused() -> str:

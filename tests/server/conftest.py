@@ -296,3 +296,13 @@ def three(world: World) -> World:
     world.join("c", step=6.0)
     world.publish()
     return world
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hospital's environment, whose proxy is out of reach: whoever asks it fails."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        for spelling in (name, name.upper()):
+            monkeypatch.setenv(spelling, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)

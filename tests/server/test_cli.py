@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from common.errors import FederationError, GliofedError, PrivacyError
+from common.errors import FederationError, GliofedError, PrivacyError, StateError
 from common.files import held
 from common.identity import Identity, fingerprint
 from common.weights import save
 from server import cli, scheduler
 from server.provisioning import Consortium
 from server.scheduler import run_study
+from tests import faulty_doors
+from tests.certificates import expired, expiring
+from tests.server.test_provisioning import handshake
 
 Run = Callable[..., Result]
 
@@ -102,16 +105,65 @@ def test_serve(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             started.extend(child.name for child in children)
             self.told = told
 
-        def run(self, *, on_tick: object) -> None:
-            assert on_tick is None
+        def run(self, *, on_tick: Callable[[], None]) -> None:
+            on_tick()
             self.told("gateway", "started", "7")
 
     monkeypatch.setattr(cli, "Supervisor", Fake)
     monkeypatch.setattr(cli, "stop_on_signals", lambda _supervisor: None)
+    monkeypatch.setattr(cli.serving, "probe", lambda _consortium, **_: None)
+    (folder / "server.crt").write_bytes(expiring(folder, days=7))
     result = run("serve", folder)
     assert started == ["superlink", "gateway", "executor"]
     assert "Serving Gliomas at localhost:9443" in words(result)
     assert "gateway started (7)" in words(result)
+    assert "good for 6 days" in words(result)
+
+
+def test_serve_starts_nothing_where_it_cannot_listen(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.serving, "_DYING_S", 0.0)
+    with faulty_doors.listening() as listener:
+        port = str(listener.getsockname()[1])
+        folder = tmp_path / "c"
+        listen = ("--listen", port)
+        where = ("--host", "localhost", "--port", "443")
+        result = run("init", folder, "--name", "G", *where, *listen)
+        assert "let port 443 of localhost be forwarded to it" in words(result)
+        run("serve", folder, fails=StateError)
+    assert not (folder / "flower" / "hub").exists()
+
+
+def test_address_shows_and_changes_what_hospitals_call(run: Run, world: Any, folder: Path) -> None:
+    world.join("a")
+    shown = words(run("address", folder))
+    assert "Hospitals call localhost:9443; the gateway listens at 127.0.0.1:9443." in shown
+    assert run("address", folder, "--port", "443", fails=SystemExit).exit_code == 2
+    said = words(run("address", folder, "--listen", "127.0.0.1:8443", "--by", "Ada"))
+    assert "localhost:9443; the gateway listens at 127.0.0.1:8443." in said
+    assert "Keep the way" not in said
+    said = words(run("address", folder, "--host", "FL.example.org", "--port", "443", "--by", "Ada"))
+    assert "Hospitals call fl.example.org:443; the gateway listens at 127.0.0.1:8443." in said
+    assert "Keep the way by localhost:9443 open until these sites" in said
+    consortium = Consortium.open(folder)
+    assert consortium.sites.without_kit() == {"a"}
+    for name in ("localhost", "fl.example.org"):
+        handshake(consortium, name)
+    run("rotate-certificate", folder, "--by", "Ada")
+    for name in ("localhost", "fl.example.org"):
+        handshake(consortium, name)
+    told = [facts["address"] for facts in world.events("address changed")]
+    assert told == ["localhost:9443", "fl.example.org:443"]
+    assert world.events("address changed")[-1]["listening"] == "127.0.0.1:8443"
+
+
+def test_status_warns_of_a_certificate_that_ends(run: Run, folder: Path) -> None:
+    assert "certificate" not in words(run("status", folder))
+    (folder / "server.crt").write_bytes(expiring(folder, days=7))
+    assert "good for 6 days" in words(run("status", folder))
+    (folder / "server.crt").write_bytes(expired(folder))
+    assert "rotate-certificate" in words(run("status", folder))
 
 
 def test_serving_twice_is_refused(run: Run, folder: Path, served: None) -> None:

@@ -14,7 +14,7 @@ from common.findings import Finding
 from common.processes import free_port
 from server import cli, diagnosis, provisioning
 from server.provisioning import Consortium
-from tests import consortia, faulty_doors
+from tests import consortia, doors, faulty_doors
 from tests.certificates import expired
 from tests.client.conftest import Run, command  # noqa: F401
 
@@ -39,15 +39,16 @@ def copy(finished_study: Path, tmp_path: Path) -> Consortium:
 
 
 def served(consortium: Consortium, *, without: str = "") -> ExitStack:
-    doors = {
-        "gateway": consortium.settings.port,
-        "SuperLink": consortium.settings.private_port,
-    }
     stack = ExitStack()
     stack.enter_context(held(consortium.lock, what="it is served"))
-    for name, port in doors.items():
-        if name != without:
-            stack.enter_context(faulty_doors.tls(consortium.folder, port=port))
+    superlink = doors.hub(consortium)
+    if without != "executor":
+        consortium.hub.reached()
+    if without != "SuperLink":
+        stack.enter_context(superlink)
+    if without != "gateway":
+        port = consortium.settings.port
+        stack.enter_context(faulty_doors.tls(consortium.folder, port=port))
     return stack
 
 
@@ -115,11 +116,46 @@ def test_a_fault_is_one_problem_beside_the_rest(copy: Consortium, fault: str) ->
     assert len(found) > 10
 
 
-@pytest.mark.parametrize("absent", ["gateway", "SuperLink"])
-def test_a_door_that_does_not_answer_is_named(copy: Consortium, absent: str) -> None:
+@pytest.mark.parametrize(
+    ("absent", "words"),
+    [
+        ("gateway", "The gateway does not answer"),
+        ("SuperLink", "The SuperLink does not answer"),
+        ("executor", "The executor has not reached the SuperLink yet"),
+    ],
+)
+def test_a_part_that_does_not_answer_is_named(copy: Consortium, absent: str, words: str) -> None:
+    log = copy.folder / "flower" / "log" / f"{absent.lower()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("ERROR: The last straw.\n")
     with served(copy, without=absent):
         found = diagnosis.diagnose(copy, patience_s=1.0)
-    assert next(one.what for one in problems(found)).startswith(f"The {absent} does not answer")
+    told = next(one.what for one in problems(found))
+    assert told.startswith(words)
+    assert told.endswith("The log ends: The last straw.")
+
+
+def test_a_proxy_is_nothing_to_a_coordinator(copy: Consortium, proxied: None) -> None:
+    with served(copy):
+        found = diagnosis.diagnose(copy, patience_s=1.0)
+    assert problems(found) == []
+    (about,) = [one for one in found if one.about == "environment"]
+    assert about.level == "ok"
+    assert "HTTPS_PROXY" in about.what
+
+
+def test_a_public_port_that_leads_nowhere_is_told_where_it_must_lead(tmp_path: Path) -> None:
+    inside = free_port()
+    with faulty_doors.closed() as outside:
+        one = provisioning.init(
+            tmp_path / "c", name="N", host="127.0.0.1", port=outside, listen=f"{inside}"
+        )
+        with served(one, without="gateway"), faulty_doors.tls(one.folder, port=inside):
+            found = diagnosis.diagnose(one, patience_s=1.0)
+    assert problems(found) == []
+    (about,) = [one for one in found if one.about == "port"]
+    assert f"Port {outside} of 127.0.0.1 must be forwarded to 127.0.0.1:{inside}" in about.do
+    assert "gliofed-server serve" not in about.do
 
 
 def test_nothing_serves_and_nobody_is_admitted(consortium: Consortium) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from common.errors import StateError
-from server import gateway
+from common.processes import free_port
+from server import gateway, provisioning
 from server.gateway import FLEET_CALLS, KEY_HEADER, MAX_BODY_BYTES, REFUSED, Door, application
-from server.serving import children
-from tests.certificates import expired
+from server.hub import Hub
+from server.provisioning import Consortium
+from tests import faulty_doors
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -52,6 +55,7 @@ def call(
     *,
     content: Any = b"",
     admits: Callable[[str], bool] = lambda _key: True,
+    patience_s: float = 0.0,
     **headers: str,
 ) -> httpx.Response:
     async def go() -> httpx.Response:
@@ -60,7 +64,9 @@ def call(
             httpx.AsyncClient(base_url="https://127.0.0.1:1", transport=transport) as behind,
             httpx.AsyncClient(
                 base_url="https://gateway",
-                transport=httpx.ASGITransport(application(behind, admits=admits)),
+                transport=httpx.ASGITransport(
+                    application(behind, admits=admits, patience_s=patience_s)
+                ),
             ) as client,
         ):
             return await client.request(method, path, content=content, headers=headers)
@@ -158,6 +164,24 @@ def test_a_superlink_that_is_down_is_said(error: type[httpx.TransportError]) -> 
     assert (answer.status_code, answer.text) == (503, "the coordinator is starting")
 
 
+@pytest.mark.parametrize(
+    ("error", "tries", "status"), [(httpx.ConnectError, 3, 200), (httpx.ReadError, 1, 503)]
+)
+def test_a_superlink_that_is_started_anew_is_waited_for_but_hears_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, error: type[httpx.TransportError], tries: int, status: int
+) -> None:
+    monkeypatch.setattr(gateway, "_AGAIN_S", 0.0)
+
+    def down(request: httpx.Request) -> httpx.Response:
+        if len(upstream.seen) < 3:
+            raise error("down")
+        return echo(request)
+
+    upstream = Upstream(down)
+    answer = call(upstream, "POST", "/v1/fleet/push-object", content=b"ab", patience_s=60.0)
+    assert (answer.status_code, len(upstream.seen)) == (status, tries)
+
+
 @pytest.mark.parametrize("status", [401, 403, 500])
 def test_refusals_of_the_superlink_are_passed_on(status: int) -> None:
     upstream = Upstream(lambda _request: httpx.Response(status, content=b"no"))
@@ -165,42 +189,48 @@ def test_refusals_of_the_superlink_are_passed_on(status: int) -> None:
     assert (answer.status_code, answer.content) == (status, b"no")
 
 
-@pytest.mark.parametrize(
-    ("host", "interface"),
-    [
-        ("localhost", "127.0.0.1"),
-        ("127.0.0.1", "127.0.0.1"),
-        ("::1", "::1"),
-        ("fed.example.org", "0.0.0.0"),  # noqa: S104
-        ("192.0.2.7", "0.0.0.0"),  # noqa: S104
-        ("2001:db8::7", "::"),
-    ],
-)
-def test_a_private_consortium_stays_private(
-    world: Any, monkeypatch: pytest.MonkeyPatch, host: str, interface: str
-) -> None:
-    served: list[uvicorn.Config] = []
-    monkeypatch.setattr(gateway.uvicorn.Server, "run", lambda server: served.append(server.config))
-    settings = world.consortium.settings.model_copy(update={"host": host})
-    gateway.serve(type(world.consortium)(world.consortium.folder, settings))
-    assert (served[0].host, served[0].port) == (interface, 9443)
+def bound_at(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """Return where the gateway listens, and check that it can serve its certificate there."""
+    served: list[tuple[uvicorn.Config, Any]] = []
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        served.append((server.config, sockets[0].getsockname()))
+        sockets[0].close()
+
+    monkeypatch.setattr(gateway.uvicorn.Server, "run", run)
+    Hub.make(consortium.folder / "flower")
+    gateway.serve(consortium)
+    ((config, name),) = served
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(str(served[0].ssl_certfile), served[0].ssl_keyfile)
+    context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
+    return name[0], name[1]
 
 
-def test_an_expired_certificate_is_told(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway.uvicorn.Server, "run", lambda _server: None)
-    gateway.serve(world.consortium)
-    assert children(world.consortium)
-    assert not world.events("certificate expired")
-    certificate = world.consortium.folder / "server.crt"
-    certificate.write_bytes(expired(world.consortium.folder))
-    gateway.serve(world.consortium)
-    (told,) = world.events("certificate expired")
-    assert told["since"] == gateway.expired(world.consortium).isoformat()
-    with pytest.raises(StateError, match="expired on 20") as refused:
-        children(world.consortium)
-    assert refused.value.code == "certificate"
+@pytest.mark.parametrize("listen", ["", "127.0.0.1:{}", "{}"])
+def test_the_gateway_listens_where_it_is_told_whatever_hospitals_call(
+    world: Any, monkeypatch: pytest.MonkeyPatch, listen: str
+) -> None:
+    port = free_port()
+    consortium = provisioning.init(
+        world.folder / "other",
+        name="Other",
+        host="localhost",
+        port=443 if listen else port,
+        listen=listen.format(port),
+    )
+    assert bound_at(consortium, monkeypatch) == ("127.0.0.1", port)
+    assert consortium.address == f"localhost:{443 if listen else port}"
+
+
+def test_a_gateway_whose_port_is_taken_ends_with_a_sentence(world: Any) -> None:
+    """The supervisor names the last line of its log."""
+    with faulty_doors.closed() as port:
+        consortium = provisioning.readdress(world.consortium, by="Ada", listen=f"{port}")
+        Hub.make(consortium.folder / "flower")
+        with faulty_doors.listening(port), pytest.raises(StateError) as refused:
+            gateway.serve(consortium)
+    assert refused.value.code == "port"
+    assert f"127.0.0.1:{port}: another process has that port" in refused.value.message
 
 
 def header(world: Any, name: str) -> str:

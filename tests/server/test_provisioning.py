@@ -22,7 +22,7 @@ def test_a_founded_consortium_opens_again(world: Any) -> None:
     consortium = Consortium.open(world.consortium.folder)
     assert consortium.settings == world.consortium.settings
     assert consortium.address == "localhost:9443"
-    assert consortium.private_address.startswith("127.0.0.1:")
+    assert str(consortium.listening) == "127.0.0.1:9443"
     assert consortium.studies() == []
     (founded,) = world.events("consortium founded")
     assert founded["key"] == consortium.identity.public

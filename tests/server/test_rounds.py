@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from common.weights import digest, norm, save
 from common.wire import Content, Order, Report, pack
 from server.fleet import Delivery, MemoryFleet
 from server.orders import StoppedError
+from server.rounds import Rounds
 from tests.cargo import arrays_of, with_arrays
 
 
@@ -357,3 +359,27 @@ def test_the_memory_fleet_gives_each_site_its_own_order() -> None:
     deliveries = [fleet.collect(ticket) for ticket in tickets]
     assert got == [["a"], ["a"]]
     assert all(isinstance(delivery, Delivery) for delivery in deliveries)
+
+
+def test_a_round_that_fails_while_nobody_can_come_through_does_not_count(three: Any) -> None:
+    """Three failures pause a study; here it is five, and the certificate's."""
+    three.rounds().offer({})
+    turns = itertools.cycle(["", "shut"])  # before a round, and once it has failed
+
+    def closed() -> str:
+        failed = len(three.events("round failed"))
+        three.fleet.deaf = set() if failed == 5 else {"a", "b", "c"}
+        return next(turns)
+
+    study = three.consortium.study("demo")
+    study.want("running")
+    Rounds(
+        study,
+        three.fleet,
+        journal=three.consortium.journal,
+        sites=three.consortium.sites,
+        closed=closed,
+        clock=three.clock,
+    ).run()
+    assert len(three.events("round failed")) == 5
+    assert three.names()[-1] == "study finished"

@@ -8,8 +8,10 @@ import pytest
 
 from common.errors import FederationError, PrivacyError, StateError
 from common.journal import Journal
-from server import scheduler, studies
+from server import rotation, scheduler, studies
+from server.report import study_report
 from server.scheduler import run_study, schedule
+from tests.certificates import expired
 
 
 @pytest.fixture(autouse=True)
@@ -244,3 +246,35 @@ def test_an_approval_that_cannot_be_written_is_asked_for_again(two: Any, disk: D
     schedule(two.consortium, two.fleet, ended=Turns(5))
     assert disk.refused
     assert {facts["site"] for facts in two.events("study approved")} == {"a", "b"}
+
+
+def test_a_study_waits_while_no_hospital_comes_through_and_goes_on_by_itself(two: Any) -> None:
+    folder = two.consortium.folder
+    (folder / "server.crt").write_bytes(expired(folder))
+    two.clock.after(600, lambda: rotation.renew_certificate(two.consortium, by="Ada"))
+    study = two.consortium.study("demo")
+    study.want("running")
+    run_study(two.consortium, study, two.fleet)
+    (waits,) = two.events("study waits")
+    assert "rotate-certificate" in waits["reason"]
+    assert two.names()[-1] == "study finished"
+    assert not two.events("study paused", "round failed")
+    assert two.clock.now >= 1600
+
+
+def test_a_study_that_waits_can_be_stopped_and_says_why_it_waits(two: Any) -> None:
+    folder = two.consortium.folder
+    (folder / "server.crt").write_bytes(expired(folder))
+    study = two.consortium.study("demo")
+    study.want("running")
+    told: list[str] = []
+
+    def stop() -> None:
+        report = study_report(study, two.consortium.journal, admitted=["a", "b"])
+        told.append(f"{report['state']}: {report['last_problem']}")
+        study.want("stopped")
+
+    two.clock.after(30, stop)
+    run_study(two.consortium, study, two.fleet)
+    assert two.names()[-1] == "study stopped"
+    assert told[0].startswith("running: The TLS certificate")
