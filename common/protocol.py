@@ -55,6 +55,7 @@ _LATER: Final = frozenset({"supersedes"})
 Reportable = Literal["dice", "case_count", "privacy_spent", "withdrawals"]
 Crop = Annotated[int, Field(ge=8, le=512)]
 NetworkName = Literal["segresnet", "segresnet_mingru", "dynunet", "unet"]
+NetworkSize = Literal["tiny", "small", "base"]
 Group = Literal["norms", "head", "last_decoder", "recurrent"]
 Trainable = Literal["all", "low_rank"] | Group
 
@@ -67,7 +68,7 @@ class NetworkOptions(_Frozen):
     """Which network of ``common.networks``, and how large."""
 
     name: NetworkName = "segresnet"
-    size: Literal["tiny", "small", "base"] = "small"
+    size: NetworkSize = "small"
     """About 0.1, 1 and 5 million parameters. Under privacy noise grows with the root of it."""
     deep_supervision: bool = False
     """Whether coarser levels are trained towards the labels too."""

@@ -3,23 +3,27 @@
 Invariants: arrays are float32; the same arrays and metadata give the same bytes on every machine;
 a file appears complete or not at all; nothing is trusted because of where it came from.
 
-Out of scope: which names and shapes a network has (``common.networks``), signing
-(``common.identity``).
+Floating point of 16, 32 and 64 bits is read, bfloat16 too, and becomes float32. A digest is of what
+was read, not of the file's bytes: a file in bfloat16 and its conversion have the same.
+
+Out of scope: which names and shapes a network has (``common.network_shapes``), weights that a
+person hands in (``common.starting_weights``), signing (``common.identity``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load as from_safetensors
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from common.errors import ModelError, UpdateError
@@ -28,7 +32,22 @@ from common.files import write_bytes
 Arrays = dict[str, NDArray[np.float32]]
 
 _METADATA_KEY: Final = "gliofed"
-_STORED: Final = (np.dtype(np.float32), np.dtype(np.float16))
+_COUNTER: Final = "num_batches_tracked"
+"""Ends the name of the number of batches that torch's batch norm has seen: no weight."""
+
+
+def _bfloat16(data: bytes) -> NDArray[np.float32]:
+    """Widen bfloat16, which is the upper half of a float32."""
+    return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+
+
+_FLOATS: Final[Mapping[str, Callable[[bytes], NDArray[Any]]]] = {
+    "F16": lambda data: np.frombuffer(data, "<f2"),
+    "BF16": _bfloat16,
+    "F32": lambda data: np.frombuffer(data, "<f4"),
+    "F64": lambda data: np.frombuffer(data, "<f8"),
+}
+"""How the numbers of a kind, by safetensors' name for it, are read."""
 
 
 def digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
@@ -76,27 +95,38 @@ def save(
 
 
 def load(path: Path) -> Arrays:
-    """Read the arrays of ``path``; half precision is widened to float32.
+    """Read the arrays of ``path`` as float32; counters of batch norm are left out.
 
-    Raises ModelError when the file is missing, damaged or holds another kind of number.
+    What is too large for float32 becomes infinite.
+
+    Raises ModelError: ``model-file`` if it cannot be read, ``model-format`` if it is of another
+    format, ``model-damaged`` if it is not whole, ``model-dtype`` if it holds other numbers.
     """
     try:
-        stored = from_safetensors(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise ModelError(
             f"Cannot read the weights {path}: {error.strerror}.",
             do="Check the path.",
             code="model-file",
         ) from None
+    try:
+        stored = deserialize(data)  # type: ignore[no-untyped-call]  # of a compiled module
     except SafetensorError as error:
-        raise _damaged(path, str(error)) from None
-    except KeyError as error:  # a kind of number that numpy does not have
-        raise _damaged(path, f"an array is stored as {error}") from None
+        raise _unreadable(path, data, str(error)) from None
     arrays: Arrays = {}
-    for name, array in stored.items():
-        if array.dtype not in _STORED:
-            raise _damaged(path, f"array {name} is {array.dtype}, not float32 or float16")
-        arrays[name] = array.astype(np.float32)
+    for name, about in stored:
+        kind = str(about["dtype"])
+        if kind in _FLOATS:
+            with np.errstate(over="ignore"):
+                values = _FLOATS[kind](about["data"]).astype(np.float32)
+            arrays[name] = values.reshape(about["shape"])
+        elif name.rpartition(".")[2] != _COUNTER:
+            raise ModelError(
+                f"The array {name} in {path} holds {kind}, which is no kind of number for weights.",
+                do="Store it as float32, float16, bfloat16 or float64, or leave it out.",
+                code="model-dtype",
+            )
     return arrays
 
 
@@ -159,6 +189,39 @@ def _refused(reason: str, kind: str) -> UpdateError:
         do="Check that both sides run the same version of gliofed and the same protocol.",
         code=f"update-{kind}",
     )
+
+
+def _unreadable(path: Path, data: bytes, reason: str) -> ModelError:
+    """Return what is to be said of a file that is no whole safetensors.
+
+    Its first eight bytes are a length, then comes a JSON object.
+    """
+    if len(data) <= 8 or data[8:9] == b"{":
+        return _damaged(path, reason)
+    if is_torch(data):
+        return ModelError(
+            f"{path} is a file of PyTorch, which may hold code; weights are read as safetensors.",
+            do="`gliofed-site convert-weights FILE --out FILE.safetensors` converts it, at any "
+            "machine with gliofed's site extra.",
+            code="model-format",
+        )
+    return ModelError(
+        f"{path} is no safetensors file.",
+        do="Weights are read as safetensors; `gliofed-site convert-weights` makes them from a "
+        "PyTorch file.",
+        code="model-format",
+    )
+
+
+def is_torch(data: bytes) -> bool:
+    """Return whether a file of PyTorch has these bytes: a pickle, or a zip file with one."""
+    if not data.startswith(b"PK\x03\x04"):
+        return data.startswith(b"\x80") and data[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            return any(name.rpartition("/")[2] == "data.pkl" for name in file.namelist())
+    except zipfile.BadZipFile:
+        return True  # cut short
 
 
 def _damaged(path: Path, reason: str) -> ModelError:
