@@ -103,7 +103,9 @@ def studies(folder: Folder, json: Json = False) -> None:
     columns = ["study", "version", "privacy", "rounds", "network", "expires", "decision", "policy"]
     console.show_table("Studies", columns, [[row[c] for c in columns] for row in rows])
     for row in rows:
-        for line in _changed(site, site.protocol(str(row["study"]))):
+        protocol = site.protocol(str(row["study"]))
+        console.say(f"{protocol.study} starts from {protocol.start}.")
+        for line in _changed(site, protocol):
             console.say(line)
         if not row["private"]:
             console.warn(f"{row['study']} trains WITHOUT differential privacy.")
@@ -121,6 +123,7 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
     )
     if not protocol.private:
         console.warn(f"{study} trains WITHOUT differential privacy.")
+    console.say(f"{study} starts from {protocol.start}.")
     for line in _changed(site, protocol):
         console.say(line)
     site.decide(study, "approve", by=by)
@@ -428,6 +431,7 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
         "privacy": _privacy(protocol, would),
         "rounds": protocol.rounds,
         "network": protocol.network.name,
+        "initial_sha256": protocol.initial_sha256,
         "expires": str(protocol.expires),
         "decision": _decision(decided[0], protocol) if decided else "open",
         "policy": _policy(site, protocol),

@@ -126,14 +126,16 @@ def train_alone(
     """Train as the study does, but alone, to see what joining is worth. Nothing leaves the site."""
     from client import studies as work
     from client.rehearsal import train_alone as run_alone
-    from common.weights import load, save
+    from common.starting_weights import read
+    from common.weights import save
 
     site = Site.open(folder)
     protocol = site.protocol(study)
+    start = read(initial, protocol.network)
     with console.progress("Training alone") as told:
         weights = run_alone(
             protocol,
-            load(initial),
+            start,
             list(work.training_patients(site, protocol).values()),
             private=private,
             execution=work.execution_for(site.settings.machine),
@@ -166,12 +168,12 @@ def evaluate(
     """Score weights on the site's own test patients of a study. Nothing leaves the site."""
     from client import studies as work
     from client.kept import Kept
-    from common.weights import load
+    from common.starting_weights import read
 
     site = Site.open(folder)
     protocol = site.protocol(study)
+    models = [(str(path), read(path, protocol.network)) for path in weights]
     cases = work.read_split(site, protocol).test
-    models = [(str(path), load(path)) for path in weights]
     if own:
         models = Kept(site, study).models(models)
     groups = [(name, [arrays]) for name, arrays in models]
@@ -216,10 +218,11 @@ def try_postprocessing(
     """
     from client import studies as work
     from client.tuning import as_toml, try_options
-    from common.weights import load
+    from common.starting_weights import read
 
     site = Site.open(folder)
     protocol = site.protocol(study)
+    arrays = read(weights, protocol.network)
     cases = work.read_split(site, protocol).validation
     if not cases:
         raise CaseError(
@@ -231,7 +234,7 @@ def try_postprocessing(
         # Half precision: the probabilities of all cases are held at once.
         predicted = [
             (chances.astype(np.float16), truth)
-            for chances, truth in work.predicted(site, protocol, load(weights), cases)
+            for chances, truth in work.predicted(site, protocol, arrays, cases)
         ]
         options, trials = try_options(
             predicted,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +12,10 @@ import typer
 
 from common import chronicle, console, logs
 from common.errors import FederationError, StateError
-from common.files import held, is_held, read_json, replacing, write_bytes, write_json
+from common.files import held, is_held, read_json, write_bytes, write_json
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
-from common.weights import load
+from common.starting_weights import read as read_weights
 from server import provisioning, serving
 from server.amending import app as amending
 from server.dashboard.place import Place
@@ -79,10 +78,16 @@ def admit(
 def study(
     folder: Folder,
     protocol: Annotated[Path, typer.Argument(help="The study protocol, TOML.")],
+    initial: Annotated[
+        Path | None, typer.Option(help="Starting weights (safetensors); else drawn from the seed.")
+    ] = None,
 ) -> None:
-    """Publish a study: validate, freeze and sign its protocol, and offer it to the sites."""
+    """Publish a study: validate, freeze and sign its protocol, and offer it to the sites.
+
+    The protocol names the starting weights by their digest: hospitals approve them with it.
+    """
     consortium = Consortium.open(folder)
-    frozen = provisioning.publish(consortium, protocol)
+    frozen = provisioning.publish(consortium, protocol, initial=initial)
     draft = consortium.folder / "drafts" / f"{frozen.study}.json"
     if draft.exists():
         console.warn(
@@ -91,6 +96,7 @@ def study(
         )
     else:
         console.say(f"Published {frozen.study}, protocol {frozen.digest[:16]}.")
+    console.say(f"It starts from {frozen.start}.")
     if not frozen.private:
         console.warn("This study trains WITHOUT differential privacy.")
 
@@ -171,7 +177,8 @@ def launch(
     folder: Folder,
     study: StudyName,
     initial: Annotated[
-        Path | None, typer.Option(help="Starting weights (safetensors); else drawn from the seed.")
+        Path | None,
+        typer.Option(help="The study's starting weights once more, if they are not here any more."),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the study until it ends.")] = True,
 ) -> None:
@@ -179,12 +186,12 @@ def launch(
     consortium = Consortium.open(folder)
     chosen = consortium.study(study)
     started = consortium.journal.events("study started", study=study)
-    if initial is not None and not started:
-        load(initial)
-        with replacing(chosen.initial) as temporary:
-            shutil.copyfile(initial, temporary)
-    elif initial is not None:
+    if started and initial is not None:
         console.warn("The study has started: its starting weights stay as they are.")
+    elif initial is not None:
+        chosen.give(read_weights(initial, chosen.protocol.network))
+    elif not started:
+        chosen.given()  # raises while somebody listens
     if not chosen.protocol.private:
         console.warn(f"{study} trains WITHOUT differential privacy.")
     if consortium.journal.events("study finished", study=study):

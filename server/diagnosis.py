@@ -213,7 +213,10 @@ def of_study(study: Study, about: Sequence[Entry]) -> Finding:
     closed = [e.facts for e in about if e.event == "round closed"]
     started = [e.facts for e in about if e.event == "study started"]
     if not started:
-        if study.wanted == "running" and not study.initial.exists():
+        if study.given() is not None:
+            told = f"{name} has not started; the weights that its protocol names are here."
+            return ok("studies", told)
+        if study.wanted == "running":
             told = f"{name} has no starting weights yet: a site makes them from the seed."
             return ok("studies", told)
         return ok("studies", f"{name} has not started.")

@@ -25,7 +25,7 @@ from common.errors import FederationError, UpdateError
 from common.journal import Entry, Journal
 from common.low_rank import expand
 from common.parameters import update_shapes
-from common.weights import Arrays, digest, load, norm
+from common.weights import Arrays, digest, norm
 from common.wire import CONTROL
 from server.aggregation import RULES, Rule, control
 from server.approvals import OFFER_S, Approvals
@@ -166,14 +166,18 @@ class Rounds:
             return number, weights
         if started:
             return 0, self._study.load(0, str(started[-1]["weights"]))
-        if self._study.initial.exists():
-            weights, source = load(self._study.initial), "launch --initial"
-        else:
-            self.approvals.gather(1)
-            weights, source = self._ask_for_weights()
+        weights, source = self._starting_weights()
         identity = self._study.save(0, weights)
         self._record("study started", weights=identity, source=source)
         return 0, weights
+
+    def _starting_weights(self) -> tuple[Arrays, str]:
+        """Return the weights to start from and where they are from; raise StateError."""
+        given = self._study.given()
+        if given is not None:
+            return given, "study --initial"
+        self.approvals.gather(1)
+        return self._ask_for_weights()
 
     def _changed(self, before: list[dict[str, Any]], weights: Arrays) -> Arrays:
         """Return what the last closed round changed, or {} if its start is not there any more."""
@@ -201,7 +205,7 @@ class Rounds:
             self._orders.pause(ASK_AGAIN_S)
         raise FederationError(
             "No site could make the starting weights.",
-            do="Start a site, or launch with --initial weights.safetensors.",
+            do="Start a site; or publish another study, with `study --initial FILE`.",
         )
 
     def _train(self, number: int, weights: Arrays) -> Arrays | Failure:

@@ -3,8 +3,8 @@
     protocol.json         signed; changed by an amendment alone
     amendment.json        the signed version that takes force at the next round's start
     versions/0001.json    the versions before
-    wanted.json           "running" or "stopped", written by `launch` and `stop`
-    initial.safetensors   the starting weights, if `launch --initial` gave them
+    wanted.json           "running" or "stopped", written by `launch` and `stop`; ``keep_rounds``
+    initial.safetensors   the starting weights, if the protocol names them by their digest
     rounds/0001.safetensors, ...   the whole network after each closed round
     rounds/0001.state.safetensors  what the aggregation rule needs in the next round, if anything
 
@@ -98,6 +98,59 @@ class Study:
     def initial(self) -> Path:
         return self.folder / "initial.safetensors"
 
+    def given(self) -> Arrays | None:
+        """Return the starting weights that the protocol names, or None if it names none.
+
+        Raises StateError if they are not here, or if others are.
+        """
+        named, name = self.protocol.initial_sha256, self.protocol.study
+        if not named:
+            if self.initial.exists():
+                raise StateError(
+                    f"{self.initial} is here, but the protocol of {name}, as the hospitals were "
+                    "asked to approve it, names no starting weights.",
+                    do="Publish another study with `gliofed-server study --initial FILE`; or "
+                    "remove that file, to start from random weights of the protocol's seed.",
+                    code="initial",
+                )
+            return None
+        if not self.initial.exists():
+            raise StateError(
+                f"The starting weights of {name} ({named[:16]}) are not in {self.folder}.",
+                do="`gliofed-server launch --initial FILE` puts them back.",
+                code="initial",
+            )
+        weights = load(self.initial)
+        if digest(weights) != named:
+            raise StateError(
+                f"The weights {self.initial} are not those that the protocol of {name} names "
+                f"({named[:16]}).",
+                do="`gliofed-server launch --initial FILE` puts them back.",
+                code="initial",
+            )
+        return weights
+
+    def give(self, weights: Arrays) -> None:
+        """Keep the starting weights that the protocol names; raise StateError for any others."""
+        named, own = self.protocol.initial_sha256, digest(weights)
+        study = self.protocol.study
+        if not named:
+            raise StateError(
+                f"The protocol of {study} names no starting weights: the hospitals were asked to "
+                "approve random ones, of its seed.",
+                do="Leave --initial out, or publish another study, with another id, by "
+                "`gliofed-server study DIR PROTOCOL.toml --initial FILE`.",
+                code="initial",
+            )
+        if own != named:
+            raise StateError(
+                f"These weights ({own[:16]}) are not those that the protocol of {study} names "
+                f"({named[:16]}) and that the hospitals were asked to approve.",
+                do="Give the file that the study was published with, or publish another study.",
+                code="initial",
+            )
+        keep_initial(self.folder, weights)
+
     def checkpoint(self, number: int) -> Path:
         """Path of the network after round ``number``; round 0 is the start."""
         return self.folder / "rounds" / f"{number:04d}.safetensors"
@@ -137,3 +190,9 @@ class Study:
                 do="Restore the folder from a backup.",
             )
         return arrays
+
+
+def keep_initial(folder: Path, weights: Arrays) -> str:
+    """Write the starting weights into a study's folder; return their digest."""
+    save(folder / "initial.safetensors", weights, {})
+    return digest(weights)
