@@ -19,7 +19,7 @@ import math
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from common.files import write_bytes
 Arrays = dict[str, NDArray[np.float32]]
 
 _METADATA_KEY: Final = "gliofed"
+_LENGTH: Final = 8
+"""Bytes at the start of a safetensors file that say how long its header is."""
+
 _COUNTER: Final = "num_batches_tracked"
 """Ends the name of the number of batches that torch's batch norm has seen: no weight."""
 
@@ -121,7 +124,7 @@ def load(path: Path) -> Arrays:
             with np.errstate(over="ignore"):
                 values = _FLOATS[kind](about["data"]).astype(np.float32)
             arrays[name] = values.reshape(about["shape"])
-        elif name.rpartition(".")[2] != _COUNTER:
+        elif not is_counter(name):
             raise ModelError(
                 f"The array {name} in {path} holds {kind}, which is no kind of number for weights.",
                 do="Store it as float32, float16, bfloat16 or float64, or leave it out.",
@@ -194,11 +197,11 @@ def _refused(reason: str, kind: str) -> UpdateError:
 def _unreadable(path: Path, data: bytes, reason: str) -> ModelError:
     """Return what is to be said of a file that is no whole safetensors.
 
-    Its first eight bytes are a length, then comes a JSON object.
+    Its first bytes are a length, then comes a JSON object.
     """
-    if len(data) <= 8 or data[8:9] == b"{":
+    if len(data) <= _LENGTH or is_safetensors(data):
         return _damaged(path, reason)
-    if is_torch(data):
+    if is_torch(io.BytesIO(data)):
         return ModelError(
             f"{path} is a file of PyTorch, which may hold code; weights are read as safetensors.",
             do="`gliofed-site convert-weights FILE --out FILE.safetensors` converts it, at any "
@@ -213,13 +216,24 @@ def _unreadable(path: Path, data: bytes, reason: str) -> ModelError:
     )
 
 
-def is_torch(data: bytes) -> bool:
-    """Return whether a file of PyTorch has these bytes: a pickle, or a zip file with one."""
-    if not data.startswith(b"PK\x03\x04"):
-        return data.startswith(b"\x80") and data[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
+def is_counter(name: str) -> bool:
+    """Return whether an array of this name counts batches, and is no weight."""
+    return name.rpartition(".")[2] == _COUNTER
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Return whether a file that begins so says that it is safetensors; it may be damaged."""
+    return head[_LENGTH : _LENGTH + 1] == b"{"
+
+
+def is_torch(file: BinaryIO) -> bool:
+    """Return whether a file is one of PyTorch: a pickle, or a zip file with one."""
+    head = file.read(4)
+    if head != b"PK\x03\x04":
+        return head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            return any(name.rpartition("/")[2] == "data.pkl" for name in file.namelist())
+        with zipfile.ZipFile(file) as archive:
+            return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
     except zipfile.BadZipFile:
         return True  # cut short
 

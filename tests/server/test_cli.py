@@ -132,16 +132,16 @@ def test_launch_says_that_nobody_serves(run: Run, world: Any, folder: Path) -> N
     assert "Nothing serves this consortium" in words(run("launch", folder, "demo", "--no-wait"))
 
 
-def weights_file(world: Any, name: str, value: float = 0.0, **network: Any) -> Path:
+def weights_file(world: Any, file: str, value: float = 0.0, **network: Any) -> Path:
     """Write weights of a network: what a coordinator would give."""
     options = NetworkOptions(**network)
-    path: Path = world.folder / f"{name}.safetensors"
+    path: Path = world.folder / f"{file}.safetensors"
     save(path, {n: np.full(s, value, np.float32) for n, s in shapes(options).items()}, {})
     return path
 
 
 def test_a_study_with_starting_weights(run: Run, world: Any, folder: Path, served: None) -> None:
-    world.join("a", "b")
+    world.join("a", "b", step=0.1)
     initial = weights_file(world, "initial", 4.0)
     said = words(run("study", folder, world.protocol_file(), "--initial", initial))
     study = world.consortium.study("demo")

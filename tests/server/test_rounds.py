@@ -105,7 +105,7 @@ OTHER = {"x": np.full((2, 2), 6.0, np.float32)}
     ("named", "there", "said"),
     [
         (GIVEN, None, "are not in"),
-        (GIVEN, OTHER, "are not those that the protocol of demo names"),
+        (GIVEN, OTHER, "are not those that the protocol of other names"),
         (None, GIVEN, "names no starting weights"),
     ],
 )
