@@ -237,8 +237,10 @@ def _disk(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
     for study in consortium.studies():
         sizes = [p.stat().st_size for p in (study.folder / "rounds").glob("[0-9]*.safetensors")]
         if sizes and study.wanted == "running" and study.protocol.study not in finished:
-            done = sum(".state." not in p.name for p in (study.folder / "rounds").iterdir())
-            needed += max(sizes) * max(0, study.protocol.rounds + 1 - done)
+            most, keep = study.protocol.rounds + 1, study.keep_rounds
+            # One more than are kept: old weights go when the round that replaces them is closed.
+            most = min(most, keep + 1) if keep else most
+            needed += max(sizes) * max(1, most - len(study.checkpoints()))
     return [
         of_place(machine.place("the consortium's state", consortium.folder), needed=needed),
         of_place(machine.place("Flower's state", consortium.folder / "flower")),

@@ -35,6 +35,7 @@ from server.fleet import Clock, Fleet
 from server.late import FORGOTTEN, discount, forgotten
 from server.orders import ASK_AGAIN_S, NO_TIME, Orders
 from server.quorum import Turnout
+from server.retention import tidy
 from server.sites import Sites
 from server.studies import Study
 from server.surveys import Surveys
@@ -145,6 +146,7 @@ class Rounds:
                 self._orders.pause(min(30.0, 5.0 * max(1, failed)))
                 continue
             failed, number, weights = 0, number + 1, closed
+            tidy(self._study, self._journal)
             self._evaluate_if_due(number, weights)
         self._record("study finished", rounds=number, weights=digest(weights))
 
@@ -161,6 +163,7 @@ class Rounds:
                 self._record("late orders forgotten", sites=lost, reason=FORGOTTEN)
             self._state = str(facts["state"])
             weights = self._study.load(number, str(facts["weights"]))
+            tidy(self._study, self._journal)  # what ended the last run came before that
             before = closed[-2:-1] or started[-1:]
             self._change = self._changed(before, weights)
             return number, weights

@@ -3,9 +3,9 @@
     protocol.json         signed; changed by an amendment alone
     amendment.json        the signed version that takes force at the next round's start
     versions/0001.json    the versions before
-    wanted.json           "running" or "stopped", written by `launch` and `stop`; ``keep_rounds``
+    wanted.json           "running" or "stopped", and of how many rounds weights are kept
     initial.safetensors   the starting weights, if the protocol names them by their digest
-    rounds/0001.safetensors, ...   the whole network after each closed round
+    rounds/0001.safetensors, ...   the whole network after the last closed rounds
     rounds/0001.state.safetensors  what the aggregation rule needs in the next round, if anything
 
 Rounds are written before the journal says that they are closed; a checkpoint that the journal does
@@ -14,15 +14,20 @@ not name with its digest does not count.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from common.errors import IdentityError, StateError
-from common.files import read_json, write_json
+from common.files import read_json, unwritable, write_json
 from common.identity import Statement, fingerprint
 from common.protocol import PROTOCOL, StudyProtocol, parse_protocol
 from common.weights import Arrays, digest, load, save
+
+KEEP_ROUNDS: Final = 3
+"""Of so many of the last rounds weights are kept, if `launch` says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +86,40 @@ class Study:
     @property
     def wanted(self) -> str:
         """Return ``running``, ``stopped`` or ``published``."""
+        return self._wanted()[0]
+
+    @property
+    def keep_rounds(self) -> int:
+        """Of how many of the last rounds weights are kept, 0 for all; see ``server.retention``."""
+        return self._wanted()[1]
+
+    def _wanted(self) -> tuple[str, int]:
         path = self.folder / "wanted.json"
         if not path.exists():
-            return "published"
+            return "published", KEEP_ROUNDS
         value = read_json(path, what="study state")
-        if not isinstance(value, dict) or not isinstance(value.get("state"), str):
+        keep = value.get("keep_rounds", KEEP_ROUNDS) if isinstance(value, dict) else None
+        if not isinstance(keep, int) or keep < 0 or not isinstance(value.get("state"), str):
             raise StateError(
-                f"The study state {path} is damaged.", do="`launch` or `stop` writes it anew."
+                f"The study state {path} is damaged.",
+                do="`launch` or `stop` writes it anew.",
             )
-        return str(value["state"])
+        return str(value["state"]), keep
 
-    def want(self, state: str) -> None:
-        write_json(self.folder / "wanted.json", {"state": state})
+    def want(self, state: str, *, keep_rounds: int | None = None) -> None:
+        """Write what is wanted; without ``keep_rounds`` that stays as it is.
+
+        If it cannot be read any more, all weights are kept until somebody says otherwise.
+        """
+        keep = self._kept() if keep_rounds is None else keep_rounds
+        kept = {} if keep == KEEP_ROUNDS else {"keep_rounds": keep}
+        write_json(self.folder / "wanted.json", {"state": state, **kept})
+
+    def _kept(self) -> int:
+        try:
+            return self.keep_rounds
+        except StateError:
+            return 0
 
     @property
     def initial(self) -> Path:
@@ -170,6 +197,32 @@ class Study:
     def load_state(self, number: int, expected: str) -> Arrays:
         """Read the rule's state after round ``number``, {} if there was none; raise StateError."""
         return self._load(self._state(number), expected) if expected else {}
+
+    def checkpoints(self) -> list[int]:
+        """Return the rounds whose weights are on the disk, 0 for the start."""
+        return self._numbers(r"(\d+)\.safetensors")
+
+    def states(self) -> list[int]:
+        """Return the rounds of which the rule's state is on the disk."""
+        return self._numbers(r"(\d+)\.state\.safetensors")
+
+    def _numbers(self, pattern: str) -> list[int]:
+        names = (path.name for path in (self.folder / "rounds").glob("*.safetensors"))
+        return sorted(int(found[1]) for name in names if (found := re.fullmatch(pattern, name)))
+
+    def remove(self, number: int) -> None:
+        """Remove the weights after round ``number``; raise StateError if the disk refuses."""
+        self._remove(self.checkpoint(number))
+
+    def remove_state(self, number: int) -> None:
+        """Remove the rule's state after round ``number``; raise StateError if the disk refuses."""
+        self._remove(self._state(number))
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from error
 
     def _state(self, number: int) -> Path:
         return self.folder / "rounds" / f"{number:04d}.state.safetensors"
