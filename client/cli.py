@@ -123,11 +123,12 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
     )
     if not protocol.private:
         console.warn(f"{study} trains WITHOUT differential privacy.")
-    console.say(f"{study} starts from {protocol.start}.")
     for line in _changed(site, protocol):
         console.say(line)
     site.decide(study, "approve", by=by)
-    console.say(f"{by} approved {study}, protocol {protocol.digest[:16]}.")
+    console.say(
+        f"{by} approved {study}, protocol {protocol.digest[:16]}. It starts from {protocol.start}."
+    )
     would = _would_spend(protocol)
     if would is not None:
         console.say(

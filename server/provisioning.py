@@ -162,6 +162,13 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
     statement = Statement.load(request, what="enrolment request")
     wanted = open_request(statement)
     consortium.sites.check_not_revoked(wanted)
+    if other := consortium.sites.alike(wanted.site):
+        raise IdentityError(
+            f"{wanted.site} and {other}, which was admitted before, would be taken for one "
+            "hospital: their names differ in nothing but capitals, hyphens and underscores.",
+            do="Let the hospital choose another name: `gliofed-site request` in a new folder.",
+            code="site-name",
+        )
     known = consortium.sites.get(wanted.site)
     if known is not None and known.identity_key != wanted.identity_key:
         raise IdentityError(

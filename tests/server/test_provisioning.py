@@ -160,6 +160,46 @@ def test_a_hospital_is_admitted_once_however_often_it_asks(world: Any) -> None:
     assert world.consortium.sites.names() == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("known", "name", "admitted"),
+    [
+        ("north", "NORTH", False),
+        ("NORTH", "north", False),
+        ("north-1", "North_1", False),
+        ("north", "north2", True),
+        ("hospital-i", "hospital-l", True),
+        ("hospital-1", "hospital1", True),
+    ],
+)
+@pytest.mark.parametrize("revoked", [False, True])
+def test_no_two_hospitals_have_names_that_people_or_disks_confuse(
+    world: Any, known: str, name: str, admitted: bool, revoked: bool
+) -> None:
+    world.join(known)
+    if revoked:
+        world.consortium.sites.revoke(known, by="Ada", why="its laptop was stolen")
+    request = world.request(name, Identity.create(world.folder / "new.key"))
+    kit = world.folder / "new.kit"
+    if admitted:
+        assert provisioning.admit(world.consortium, request, kit).site == name
+        return
+    with pytest.raises(IdentityError, match=f"{name} and {known}, which was admitted") as error:
+        provisioning.admit(world.consortium, request, kit)
+    assert error.value.code == "site-name"
+    assert not kit.exists()
+    assert name not in world.consortium.sites.names()
+    assert [facts["site"] for facts in world.events("site admitted")] == [known]
+
+
+def test_a_pair_that_was_admitted_before_stays(world: Any) -> None:
+    """By a gliofed that did not compare: both get their kits again."""
+    world.join("north")
+    request = world.request("NORTH", Identity.create(world.folder / "new.key"))
+    world.consortium.sites.add(Statement.load(request, what="request"))
+    provisioning.admit(world.consortium, request, world.folder / "new.kit")
+    provisioning.admit(world.consortium, world.folder / "north.request.json", world.folder / "k")
+
+
 def test_a_kit_holds_no_secret(world: Any) -> None:
     world.join("a")
     text = (world.folder / "a.kit").read_text()
