@@ -23,6 +23,9 @@ Shapes = dict[str, Shape]
 PREFIX: Final = "body."
 """Begins the name of each parameter: ``common.networks.padded`` wraps what MONAI built."""
 
+PREFIX_MISSING: Final = f"But for the missing prefix {PREFIX!r}"
+"""Says in ``misfit`` that weights are as MONAI itself stores them."""
+
 MEMORY_SHARE: Final = 4
 """A direction of the minGRU remembers a quarter as many numbers as its level has channels."""
 
@@ -115,7 +118,7 @@ def _likeness(found: Mapping[str, Shape]) -> str:
         return f"They are those of a {title(exactly)}."
     bare = identified({PREFIX + name: shape for name, shape in found.items()})
     if bare is not None:
-        return f"But for the missing prefix {PREFIX!r} they are those of a {title(bare)}."
+        return f"{PREFIX_MISSING} they are those of a {title(bare)}."
     alike = {one: _share(found, shapes(one)) for one in all_options()}
     best = max(alike, key=lambda one: alike[one])
     return f"They look like a {title(best)}." if alike[best] >= _ALIKE else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ModelError
-from common.network_shapes import misfit, title
+from common.network_shapes import PREFIX_MISSING, misfit, title
 from common.protocol import NetworkOptions
 from common.weights import Arrays, load
 
@@ -28,8 +28,9 @@ def read(path: Path, network: NetworkOptions) -> Arrays:
     if wrong := misfit({name: array.shape for name, array in arrays.items()}, network):
         raise ModelError(
             f"The weights {path} do not fit the study's network, a {title(network)}: {wrong}",
-            do="Give weights of that network, or let [network] of the protocol name theirs; "
-            "`gliofed-site convert-weights` adds a missing prefix.",
+            do="`gliofed-site convert-weights` adds the prefix."
+            if PREFIX_MISSING in wrong
+            else "Give weights of that network, or let [network] of the protocol name theirs.",
             code="model-mismatch",
         )
     check_finite(arrays, path)
@@ -41,10 +42,11 @@ def check_finite(arrays: Arrays, path: Path) -> None:
     bad = {name: int((~np.isfinite(value)).sum()) for name, value in arrays.items()}
     if bad := {name: count for name, count in bad.items() if count}:
         name, count = next(iter(sorted(bad.items())))
+        values = "a value that is" if count == 1 else f"{count} values that are"
         more = f", and {len(bad) - 1} other arrays do too" if len(bad) > 1 else ""
         raise ModelError(
-            f"The array {name} in {path} holds {count} values that are not finite in float32 (NaN "
-            f"or infinite){more}.",
+            f"The array {name} in {path} holds {values} not finite in float32 (NaN or "
+            f"infinite){more}.",
             do="A network with them can learn nothing: take a checkpoint from before.",
             code="model-not-finite",
         )

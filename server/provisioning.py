@@ -253,7 +253,8 @@ def publish(consortium: Consortium, path: Path, *, initial: Path | None = None) 
         if published.protocol.digest != frozen.digest:
             other = ", ".join(key for key, _ in changes(published.protocol, frozen))
             raise ProtocolError(
-                f"A study named {frozen.study} was published with another protocol: {other}.",
+                f"A study named {frozen.study} was published with another protocol; it differs in "
+                f"{other}.",
                 do="`gliofed-server amend` gives a study a new version; else take a new study id.",
             )
         if given is not None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import ModelError
-from common.network_shapes import all_options, shapes
+from common.network_shapes import PREFIX, all_options, shapes
 from common.protocol import NetworkOptions
 from common.starting_weights import read
 from common.weights import Arrays, digest, save
@@ -57,7 +57,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, value: float, other
     for name in sorted(bad)[: 1 + others]:
         bad[name].flat[0] = value
     save(tmp_path / "w", bad, {})
-    with pytest.raises(ModelError, match=f"{FIRST} in .* holds 1 values") as error:
+    with pytest.raises(ModelError, match=f"{FIRST} in .* holds a value that is not") as error:
         read(tmp_path / "w", TINY)
     assert error.value.code == "model-not-finite"
     assert ("1 other arrays do too" in str(error.value)) is bool(others)
@@ -78,3 +78,9 @@ def test_another_networks_weights_are_named(tmp_path: Path) -> None:
     assert error.value.code == "model-mismatch"
     assert "They are those of a dynunet of size tiny." in str(error.value)
     assert "a unet of size tiny" in str(error.value)
+    assert "convert-weights" not in error.value.do
+    bare = {name.removeprefix(PREFIX): value for name, value in drawn().items()}
+    save(tmp_path / "w", bare, {})
+    with pytest.raises(ModelError, match="missing prefix") as error:
+        read(tmp_path / "w", TINY)
+    assert "convert-weights" in error.value.do
