@@ -13,9 +13,11 @@ from cryptography import x509
 from common.errors import IdentityError, ProtocolError, StateError
 from common.identity import Identity, Statement
 from common.kit import open_kit
-from common.protocol import PROTOCOL, preprocessing_digest
-from server import provisioning
+from common.protocol import PROTOCOL, NetworkOptions, preprocessing_digest
+from common.weights import digest, save
+from server import provisioning, rotation
 from server.provisioning import Consortium
+from server.simulation import starting_weights
 
 
 def test_a_founded_consortium_opens_again(world: Any) -> None:
@@ -285,6 +287,48 @@ def test_weights_of_admitted_sites_are_published(world: Any) -> None:
     world.join("a")
     study = world.publish(aggregation__weights="{ a = 2.0 }")
     assert study.protocol.aggregation.weights == {"a": 2.0}
+
+
+def test_a_draft_keeps_the_starting_weights_that_it_names(world: Any) -> None:
+    consortium, second = world.consortium, Identity.create(world.folder / "second.key")
+    keys = {"ada": consortium.identity.public, "bo": second.public}
+    rotation.change_coordinators(consortium, keys, needed=2, by="Ada")
+    weights = starting_weights(NetworkOptions())
+    given, path = world.folder / "given.safetensors", world.protocol_file()
+    save(given, weights, {})
+    for initial in (given, None, given):  # thought better of, twice
+        frozen = provisioning.publish(consortium, path, initial=initial)
+        assert bool(frozen.initial_sha256) is (initial is not None)
+        assert (consortium.folder / "studies/demo/initial.safetensors").exists() is bool(initial)
+    draft = Statement.load(consortium.folder / "drafts" / "demo.json", what="draft")
+    rotation.take_countersigned(consortium, draft.cosigned(second))
+    started = consortium.study("demo").given()
+    assert digest(started) == digest(weights) == consortium.study("demo").protocol.initial_sha256
+
+
+@pytest.mark.parametrize("named", ["own", "other"])
+def test_a_protocol_names_only_weights_that_are_given(world: Any, named: str) -> None:
+    weights, given = starting_weights(NetworkOptions()), world.folder / "given.safetensors"
+    save(given, weights, {})
+    sha256 = digest(weights) if named == "own" else "a" * 64
+    path = world.protocol_file(initial_sha256=f'"{sha256}"')
+    with pytest.raises(ProtocolError, match="names starting weights"):
+        provisioning.publish(world.consortium, path)
+    if named == "own":
+        assert provisioning.publish(world.consortium, path, initial=given).initial_sha256 == sha256
+        return
+    with pytest.raises(ProtocolError, match="names starting weights"):
+        provisioning.publish(world.consortium, path, initial=given)
+    assert world.consortium.studies() == []
+
+
+def test_a_published_study_is_not_published_with_other_weights(world: Any) -> None:
+    given = world.folder / "given.safetensors"
+    save(given, starting_weights(NetworkOptions()), {})
+    study = world.publish()
+    with pytest.raises(ProtocolError, match="it differs in initial_sha256"):
+        provisioning.publish(world.consortium, world.protocol_file(), initial=given)
+    assert study.given() is None
 
 
 def test_studies_are_listed_by_name(world: Any) -> None:
