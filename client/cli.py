@@ -104,7 +104,9 @@ def studies(folder: Folder, json: Json = False) -> None:
     columns = ["study", "version", "privacy", "rounds", "network", "expires", "decision", "policy"]
     console.show_table("Studies", columns, [[row[c] for c in columns] for row in rows])
     for row in rows:
-        for line in _changed(site, site.protocol(str(row["study"]))):
+        protocol = site.protocol(str(row["study"]))
+        console.say(f"{protocol.study} starts from {protocol.start}.")
+        for line in _changed(site, protocol):
             console.say(line)
         if not row["private"]:
             console.warn(f"{row['study']} trains WITHOUT differential privacy.")
@@ -125,7 +127,9 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
     for line in _changed(site, protocol):
         console.say(line)
     site.decide(study, "approve", by=by)
-    console.say(f"{by} approved {study}, protocol {protocol.digest[:16]}.")
+    console.say(
+        f"{by} approved {study}, protocol {protocol.digest[:16]}. It starts from {protocol.start}."
+    )
     would = _would_spend(protocol)
     if would is not None:
         console.say(
@@ -432,6 +436,7 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
         "privacy": _privacy(protocol, would),
         "rounds": protocol.rounds,
         "network": protocol.network.name,
+        "initial_sha256": protocol.initial_sha256,
         "expires": str(protocol.expires),
         "decision": _decision(decided[0], protocol) if decided else "open",
         "policy": _policy(site, protocol),

@@ -44,6 +44,25 @@ def check_policy(protocol: StudyProtocol, policy: Policy, *, preprocessing_sha25
         )
 
 
+def check_start(
+    protocol: StudyProtocol, *, round_number: int, trains: bool, weights_sha256: str
+) -> None:
+    """Raise ConsentError if an order begins with other weights than those that people approved.
+
+    Round N trains from the weights after round N - 1, and is evaluated with those after itself: the
+    start is round 0. A protocol that names no weights starts from its seed.
+    """
+    after = round_number - 1 if trains else round_number
+    named = protocol.initial_sha256
+    if after <= 0 and named and weights_sha256 != named:
+        raise ConsentError(
+            f"Study {protocol.study} was approved to start from the weights {named[:16]}; this "
+            f"order brings {weights_sha256[:16]}.",
+            do="Ask the coordinator why its first round starts from other weights.",
+            code="initial",
+        )
+
+
 def check_order(
     protocol: StudyProtocol,
     decision: Decision | None,

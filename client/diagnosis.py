@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from client.cohort import Cohort
 from client.inference.installed import active_model
+from client.keyring import node_key
 from client.readiness import of_trial, try_out
 from client.series import cohort_of
 from client.site import Machine, Site
@@ -44,6 +46,7 @@ from common.checkup import (
 )
 from common.files import is_held, read_json
 from common.findings import Finding, looked, ok, problem, warning
+from common.identity import Statement
 from common.last_words import last_words
 from common.reach import PATIENCE_S, reach
 from common.versions import proven, skew
@@ -256,9 +259,24 @@ def _files(site: Site) -> list[Finding]:
         found.append(machine.secret(site.folder / site.settings.network.proxy_password_file))
     return [
         *of_secrets(found),
+        of_node_key(site),
         of_owners(machine.strangers(site.folder), owner=owner),
         of_leftovers(machine.leftovers(site.folder)),
     ]
+
+
+def of_node_key(site: Site) -> Finding:
+    """Judge whether the SuperNode's key is the one that this site enrolled with."""
+    path = site.folder / "keys" / "node.key"
+    asked = Statement.load(site.folder / "request.json", what="request").body.get("node_key")
+    try:
+        own = node_key(path)
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        return problem("keys", f"{path} cannot be read: {error}.", "Restore it from a backup.")
+    if own == asked:
+        return ok("keys", "The SuperNode's key is the one of request.json.")
+    do = "Put the site's own node.key back from a backup; the coordinator lets no other in."
+    return problem("keys", f"{path} is not the key that {site.name} enrolled with.", do)
 
 
 def of_cohort(folder: Path, found: Cohort) -> Finding:

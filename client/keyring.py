@@ -45,6 +45,15 @@ def new_node_key(path: Path) -> str:
     return public.decode()
 
 
+def node_key(path: Path) -> str:
+    """Return the public half of a SuperNode's key, as ``new_node_key`` did."""
+    key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return public.decode()
+
+
 def new_keys(folder: Path, *, site: str, version: str) -> Statement:
     """Make new keys beside those in use; return the request with them, which both keys signed."""
     keys = folder / "keys"

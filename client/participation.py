@@ -23,7 +23,7 @@ from typing import Final
 
 from client import measures, renewal, restored, studies
 from client.activity import Activity
-from client.consent import check_order
+from client.consent import check_order, check_start
 from client.halt import CODE as STOPPED
 from client.halt import check_not_halted
 from client.imaging import preprocessing
@@ -165,6 +165,12 @@ class Participation:
         weights, control = _parted(weights)
         if order.weights_sha256 != digest(weights):
             raise UpdateError("The weights are not those that the order names.", code="weights")
+        check_start(
+            protocol,
+            round_number=order.round,
+            trains=order.kind == "train",
+            weights_sha256=order.weights_sha256,
+        )
         if control and (order.kind != "train" or protocol.aggregation.rule != "scaffold"):
             raise UpdateError(
                 "The order brings a control variate, of which it has no use.", code="update-name"

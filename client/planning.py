@@ -72,6 +72,8 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
         },
         "rounds": protocol.rounds,
         "steps_per_round": protocol.training.steps_per_round,
+        "starts_from": protocol.start,
+        "initial_sha256": protocol.initial_sha256,
         "leaves": _leaves(site, protocol, sent),
         "privacy": _privacy(site, protocol, trained) if protocol.private else None,
     }

@@ -95,7 +95,7 @@ def pretrain(
     from client.rehearsal import pretrain as run_pretraining
     from client.site import Machine
     from client.studies import execution_for
-    from common.weights import save
+    from common.weights import digest, load, save
 
     with console.progress("Pre-training") as told:
         weights, dice = run_pretraining(
@@ -110,7 +110,37 @@ def pretrain(
     made = {"made_by": "gliofed-site pretrain", "patients": patients, "steps": steps, "seed": seed}
     save(out, weights, {key: str(value) for key, value in made.items()}, half=True)
     words = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
-    console.say(f"Wrote {out}. Dice on phantoms held out: {words}.")
+    console.say(
+        f"Wrote {out}, weights {digest(load(out))[:16]}. Dice on phantoms held out: {words}."
+    )
+
+
+@app.command("convert-weights")
+def convert_weights(
+    file: Annotated[
+        Path, typer.Argument(help="Weights of PyTorch (.pt, .pth) or safetensors.", metavar="FILE")
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the weights (safetensors).")],
+) -> None:
+    """Make weights of another program ready to start a study from; nothing in the file is run.
+
+    A PyTorch file may hold plain tensors alone, or under a key such as state_dict. Names get the
+    form that the network of gliofed has that they fit.
+    """
+    from client.conversion import converted
+    from common.network_shapes import title
+    from common.weights import digest, save
+
+    arrays, network = converted(file)
+    save(out, arrays, {"made_by": "gliofed-site convert-weights"})
+    numbers = sum(array.size for array in arrays.values())
+    console.say(
+        f"Wrote {out}: {len(arrays)} arrays, {numbers:,} numbers, weights {digest(arrays)[:16]}."
+    )
+    if network is None:
+        console.warn("They are those of none of gliofed's networks: no study can start from them.")
+    else:
+        console.say(f"They are those of a {title(network)}.")
 
 
 @app.command("train-alone")
@@ -126,14 +156,16 @@ def train_alone(
     """Train as the study does, but alone, to see what joining is worth. Nothing leaves the site."""
     from client import studies as work
     from client.rehearsal import train_alone as run_alone
-    from common.weights import load, save
+    from common.starting_weights import read
+    from common.weights import save
 
     site = Site.open(folder)
     protocol = site.protocol(study)
+    start = read(initial, protocol.network)
     with console.progress("Training alone") as told:
         weights = run_alone(
             protocol,
-            load(initial),
+            start,
             list(work.training_patients(site, protocol).values()),
             private=private,
             execution=work.execution_for(site.settings.machine),
@@ -166,12 +198,12 @@ def evaluate(
     """Score weights on the site's own test patients of a study. Nothing leaves the site."""
     from client import studies as work
     from client.kept import Kept
-    from common.weights import load
+    from common.starting_weights import read
 
     site = Site.open(folder)
     protocol = site.protocol(study)
+    models = [(str(path), read(path, protocol.network)) for path in weights]
     cases = work.read_split(site, protocol).test
-    models = [(str(path), load(path)) for path in weights]
     if own:
         models = Kept(site, study).models(models)
     groups = [(name, [arrays]) for name, arrays in models]
@@ -216,10 +248,11 @@ def try_postprocessing(
     """
     from client import studies as work
     from client.tuning import as_toml, try_options
-    from common.weights import load
+    from common.starting_weights import read
 
     site = Site.open(folder)
     protocol = site.protocol(study)
+    arrays = read(weights, protocol.network)
     cases = work.read_split(site, protocol).validation
     if not cases:
         raise CaseError(
@@ -231,7 +264,7 @@ def try_postprocessing(
         # Half precision: the probabilities of all cases are held at once.
         predicted = [
             (chances.astype(np.float16), truth)
-            for chances, truth in work.predicted(site, protocol, load(weights), cases)
+            for chances, truth in work.predicted(site, protocol, arrays, cases)
         ]
         options, trials = try_options(
             predicted,

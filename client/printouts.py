@@ -79,8 +79,9 @@ def show_plan(found: dict[str, Any]) -> None:
     say(
         f"It trains {network['trained_parameters']} of the {network['parameters']} parameters of "
         f"{network['name']} ({', '.join(network['trained_groups'])}), {found['rounds']} rounds of "
-        f"{found['steps_per_round']} steps. Here it has {patients['train']} patients to train, "
-        f"{patients['validation']} to validate and {patients['test']} to test on."
+        f"{found['steps_per_round']} steps, from {found['starts_from']}. Here it has "
+        f"{patients['train']} patients to train, {patients['validation']} to validate and "
+        f"{patients['test']} to test on."
     )
     if left_out := found["cases_that_lack_sequences_left_out"]:
         console.warn(

@@ -264,6 +264,7 @@ class Site:
                 do="Correct each line named above.",
             ) from None
         keyring.settle(folder)
+        _check_name(folder, settings.name)
         return cls(folder.resolve(), settings)
 
     @property
@@ -529,6 +530,28 @@ def _password(path: Path) -> str:
             code="proxy",
         )
     return password
+
+
+def _check_name(folder: Path, name: str) -> None:
+    """Raise StateError if the site asked to enrol, or was admitted, under another name.
+
+    Its keys, decisions and rounds are under that one at the coordinator.
+    """
+    known = [one for one in ("kit.json", "request.json") if (folder / one).exists()]
+    if not known:
+        return
+    try:
+        signed = Statement.load(folder / known[0], what="enrolment").body.get("site")
+    except (StateError, IdentityError):
+        return  # who needs that file says what is wrong with it
+    if signed != name:
+        raise StateError(
+            f"{folder / 'site.toml'} calls this site {name!r}, but its {known[0]} is that of "
+            f"{signed!r}: a site's name cannot be changed.",
+            do=f"Set name = {json.dumps(signed)} there again. Another name needs a new folder and "
+            "an admission of its own: `gliofed-site request`.",
+            code="site-name",
+        )
 
 
 def request(folder: Path, *, name: str, data: Path | None) -> Site:

@@ -49,12 +49,13 @@ PREPROCESSING_ALGORITHMS: Final = {"brats": "brain-zscore/1", "raw": "raw-n4-rig
 """Steps of ``client.imaging.preprocessing`` for each kind of input. Raise the version whenever any
 result changes."""
 
-_LATER: Final = frozenset({"supersedes"})
+_LATER: Final = frozenset({"supersedes", "initial_sha256"})
 """Keys that the first form of a protocol did not have."""
 
 Reportable = Literal["dice", "case_count", "privacy_spent", "withdrawals"]
 Crop = Annotated[int, Field(ge=8, le=512)]
 NetworkName = Literal["segresnet", "segresnet_mingru", "dynunet", "unet"]
+NetworkSize = Literal["tiny", "small", "base"]
 Group = Literal["norms", "head", "last_decoder", "recurrent"]
 Trainable = Literal["all", "low_rank"] | Group
 
@@ -67,7 +68,7 @@ class NetworkOptions(_Frozen):
     """Which network of ``common.networks``, and how large."""
 
     name: NetworkName = "segresnet"
-    size: Literal["tiny", "small", "base"] = "small"
+    size: NetworkSize = "small"
     """About 0.1, 1 and 5 million parameters. Under privacy noise grows with the root of it."""
     deep_supervision: bool = False
     """Whether coarser levels are trained towards the labels too."""
@@ -197,6 +198,10 @@ class StudyProtocol(_Frozen):
     expires: dt.date
     rounds: int = Field(ge=1, le=10_000)
     seed: int = Field(default=0, ge=0, lt=2**31)
+    initial_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """Digest (``common.weights.digest``) of the weights that the first round starts from; without
+    it they are random, drawn from ``seed``. `gliofed-server study --initial` fills it in, and a
+    site trains in the first round from these alone."""
     network: NetworkOptions = NetworkOptions()
     preprocessing: PreprocessingOptions = PreprocessingOptions()
     preprocessing_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
@@ -224,7 +229,7 @@ class StudyProtocol(_Frozen):
         """Leave out later keys at their defaults: a protocol without them keeps its digest, and
         versions of gliofed that do not know them can read it."""
         values: dict[str, Any] = handler(self)
-        return {k: v for k, v in values.items() if k not in _LATER or v not in ((), [])}
+        return {k: v for k, v in values.items() if k not in _LATER or v not in ((), [], "")}
 
     @property
     def version(self) -> int:
@@ -275,6 +280,12 @@ class StudyProtocol(_Frozen):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, as hex."""
         return hashlib.sha256(self.canonical()).hexdigest()
+
+    @property
+    def start(self) -> str:
+        """What the first round starts from, in words."""
+        named = self.initial_sha256
+        return f"the weights {named[:16]}" if named else f"random weights of seed {self.seed}"
 
     @property
     def private(self) -> bool:

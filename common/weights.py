@@ -3,23 +3,27 @@
 Invariants: arrays are float32; the same arrays and metadata give the same bytes on every machine;
 a file appears complete or not at all; nothing is trusted because of where it came from.
 
-Out of scope: which names and shapes a network has (``common.networks``), signing
-(``common.identity``).
+Floating point of 16, 32 and 64 bits is read, bfloat16 too, and becomes float32. A digest is of what
+was read, not of the file's bytes: a file in bfloat16 and its conversion have the same.
+
+Out of scope: which names and shapes a network has (``common.network_shapes``), weights that a
+person hands in (``common.starting_weights``), signing (``common.identity``).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load as from_safetensors
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from common.errors import ModelError, UpdateError
@@ -28,7 +32,25 @@ from common.files import write_bytes
 Arrays = dict[str, NDArray[np.float32]]
 
 _METADATA_KEY: Final = "gliofed"
-_STORED: Final = (np.dtype(np.float32), np.dtype(np.float16))
+_LENGTH: Final = 8
+"""Bytes at the start of a safetensors file that say how long its header is."""
+
+_COUNTER: Final = "num_batches_tracked"
+"""Ends the name of the number of batches that torch's batch norm has seen: no weight."""
+
+
+def _bfloat16(data: bytes) -> NDArray[np.float32]:
+    """Widen bfloat16, which is the upper half of a float32."""
+    return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+
+
+_FLOATS: Final[Mapping[str, Callable[[bytes], NDArray[Any]]]] = {
+    "F16": lambda data: np.frombuffer(data, "<f2"),
+    "BF16": _bfloat16,
+    "F32": lambda data: np.frombuffer(data, "<f4"),
+    "F64": lambda data: np.frombuffer(data, "<f8"),
+}
+"""How the numbers of a kind, by safetensors' name for it, are read."""
 
 
 def digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
@@ -76,27 +98,38 @@ def save(
 
 
 def load(path: Path) -> Arrays:
-    """Read the arrays of ``path``; half precision is widened to float32.
+    """Read the arrays of ``path`` as float32; counters of batch norm are left out.
 
-    Raises ModelError when the file is missing, damaged or holds another kind of number.
+    What is too large for float32 becomes infinite.
+
+    Raises ModelError: ``model-file`` if it cannot be read, ``model-format`` if it is of another
+    format, ``model-damaged`` if it is not whole, ``model-dtype`` if it holds other numbers.
     """
     try:
-        stored = from_safetensors(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise ModelError(
             f"Cannot read the weights {path}: {error.strerror}.",
             do="Check the path.",
             code="model-file",
         ) from None
+    try:
+        stored = deserialize(data)  # type: ignore[no-untyped-call]  # of a compiled module
     except SafetensorError as error:
-        raise _damaged(path, str(error)) from None
-    except KeyError as error:  # a kind of number that numpy does not have
-        raise _damaged(path, f"an array is stored as {error}") from None
+        raise _unreadable(path, data, str(error)) from None
     arrays: Arrays = {}
-    for name, array in stored.items():
-        if array.dtype not in _STORED:
-            raise _damaged(path, f"array {name} is {array.dtype}, not float32 or float16")
-        arrays[name] = array.astype(np.float32)
+    for name, about in stored:
+        kind = str(about["dtype"])
+        if kind in _FLOATS:
+            with np.errstate(over="ignore"):
+                values = _FLOATS[kind](about["data"]).astype(np.float32)
+            arrays[name] = values.reshape(about["shape"])
+        elif not is_counter(name):
+            raise ModelError(
+                f"The array {name} in {path} holds {kind}, which is no kind of number for weights.",
+                do="Store it as float32, float16, bfloat16 or float64, or leave it out.",
+                code="model-dtype",
+            )
     return arrays
 
 
@@ -159,6 +192,50 @@ def _refused(reason: str, kind: str) -> UpdateError:
         do="Check that both sides run the same version of gliofed and the same protocol.",
         code=f"update-{kind}",
     )
+
+
+def _unreadable(path: Path, data: bytes, reason: str) -> ModelError:
+    """Return what is to be said of a file that is no whole safetensors.
+
+    Its first bytes are a length, then comes a JSON object.
+    """
+    if len(data) <= _LENGTH or is_safetensors(data):
+        return _damaged(path, reason)
+    if is_torch(io.BytesIO(data)):
+        return ModelError(
+            f"{path} is a file of PyTorch, which may hold code; weights are read as safetensors.",
+            do="`gliofed-site convert-weights FILE --out FILE.safetensors` converts it, at any "
+            "machine with gliofed's site extra.",
+            code="model-format",
+        )
+    return ModelError(
+        f"{path} is no safetensors file.",
+        do="Weights are read as safetensors; `gliofed-site convert-weights` makes them from a "
+        "PyTorch file.",
+        code="model-format",
+    )
+
+
+def is_counter(name: str) -> bool:
+    """Return whether an array of this name counts batches, and is no weight."""
+    return name.rpartition(".")[2] == _COUNTER
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Return whether a file that begins so says that it is safetensors; it may be damaged."""
+    return head[_LENGTH : _LENGTH + 1] == b"{"
+
+
+def is_torch(file: BinaryIO) -> bool:
+    """Return whether a file is one of PyTorch: a pickle, or a zip file with one."""
+    head = file.read(4)
+    if head != b"PK\x03\x04":
+        return head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return True  # cut short
 
 
 def _damaged(path: Path, reason: str) -> ModelError:

@@ -33,7 +33,8 @@ def amend_study(consortium: Consortium, study: str, path: Path) -> tuple[StudyPr
         )
     if consortium.journal.events("study finished", study=study):
         raise StateError(f"{study} is finished.", do="Publish a new study to go on from its model.")
-    draft = provisioning.frozen_protocol(consortium, path)
+    start = now.protocol.initial_sha256
+    draft = provisioning.frozen_protocol(consortium, path, initial_sha256=start)
     if draft.study != study or draft.supersedes:
         raise ProtocolError(
             f"{path} is no draft of an amendment of {study}.",

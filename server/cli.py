@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from common.files import held, is_held, read_json, replacing, write_bytes, write
 from common.findings import Finding
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
-from common.weights import load
+from common.starting_weights import read as read_weights
 from server import provisioning, serving
 from server.amending import app as amending
 from server.dashboard.place import Place
@@ -33,9 +32,11 @@ from server.release import release as make_release
 from server.report import full_report, study_report
 from server.report_chart import draw
 from server.report_page import headline, markdown
+from server.retention import spans, stock, tidy
 from server.revocation import revoke as revoke_model
 from server.revocation import write_revocations
 from server.statistics_chart import draw_statistics
+from server.studies import KEEP_ROUNDS
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -95,10 +96,16 @@ def admit(
 def study(
     folder: Folder,
     protocol: Annotated[Path, typer.Argument(help="The study protocol, TOML.")],
+    initial: Annotated[
+        Path | None, typer.Option(help="Starting weights (safetensors); else drawn from the seed.")
+    ] = None,
 ) -> None:
-    """Publish a study: validate, freeze and sign its protocol, and offer it to the sites."""
+    """Publish a study: validate, freeze and sign its protocol, and offer it to the sites.
+
+    The protocol names the starting weights by their digest: hospitals approve them with it.
+    """
     consortium = Consortium.open(folder)
-    frozen = provisioning.publish(consortium, protocol)
+    frozen = provisioning.publish(consortium, protocol, initial=initial)
     draft = consortium.folder / "drafts" / f"{frozen.study}.json"
     if draft.exists():
         console.warn(
@@ -107,6 +114,7 @@ def study(
         )
     else:
         console.say(f"Published {frozen.study}, protocol {frozen.digest[:16]}.")
+    console.say(f"It starts from {frozen.start}.")
     if not frozen.private:
         console.warn("This study trains WITHOUT differential privacy.")
 
@@ -195,7 +203,16 @@ def launch(
     folder: Folder,
     study: StudyName,
     initial: Annotated[
-        Path | None, typer.Option(help="Starting weights (safetensors); else drawn from the seed.")
+        Path | None,
+        typer.Option(help="The study's starting weights once more, if they are not here any more."),
+    ] = None,
+    keep_rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Keep the weights of so many of the last rounds, and those of releases; 0 keeps "
+            f"all. {KEEP_ROUNDS} if it was never said.",
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the study until it ends.")] = True,
 ) -> None:
@@ -203,20 +220,24 @@ def launch(
     consortium = Consortium.open(folder)
     chosen = consortium.study(study)
     started = consortium.journal.events("study started", study=study)
-    if initial is not None and not started:
-        load(initial)
-        with replacing(chosen.initial) as temporary:
-            shutil.copyfile(initial, temporary)
-    elif initial is not None:
+    if started and initial is not None:
         console.warn("The study has started: its starting weights stay as they are.")
+    elif initial is not None:
+        chosen.give(read_weights(initial, chosen.protocol.network))
+    elif not started:
+        chosen.given()  # raises while somebody listens
     if not chosen.protocol.private:
         console.warn(f"{study} trains WITHOUT differential privacy.")
     if consortium.journal.events("study finished", study=study):
+        if keep_rounds is not None:
+            chosen.want("finished", keep_rounds=keep_rounds)
+            tidy(chosen, consortium.journal)
         console.say(f"{study} is finished; `gliofed-server release` makes its model.")
         return
     seen = len(consortium.journal.events(study=study))
-    consortium.journal.append("study launched", study=study)
-    chosen.want("running")
+    kept = {} if keep_rounds is None else {"keep_rounds": keep_rounds}
+    consortium.journal.append("study launched", study=study, **kept)
+    chosen.want("running", keep_rounds=keep_rounds)
     if not is_held(consortium.lock):
         console.warn("Nothing serves this consortium now: start `gliofed-server serve`.")
     if wait:
@@ -246,7 +267,13 @@ def status(
     studies = [consortium.study(study)] if study else consortium.studies()
     admitted = consortium.sites.names()
     suspended = consortium.sites.suspended()
-    reports = [study_report(s, consortium.journal, admitted=admitted) for s in studies]
+    reports = [
+        {
+            **study_report(s, consortium.journal, admitted=admitted),
+            "weights": asdict(stock(s, consortium.journal.events(study=s.protocol.study))),
+        }
+        for s in studies
+    ]
     if json:
         value = {
             "consortium": consortium.settings.name,
@@ -493,8 +520,22 @@ def _show(report: dict[str, Any]) -> None:
         )
     for site, fork in report["journal_forks"].items():
         console.warn(f"{site}: {fork}.")
+    weights = report["weights"]
+    if weights["on_disk"] or weights["removed"]:
+        console.say(_kept(weights))
     if report["last_problem"]:
         console.warn(str(report["last_problem"]))
+
+
+def _kept(weights: dict[str, Any]) -> str:
+    """Say of which rounds the weights are here, and of which they were removed."""
+    text = f"Weights on the disk: rounds {spans(weights['on_disk'])} (0 is the start)"
+    if weights["released"]:
+        text += f", of which a release has {spans(weights['released'])}"
+    if weights["removed"]:
+        text += f"; removed: {spans(weights['removed'])}"
+    kept = weights["keep_rounds"]
+    return f"{text}. " + (f"The last {kept} are kept." if kept else "All are kept.")
 
 
 if __name__ == "__main__":

@@ -238,7 +238,10 @@ def of_study(study: Study, about: Sequence[Entry]) -> Finding:
     closed = [e.facts for e in about if e.event == "round closed"]
     started = [e.facts for e in about if e.event == "study started"]
     if not started:
-        if study.wanted == "running" and not study.initial.exists():
+        if study.given() is not None:
+            told = f"{name} has not started; the weights that its protocol names are here."
+            return ok("studies", told)
+        if study.wanted == "running":
             told = f"{name} has no starting weights yet: a site makes them from the seed."
             return ok("studies", told)
         return ok("studies", f"{name} has not started.")
@@ -259,8 +262,10 @@ def _disk(consortium: Consortium, entries: Sequence[Entry]) -> list[Finding]:
     for study in consortium.studies():
         sizes = [p.stat().st_size for p in (study.folder / "rounds").glob("[0-9]*.safetensors")]
         if sizes and study.wanted == "running" and study.protocol.study not in finished:
-            done = sum(".state." not in p.name for p in (study.folder / "rounds").iterdir())
-            needed += max(sizes) * max(0, study.protocol.rounds + 1 - done)
+            most, keep = study.protocol.rounds + 1, study.keep_rounds
+            # One more than are kept: old weights go when the round that replaces them is closed.
+            most = min(most, keep + 1) if keep else most
+            needed += max(sizes) * max(1, most - len(study.checkpoints()))
     return [
         of_place(machine.place("the consortium's state", consortium.folder), needed=needed),
         of_place(machine.place("Flower's state", consortium.folder / "flower")),

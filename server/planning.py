@@ -24,10 +24,10 @@ def simulate(
         int, typer.Option(help="Rounds to simulate; the rest is extrapolated.", min=1)
     ] = 2,
     initial: Annotated[
-        Path | None, typer.Option(help="Starting weights (safetensors) of the real network.")
+        Path | None, typer.Option(help="Starting weights (safetensors), in place of random ones.")
     ] = None,
     parameters: Annotated[
-        int | None, typer.Option(help="Without --initial: the network's number of parameters.")
+        int | None, typer.Option(help="As if the network had so many parameters.")
     ] = None,
     seconds_per_step: Annotated[
         float, typer.Option(help="Of a site; `gliofed-site rehearse` measures it.", min=0)
@@ -65,10 +65,11 @@ def simulate(
         slow_factor=slow_factor,
         drop_share=drop_share,
     )
+    read = read_protocol(protocol)
     with console.working(f"Simulating up to {sites} sites"):
         found = run(
-            read_protocol(protocol),
-            starting_weights(initial, parameters),
+            read,
+            starting_weights(read.network, initial, parameters),
             sites=sites,
             rounds=rounds,
             speeds=speeds,

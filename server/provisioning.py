@@ -26,7 +26,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from common import formats
-from common.amendment import check_amendment
+from common.amendment import changes, check_amendment
 from common.charter import Charter
 from common.errors import IdentityError, ProtocolError, StateError
 from common.files import read_json, write_json, write_secret
@@ -39,12 +39,14 @@ from common.protocol import (
     preprocessing_digest,
     read_protocol,
 )
+from common.starting_weights import read as read_weights
+from common.weights import digest
 from server import certificates
 from server.charters import Charters
 from server.hub import Hub
 from server.listening import Listening, interface
 from server.sites import Sites
-from server.studies import Study
+from server.studies import Study, keep_initial
 
 
 class ConsortiumSettings(BaseModel):
@@ -215,6 +217,13 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
     statement = Statement.load(request, what="enrolment request")
     wanted = open_request(statement)
     consortium.sites.check_not_revoked(wanted)
+    if other := consortium.sites.alike(wanted.site):
+        raise IdentityError(
+            f"{wanted.site} and {other}, which was admitted before, would be taken for one "
+            "hospital: their names differ in nothing but capitals, hyphens and underscores.",
+            do="Let the hospital choose another name: `gliofed-site request` in a new folder.",
+            code="site-name",
+        )
     known = consortium.sites.get(wanted.site)
     if known is not None and known.identity_key != wanted.identity_key:
         raise IdentityError(
@@ -246,16 +255,29 @@ def kit_for(consortium: Consortium, request: Request) -> Kit:
     )
 
 
-def frozen_protocol(consortium: Consortium, path: Path) -> StudyProtocol:
-    """Return the protocol at ``path`` with what publishing fills in; raise ProtocolError."""
+def frozen_protocol(
+    consortium: Consortium, path: Path, *, initial_sha256: str = ""
+) -> StudyProtocol:
+    """Return the protocol at ``path`` with what publishing fills in; raise ProtocolError.
+
+    ``initial_sha256`` is the digest of the starting weights, if any are given.
+    """
     protocol = read_protocol(path)
-    digest = preprocessing_digest(protocol.preprocessing)
-    if protocol.preprocessing_sha256 not in {"", digest}:
+    own = preprocessing_digest(protocol.preprocessing)
+    if protocol.preprocessing_sha256 not in {"", own}:
         raise ProtocolError(
             f"{path} asks for another preprocessing than this version of gliofed has.",
             do="Remove preprocessing_sha256 from the protocol, or install the version it names.",
         )
-    frozen = protocol.model_copy(update={"preprocessing_sha256": digest})
+    if protocol.initial_sha256 not in {"", initial_sha256}:
+        raise ProtocolError(
+            f"{path} names starting weights ({protocol.initial_sha256[:16]}) that are not given "
+            "with it.",
+            do="Leave initial_sha256 out; `gliofed-server study --initial FILE` fills it in.",
+            code="initial",
+        )
+    filled = {"preprocessing_sha256": own, "initial_sha256": initial_sha256}
+    frozen = protocol.model_copy(update=filled)
     if frozen.expires <= dt.datetime.now(dt.UTC).date():
         raise ProtocolError(f"{path} expired on {frozen.expires}.", do="Set a date to come.")
     unknown = sorted(set(frozen.aggregation.weights) - set(consortium.sites.names()))
@@ -267,21 +289,36 @@ def frozen_protocol(consortium: Consortium, path: Path) -> StudyProtocol:
     return frozen
 
 
-def publish(consortium: Consortium, path: Path) -> StudyProtocol:
-    """Validate, freeze and sign the protocol at ``path``; raise ProtocolError."""
-    frozen = frozen_protocol(consortium, path)
+def publish(consortium: Consortium, path: Path, *, initial: Path | None = None) -> StudyProtocol:
+    """Validate, freeze and sign the protocol at ``path``; raise ProtocolError.
+
+    ``initial`` are the study's starting weights: the protocol names their digest, for the sites to
+    approve, and they are kept with it. Raises ModelError if they do not fit its network.
+    """
+    given = None if initial is None else read_weights(initial, read_protocol(path).network)
+    named = "" if given is None else digest(given)
+    frozen = frozen_protocol(consortium, path, initial_sha256=named)
     if frozen.supersedes:
         raise ProtocolError(
             f"{path} is an amendment.", do="`gliofed-server amend` publishes it.", code="amendment"
         )
     folder = consortium.folder / "studies" / frozen.study
     if (folder / "protocol.json").exists():
-        if consortium.study(frozen.study).protocol.digest == frozen.digest:
-            return frozen
-        raise ProtocolError(
-            f"A study named {frozen.study} was published with another protocol.",
-            do="`gliofed-server amend` gives a study a new version; else take a new study id.",
-        )
+        published = consortium.study(frozen.study)
+        if published.protocol.digest != frozen.digest:
+            other = ", ".join(key for key, _ in changes(published.protocol, frozen))
+            raise ProtocolError(
+                f"A study named {frozen.study} was published with another protocol; it differs in "
+                f"{other}.",
+                do="`gliofed-server amend` gives a study a new version; else take a new study id.",
+            )
+        if given is not None:
+            published.give(given)
+        return frozen
+    if given is not None:
+        keep_initial(folder, given)
+    else:
+        (folder / "initial.safetensors").unlink(missing_ok=True)  # of a draft that never counted
     sign_and_publish(consortium, frozen)
     return frozen
 

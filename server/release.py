@@ -27,6 +27,7 @@ from common.statistics import HISTOGRAMS
 from common.weights import Arrays, digest, save
 from server.provisioning import Consortium
 from server.report import cohorts, study_report
+from server.retention import check_kept
 
 
 def release(
@@ -70,6 +71,7 @@ def release(
         )
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty.", do="Choose a new folder; a release never changes.")
+    check_kept(chosen, consortium.journal, chosen_rounds)
     weights = _mean(chosen.load(one, closed[one]) for one in chosen_rounds)
     report = study_report(chosen, consortium.journal, admitted=consortium.sites.names())
     card = _card(consortium, report, number, digest(weights), chosen.protocol)

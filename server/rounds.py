@@ -25,7 +25,7 @@ from common.errors import FederationError, UpdateError
 from common.journal import Entry, Journal
 from common.low_rank import expand
 from common.parameters import update_shapes
-from common.weights import Arrays, digest, load, norm
+from common.weights import Arrays, digest, norm
 from common.wire import CONTROL
 from server.aggregation import RULES, Rule, control
 from server.approvals import OFFER_S, Approvals
@@ -35,6 +35,7 @@ from server.fleet import Clock, Fleet
 from server.late import FORGOTTEN, discount, forgotten
 from server.orders import ASK_AGAIN_S, NO_TIME, Orders
 from server.quorum import Turnout
+from server.retention import tidy
 from server.sites import Sites
 from server.studies import Study
 from server.surveys import Surveys
@@ -150,6 +151,7 @@ class Rounds:
                 self._orders.pause(min(30.0, 5.0 * max(1, failed)))
                 continue
             failed, number, weights = 0, number + 1, closed
+            tidy(self._study, self._journal)
             self._evaluate_if_due(number, weights)
         self._record("study finished", rounds=number, weights=digest(weights))
 
@@ -175,19 +177,24 @@ class Rounds:
                 self._record("late orders forgotten", sites=lost, reason=FORGOTTEN)
             self._state = str(facts["state"])
             weights = self._study.load(number, str(facts["weights"]))
+            tidy(self._study, self._journal)  # what ended the last run came before that
             before = closed[-2:-1] or started[-1:]
             self._change = self._changed(before, weights)
             return number, weights
         if started:
             return 0, self._study.load(0, str(started[-1]["weights"]))
-        if self._study.initial.exists():
-            weights, source = load(self._study.initial), "launch --initial"
-        else:
-            self.approvals.gather(1)
-            weights, source = self._ask_for_weights()
+        weights, source = self._starting_weights()
         identity = self._study.save(0, weights)
         self._record("study started", weights=identity, source=source)
         return 0, weights
+
+    def _starting_weights(self) -> tuple[Arrays, str]:
+        """Return the weights to start from and where they are from; raise StateError."""
+        given = self._study.given()
+        if given is not None:
+            return given, "study --initial"
+        self.approvals.gather(1)
+        return self._ask_for_weights()
 
     def _changed(self, before: list[dict[str, Any]], weights: Arrays) -> Arrays:
         """Return what the last closed round changed, or {} if its start is not there any more."""
@@ -215,7 +222,7 @@ class Rounds:
             self._orders.pause(ASK_AGAIN_S)
         raise FederationError(
             "No site could make the starting weights.",
-            do="Start a site, or launch with --initial weights.safetensors.",
+            do="Start a site; or publish another study, with `study --initial FILE`.",
         )
 
     def _train(self, number: int, weights: Arrays) -> Arrays | Failure:

@@ -31,18 +31,20 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common import network_shapes
 from common.errors import GliofedError, ProtocolError, StateError
 from common.identity import Identity
 from common.journal import Journal
 from common.kit import Request, sign_request
 from common.parameters import update_shapes
-from common.protocol import PROTOCOL, StudyProtocol
-from common.weights import Arrays, load, save
+from common.protocol import PROTOCOL, NetworkOptions, StudyProtocol
+from common.starting_weights import read as read_weights
+from common.weights import Arrays
 from server.report import full_report
 from server.rounds import Rounds
 from server.simulated_fleet import Clock, SimulatedFleet, Speeds
 from server.sites import Sites
-from server.studies import Study
+from server.studies import Study, keep_initial
 
 HOLDING: Final = frozenset(
     {"coordinate_median", "trimmed_mean", "geometric_median", "krum", "multi_krum"}
@@ -87,22 +89,28 @@ class Measured:
     journal_bytes: int
 
 
-def starting_weights(initial: Path | None, parameters: int | None) -> Arrays:
-    """Return the weights of the file, or so many small random numbers in as many arrays as usual.
+def starting_weights(
+    network: NetworkOptions, initial: Path | None = None, parameters: int | None = None
+) -> Arrays:
+    """Return the weights of the file, or small random numbers of the network's names and shapes.
 
-    The coordinator does not load torch and cannot make the network itself. Raises StateError unless
-    one of the two is given, ModelError for a file that is no weights.
+    With ``parameters`` they are so many, of any network, in as many arrays as usual. Raises
+    StateError for both, ModelError for a file that does not fit the network.
     """
-    if (initial is None) == (parameters is None):
+    if initial is not None and parameters is not None:
         raise StateError(
-            "The size of the network is not known.",
-            do="Give either --initial weights.safetensors or --parameters NUMBER.",
+            "The size of the network is said twice.", do="Leave --initial or --parameters out."
         )
     if initial is not None:
-        return load(initial)
-    if parameters is None or parameters < 1:
-        raise StateError("A network has parameters.", do="Give --parameters a positive number.")
+        return read_weights(initial, network)
     rng = np.random.default_rng(0)
+    if parameters is None:
+        return {
+            name: rng.standard_normal(shape, np.float32) * np.float32(1e-2)
+            for name, shape in network_shapes.shapes(network).items()
+        }
+    if parameters < 1:
+        raise StateError("A network has parameters.", do="Give --parameters a positive number.")
     count = min(_ARRAYS, parameters)
     edges = [round(parameters * place / count) for place in range(count + 1)]
     return {
@@ -222,8 +230,7 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="gliofed-simulation-") as name:
         folder = Path(name)
         admitted, identities = _enrol(folder, _names(protocol, sites))
-        study = _publish(folder, protocol)
-        save(study.initial, weights, {})
+        study = _publish(folder, protocol, weights)
         journal = Journal(folder / "journal.jsonl")
         clock = Clock()
         fleet = SimulatedFleet(
@@ -315,11 +322,15 @@ def _enrol(folder: Path, names: Sequence[str]) -> tuple[Sites, dict[str, Identit
     return sites, identities
 
 
-def _publish(folder: Path, protocol: StudyProtocol) -> Study:
+def _publish(folder: Path, protocol: StudyProtocol, weights: Arrays) -> Study:
     coordinator = Identity.create(folder / "coordinator.key")
     place = folder / "studies" / protocol.study
     tomorrow = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1)
-    lasting = protocol.model_copy(update={"expires": max(tomorrow, protocol.expires)})
+    changed = {
+        "expires": max(tomorrow, protocol.expires),
+        "initial_sha256": keep_initial(place, weights),
+    }
+    lasting = protocol.model_copy(update=changed)
     coordinator.sign(PROTOCOL, lasting.model_dump(mode="json")).save(place / "protocol.json")
     return Study.open(place, coordinators={coordinator.public})
 

@@ -221,6 +221,19 @@ class Sites:
                     code="revoked",
                 )
 
+    def alike(self, name: str) -> str:
+        """Return the name of another site, admitted or revoked, that people or disks confuse.
+
+        Letters are compared without their case, and ``-`` and ``_`` are one. An empty text if there
+        is none, or if ``name`` itself is admitted.
+        """
+        names = set(self.names())
+        if name in names:
+            return ""
+        revoked = (path.stem.rpartition("-")[0] for path in self._folder.glob("revoked/*.json"))
+        known = sorted({*names, *revoked} - {name})
+        return next((one for one in known if _folded(one) == _folded(name)), "")
+
     def _revoked(self, name: str) -> Iterator[Path]:
         return (self._folder / "revoked").glob(f"{name}-[0-9]*.json")
 
@@ -265,6 +278,10 @@ class Sites:
 
     def _suspension(self, name: str) -> Path:
         return self._folder / "suspended" / f"{name}.json"
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "-")
 
 
 def _digest(text: str) -> str:

@@ -14,16 +14,12 @@ from typing import Final
 import torch
 from monai.networks.nets.dynunet import DynUNet
 
+from common.network_shapes import DYNUNET
 from common.networks.padded import PaddedNetwork
 from common.protocol import NetworkOptions
 from common.regions import MODALITIES, REGIONS
 
 _GROUPS: Final = 8
-_FILTERS: Final = {
-    "tiny": (8, 16, 32),
-    "small": (16, 32, 64, 96),
-    "base": (32, 64, 128, 192),
-}
 
 
 class PlainUNet(DynUNet):
@@ -72,7 +68,7 @@ class PlainUNet(DynUNet):
 
 def dynunet(options: NetworkOptions) -> PaddedNetwork:
     """Return the network of ``options`` with nnU-Net's random weights (He et al. 2015)."""
-    filters = _FILTERS[options.size]
+    filters = DYNUNET[options.size]
     body = PlainUNet(filters, deep=options.deep_supervision)
     deep = options.deep_supervision
     return PaddedNetwork(body, factor=2 ** (len(filters) - 1), kind="dynunet", deep=deep)

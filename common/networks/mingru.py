@@ -18,13 +18,12 @@ from typing import Final
 
 import torch
 
+from common.network_shapes import MEMORY_SHARE
 from common.networks.padded import PaddedNetwork
 from common.networks.segresnet import leveled
 from common.protocol import NetworkOptions
 
 _GROUPS: Final = 8
-_SHARE: Final = 4
-"""A direction remembers a quarter as many numbers as the level has channels."""
 
 
 class SliceMemory(torch.nn.Module):
@@ -37,7 +36,7 @@ class SliceMemory(torch.nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.hidden = channels // _SHARE
+        self.hidden = channels // MEMORY_SHARE
         self.norm1 = torch.nn.GroupNorm(_GROUPS, channels)
         self.gates = torch.nn.Conv3d(channels, 4 * self.hidden, (1, 3, 3), padding=(0, 1, 1))
         self.out = torch.nn.Conv3d(2 * self.hidden, channels, 1)

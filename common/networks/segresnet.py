@@ -10,36 +10,17 @@ arXiv:1810.11654.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from monai.networks.nets.segresnet import SegResNet
 
+from common.network_shapes import SEGRESNET, SegResNetPlan
 from common.networks.padded import PaddedNetwork
 from common.protocol import NetworkOptions
 from common.regions import MODALITIES, REGIONS
 
 _GROUPS: Final = 8
-
-
-@dataclass(frozen=True)
-class _Plan:
-    filters: int
-    blocks_down: tuple[int, ...]
-    blocks_up: tuple[int, ...]
-
-    @property
-    def deepest(self) -> int:
-        """Channels at the coarsest level."""
-        return self.filters << (len(self.blocks_down) - 1)
-
-
-_PLANS: Final = {
-    "tiny": _Plan(8, (1, 1, 1), (1, 1)),
-    "small": _Plan(8, (1, 2, 2, 4), (1, 1, 1)),
-    "base": _Plan(16, (1, 2, 2, 4), (1, 1, 1)),
-}
 
 
 class LeveledSegResNet(SegResNet):
@@ -50,7 +31,11 @@ class LeveledSegResNet(SegResNet):
     """
 
     def __init__(
-        self, plan: _Plan, bottleneck: Callable[[int], torch.nn.Module] | None, *, deep: bool
+        self,
+        plan: SegResNetPlan,
+        bottleneck: Callable[[int], torch.nn.Module] | None,
+        *,
+        deep: bool,
     ) -> None:
         super().__init__(
             spatial_dims=3,
@@ -105,7 +90,7 @@ def leveled(
     options: NetworkOptions, bottleneck: Callable[[int], torch.nn.Module] | None, *, kind: str
 ) -> PaddedNetwork:
     """Return a SegResNet whose coarsest level goes through ``bottleneck(channels)``."""
-    plan = _PLANS[options.size]
+    plan = SEGRESNET[options.size]
     body = LeveledSegResNet(plan, bottleneck, deep=options.deep_supervision)
     factor = 2 ** (len(plan.blocks_down) - 1)
     return PaddedNetwork(body, factor=factor, kind=kind, deep=options.deep_supervision)

@@ -8,16 +8,13 @@ Source: Kerfoot et al. 2019, "Left-ventricle quantification using residual U-Net
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from monai.networks.nets.unet import UNet
 
+from common.network_shapes import UNET
 from common.networks.padded import PaddedNetwork
 from common.protocol import NetworkOptions
 from common.regions import MODALITIES, REGIONS
-
-_FILTERS: Final = {"tiny": (8, 16, 32), "small": (16, 32, 64, 128), "base": (32, 64, 128, 256)}
 
 
 class ResidualUNet(UNet):
@@ -30,7 +27,7 @@ class ResidualUNet(UNet):
 
 def unet(options: NetworkOptions) -> PaddedNetwork:
     """Return the network of ``options`` with torch's default random weights."""
-    filters = _FILTERS[options.size]
+    filters = UNET[options.size]
     body = ResidualUNet(
         spatial_dims=3,
         in_channels=len(MODALITIES),

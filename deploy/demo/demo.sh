@@ -74,7 +74,7 @@ for site in "${sites[@]}"; do
 done
 
 heading "4. The study is published and offered; each hospital looks at it and approves"
-run gliofed-server study coordinator protocol.toml
+run gliofed-server study coordinator protocol.toml --initial "$initial"
 echo; echo "\$ gliofed-server serve coordinator &"
 gliofed-server serve coordinator >serve.log 2>&1 & pids+=($!)
 for site in "${sites[@]}"; do
@@ -107,7 +107,7 @@ done
 for pid in "${alone[@]}"; do wait "$pid"; done
 
 heading "6. The study runs"
-run gliofed-server launch coordinator demo --initial "$initial"
+run gliofed-server launch coordinator demo
 run gliofed-server status coordinator
 
 heading "7. The model is released and signed; a hospital verifies, scores and installs it"

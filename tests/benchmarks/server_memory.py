@@ -21,12 +21,13 @@ import numpy as np
 from common.identity import Identity, Statement
 from common.kit import Request, sign_request
 from common.protocol import APPROVAL, StudyProtocol, parse_protocol
-from common.weights import Arrays, save
+from common.weights import Arrays
 from common.wire import Content, Order, OrderKind, Report, pack
 from server import provisioning
 from server.fleet import MemoryFleet
 from server.provisioning import Consortium
 from server.rounds import Rounds
+from server.studies import keep_initial
 from tests.benchmarks.result import Result
 
 FEW: Final = 4
@@ -60,13 +61,6 @@ def run(sites: int, folder: Path) -> dict[str, int]:
     consortium = provisioning.init(folder, name="Memory", host="127.0.0.1", port=1)
     protocol = _publish(consortium, sites)
     study = consortium.study(protocol.study)
-    rng = np.random.default_rng(0)
-    shape = (MODEL_BYTES // (4 * ARRAYS),)
-    save(
-        study.initial,
-        {f"a{i:02d}.weight": rng.standard_normal(shape, np.float32) for i in range(ARRAYS)},
-        {},
-    )
     fleet = MemoryFleet({name: _site(consortium, name) for name in _names(sites)})
     before = _peak()
     Rounds(study, fleet, journal=consortium.journal, sites=consortium.sites).run()
@@ -93,7 +87,13 @@ def _publish(consortium: Consortium, sites: int) -> StudyProtocol:
         "[training]\nlocal_steps = 1\nlearning_rate = 0.1\n"
         f'[aggregation]\nquorum = {sites}\n[privacy]\nmode = "none"\n'
     )
-    return provisioning.publish(consortium, path)
+    rng = np.random.default_rng(0)
+    shape = (MODEL_BYTES // (4 * ARRAYS),)
+    start = {f"a{i:02d}.weight": rng.standard_normal(shape, np.float32) for i in range(ARRAYS)}
+    named = keep_initial(consortium.folder / "studies" / "memory", start)
+    frozen = provisioning.frozen_protocol(consortium, path, initial_sha256=named)
+    provisioning.sign_and_publish(consortium, frozen)
+    return frozen
 
 
 def _site(consortium: Consortium, name: str) -> Callable[[OrderKind, Content], Content]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from client.consent import check_order, check_policy
+from client.consent import check_order, check_policy, check_start
 from client.site import Decision, Policy
 from common.errors import ConsentError
 from common.protocol import StudyProtocol
@@ -103,6 +103,34 @@ def test_every_refusal_has_its_code(
         Policy(**policy_changes),
         installed=tiny_protocol().preprocessing_sha256,
     )
+    assert found == code
+
+
+@pytest.mark.parametrize(
+    ("named", "number", "trains", "brings", "code"),
+    [
+        ("a" * 64, 1, True, "a" * 64, ""),
+        ("a" * 64, 1, True, "b" * 64, "initial"),
+        ("a" * 64, 0, True, "b" * 64, "initial"),
+        ("a" * 64, 2, True, "b" * 64, ""),
+        ("a" * 64, 0, False, "b" * 64, "initial"),
+        ("a" * 64, 1, False, "b" * 64, ""),
+        ("", 1, True, "b" * 64, ""),
+    ],
+)
+def test_the_first_round_starts_from_what_was_approved(
+    named: str, number: int, trains: bool, brings: str, code: str
+) -> None:
+    try:
+        check_start(
+            tiny_protocol(initial_sha256=named),
+            round_number=number,
+            trains=trains,
+            weights_sha256=brings,
+        )
+        found = ""
+    except ConsentError as error:
+        found = error.code
     assert found == code
 
 

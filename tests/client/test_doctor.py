@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client import cli, diagnosis
+from client import cli, diagnosis, keyring
 from client.diagnosis import Devices, of_devices, of_release
 from client.readiness import Trial
 from client.site import Machine, Site
@@ -78,6 +78,11 @@ def _changed_journal(site: Site) -> None:
 FAULTS: dict[str, tuple[Callable[[Site], object], str, str]] = {
     "an open key": (lambda s: (s.folder / "keys/node.key").chmod(0o640), "keys", "chmod 600"),
     "a key that is gone": (lambda s: (s.folder / "keys/patients.key").unlink(), "keys", "backup"),
+    "another node key": (
+        lambda s: keyring.new_node_key(s.folder / "keys/node.key"),
+        "keys",
+        "no other in",
+    ),
     "data that is nowhere": (_unreadable, "data", ""),
     "data without a case": (_empty, "data", ""),
     "a changed journal": (_changed_journal, "journal", "backup"),

@@ -166,6 +166,18 @@ def test_training_is_charged_recorded_and_kept(
     assert sent["privacy_spent"]["steps"] == 2
 
 
+def test_the_first_round_starts_from_the_weights_that_were_approved(hospital: Hospital) -> None:
+    own = studies.starting_weights(tiny_protocol())
+    other = {name: value + 1 for name, value in own.items()}
+    protocol = tiny_protocol(initial_sha256=digest(own))
+    hospital.approve(protocol)
+    report, arrays = hospital.train(protocol, weights=other)
+    assert (report.status, report.code, arrays, hospital.facts()) == ("refused", "initial", {}, ())
+    assert digest(own)[:16] in report.reason
+    assert hospital.train(protocol, weights=own)[0].status == "done"
+    assert hospital.train(protocol, number=2, weights=other)[0].status == "done"
+
+
 def test_the_same_order_again_costs_nothing(approving: Hospital, protocol: StudyProtocol) -> None:
     _, first = approving.train(protocol)
     approving.participation = Participation.open(approving.site.folder)  # as after a restart

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,9 +145,52 @@ def test_a_kit_for_the_same_key_under_another_name_is_refused(
     site = sites.request(tmp_path / "a", name="north", data=None)
     kit = tmp_path / "kit.json"
     provisioning.admit(consortium, site.folder / "request.json", kit)
-    renamed = edit(site, 'name = "north"', 'name = "south"')
+    renamed = replace(site, settings=site.settings.model_copy(update={"name": "south"}))
     with pytest.raises(IdentityError, match="The kit is for north, this site is south"):
         sites.join(renamed, kit)
+
+
+def unjoined(folder: Path) -> Path:
+    (folder / "kit.json").unlink()
+    return folder
+
+
+def from_before(folder: Path) -> Path:
+    (folder / "request.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("prepare", "name", "said"),
+    [
+        (lambda folder: folder, "sued", "calls this site 'sued', but its kit.json is that of"),
+        (lambda folder: folder, "NORTH", "'NORTH', but its kit.json is that of 'north'"),
+        (from_before, "sued", "its kit.json is that of 'north'"),
+        (unjoined, "sued", "its request.json is that of 'north'"),
+        (lambda folder: from_before(unjoined(folder)), "sued", ""),  # nobody knows it yet
+        (lambda folder: folder, "north", ""),
+    ],
+)
+def test_a_site_that_was_renamed_is_told_its_name(
+    site: Site, prepare: Callable[[Path], Path], name: str, said: str
+) -> None:
+    path = prepare(site.folder) / "site.toml"
+    path.write_text(path.read_text().replace('name = "north"', f'name = "{name}"'))
+    if not said:
+        assert Site.open(site.folder).name == name
+        return
+    with pytest.raises(StateError, match=said) as error:
+        Site.open(site.folder)
+    assert error.value.code == "site-name"
+    assert 'Set name = "north" there again.' in error.value.do
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"body": 1}'])
+def test_a_damaged_kit_is_not_a_question_of_the_name(site: Site, content: str) -> None:
+    (site.folder / "kit.json").write_text(content)
+    opened = Site.open(site.folder)
+    with pytest.raises((StateError, IdentityError)):
+        _ = opened.kit
 
 
 def test_a_site_stays_in_its_consortium(site: Site, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_what_may_change(changed: dict[str, Any]) -> None:
         ({"network": {"name": "unet"}}, "network.name"),
         ({"preprocessing": {"spacing_mm": 5.0}}, "preprocessing.spacing_mm"),
         ({"seed": 1}, "seed"),
+        ({"initial_sha256": "a" * 64}, "initial_sha256"),
         ({"training": {"crop_size": [24, 16, 16]}}, "training.crop_size"),
         ({"training": {"trainable": ["norms"]}}, "training.trainable"),
         ({"training": {"sequence_dropout": 0.2}}, "training.sequence_dropout"),
@@ -99,7 +100,7 @@ def test_the_keys_that_are_named_exist() -> None:
 
 
 def test_a_protocol_without_a_version_is_written_as_before() -> None:
-    assert "supersedes" not in OLD.model_dump(mode="json")
+    assert not {"supersedes", "initial_sha256"} & OLD.model_dump(mode="json").keys()
     new = amended(OLD, tiny_protocol(rounds=3))
     assert new.model_dump(mode="json")["supersedes"] == [OLD.digest]
     assert StudyProtocol.model_validate(new.model_dump(mode="json")) == new

@@ -62,6 +62,7 @@ WRONG: dict[str, Any] = {
     "evaluate_every": 0,
     "reports": ["dice", "names"],
     "preprocessing_sha256": "abc",
+    "initial_sha256": "abc",
     "network.name": "resnet",
     "network.size": "large",
     "network.depth": 3,

@@ -22,8 +22,11 @@ from typing import Any
 
 from client.phantoms import PROFILES, write_cohort
 from client.site import Site
+from client.studies import starting_weights
 from common.journal import Journal
 from common.processes import free_port
+from common.protocol import read_protocol
+from common.weights import save
 from server.provisioning import Consortium
 
 _SCRIPTS = Path(sys.executable).parent
@@ -104,10 +107,18 @@ class Stack:
         self.call("gliofed-server", "admit", self.coordinator, site / "request.json", "--out", kit)
         self.call("gliofed-site", "join", site, kit)
 
-    def publish(self, study: str, *, text: str = PROTOCOL, **values: object) -> None:
+    def publish(
+        self, study: str, *, text: str = PROTOCOL, given: bool = False, **values: object
+    ) -> None:
+        """Publish a study; with ``given`` its starting weights are given, and those of its seed."""
         protocol = self.folder / f"{study}.toml"
         protocol.write_text(text.format(study=study, **{"quorum": 2, **values}))
-        self.call("gliofed-server", "study", self.coordinator, protocol)
+        options: list[object] = []
+        if given:
+            initial = self.folder / f"{study}.safetensors"
+            save(initial, starting_weights(read_protocol(protocol)), {})
+            options = ["--initial", initial]
+        self.call("gliofed-server", "study", self.coordinator, protocol, *options)
 
     def start(
         self,

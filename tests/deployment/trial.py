@@ -21,7 +21,7 @@ import numpy as np
 from client import studies
 from common.compression import decode
 from common.journal import Entry
-from common.weights import Arrays, digest, save
+from common.weights import Arrays, digest
 from tests.deployment.stack import Stack, until
 from tests.deployment.wires import Wire, Wires
 
@@ -84,6 +84,7 @@ class Trial:
         self.stack.publish(
             self.study,
             text=PROTOCOL,
+            given=True,
             rounds=ROUNDS,
             local_steps=LOCAL_STEPS,
             deadline_s=deadline_s,
@@ -99,17 +100,12 @@ class Trial:
         )
         if odd:
             self.restart(NORTH, odd)
-        protocol = self.stack.consortium.study(self.study).protocol
-        initial = self.stack.folder / f"{self.study}.safetensors"
-        save(initial, studies.starting_weights(protocol), {})
         self.began = time.monotonic()
-        self.relaunch("--initial", initial)
+        self.relaunch()
         until(lambda: self.events("round opened", round=1), timeout_s=60, what="round 1")
 
-    def relaunch(self, *options: object) -> None:
-        self.stack.call(
-            "gliofed-server", "launch", self.stack.coordinator, self.study, "--no-wait", *options
-        )
+    def relaunch(self) -> None:
+        self.stack.call("gliofed-server", "launch", self.stack.coordinator, self.study, "--no-wait")
 
     def events(self, *names: str, **where: Any) -> list[Entry]:
         return self.stack.journal.events(*names, study=self.study, **where)

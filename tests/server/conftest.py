@@ -33,7 +33,7 @@ from server import provisioning
 from server.fleet import Delivery, MemoryFleet
 from server.provisioning import Consortium
 from server.rounds import Rounds
-from server.studies import Study
+from server.studies import Study, keep_initial
 
 SHAPES = {"conv_final.0.weight": (3,), "conv_final.2.weight": (2, 3)}
 
@@ -239,8 +239,17 @@ class World:
         file.write_text("\n".join(lines))
         return file
 
-    def publish(self, name: str = "demo", **changes: Any) -> Study:
-        provisioning.publish(self.consortium, self.protocol_file(name, **changes))
+    def publish(
+        self, name: str = "demo", *, initial: Arrays | None = None, **changes: Any
+    ) -> Study:
+        """Publish a study; ``initial`` are starting weights of any shapes, as hospitals' are."""
+        path = self.protocol_file(name, **changes)
+        if initial is None:
+            provisioning.publish(self.consortium, path)
+        else:
+            named = keep_initial(self.consortium.folder / "studies" / name, initial)
+            frozen = provisioning.frozen_protocol(self.consortium, path, initial_sha256=named)
+            provisioning.sign_and_publish(self.consortium, frozen)
         return self.consortium.study(name)
 
     def rounds(self, study: str = "demo", *, journal: Any = None) -> Rounds:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from common.errors import FederationError, GliofedError, PrivacyError, StateError
+from common.errors import FederationError, GliofedError, ModelError, PrivacyError, StateError
 from common.files import held
 from common.identity import Identity, fingerprint
-from common.weights import save
+from common.network_shapes import shapes
+from common.protocol import NetworkOptions
+from common.weights import digest, load, save
 from server import cli, scheduler
 from server.provisioning import Consortium
 from server.scheduler import run_study
@@ -182,29 +184,83 @@ def test_launch_says_that_nobody_serves(run: Run, world: Any, folder: Path) -> N
     assert "Nothing serves this consortium" in words(run("launch", folder, "demo", "--no-wait"))
 
 
-def test_launch_with_starting_weights(run: Run, world: Any, folder: Path, served: None) -> None:
-    world.join("a", "b")
-    study = world.publish()
-    initial = world.folder / "initial.safetensors"
-    save(initial, {"x": np.full(3, 4.0, np.float32)}, {})
-    run("launch", folder, "demo", "--no-wait", "--initial", initial)
-    assert study.initial.read_bytes() == initial.read_bytes()
+def weights_file(world: Any, file: str, value: float = 0.0, **network: Any) -> Path:
+    """Write weights of a network: what a coordinator would give."""
+    options = NetworkOptions(**network)
+    path: Path = world.folder / f"{file}.safetensors"
+    save(path, {n: np.full(s, value, np.float32) for n, s in shapes(options).items()}, {})
+    return path
+
+
+def test_a_study_with_starting_weights(run: Run, world: Any, folder: Path, served: None) -> None:
+    world.join("a", "b", step=0.1)
+    initial = weights_file(world, "initial", 4.0)
+    said = words(run("study", folder, world.protocol_file(), "--initial", initial))
+    study = world.consortium.study("demo")
+    named = study.protocol.initial_sha256
+    assert named == digest(load(initial))
+    assert f"It starts from the weights {named[:16]}." in said
+    run("study", folder, world.protocol_file(), "--initial", initial)  # is published, and stays so
+    run("launch", folder, "demo", "--no-wait")
     finish(world)
-    assert world.events("study started")[0]["source"] == "launch --initial"
+    (started,) = world.events("study started")
+    assert (started["source"], started["weights"]) == ("study --initial", named)
     result = run("launch", folder, "demo", "--no-wait", "--initial", initial)
     assert "starting weights stay" in words(result)
     assert "demo is finished" in words(result)
-    assert world.consortium.study("demo").wanted == "finished"
+    assert study.wanted == "finished"
 
 
-def test_launch_refuses_damaged_weights(run: Run, world: Any, folder: Path) -> None:
+BAD = {
+    "absent": lambda world: world.folder / "absent.safetensors",
+    "nonsense": lambda world: world.protocol_file("nonsense"),
+    "dynunet": lambda world: weights_file(world, "w", name="dynunet", size="tiny"),
+    "nan": lambda world: weights_file(world, "w", np.nan),
+}
+
+
+@pytest.mark.parametrize("command", ["study", "launch"])
+@pytest.mark.parametrize("bad", BAD)
+def test_wrong_starting_weights_are_refused_at_once(
+    run: Run, world: Any, folder: Path, command: str, bad: str
+) -> None:
+    path = BAD[bad](world)
+    if command == "study":
+        run("study", folder, world.protocol_file(), "--initial", path, fails=ModelError)
+        assert world.consortium.studies() == []
+        assert world.names() == []
+        return
     study = world.publish()
-    (world.folder / "bad").write_bytes(b"nonsense")
-    run(
-        "launch", folder, "demo", "--no-wait", "--initial", world.folder / "bad", fails=GliofedError
-    )
-    assert not study.initial.exists()
+    run("launch", folder, "demo", "--no-wait", "--initial", path, fails=ModelError)
     assert study.wanted == "published"
+
+
+def test_launch_takes_the_signed_weights_only(run: Run, world: Any, folder: Path) -> None:
+    good, other = weights_file(world, "good"), weights_file(world, "other", 1.0)
+    run("study", folder, world.protocol_file(), "--initial", good)
+    study = world.consortium.study("demo")
+    launch = ("launch", folder, "demo", "--no-wait")
+    refused = run(*launch, "--initial", other, fails=StateError)
+    assert "are not those that the protocol of demo names" in str(refused.exception)
+    study.initial.unlink()
+    lost = run(*launch, fails=StateError)
+    assert "`gliofed-server launch --initial FILE` puts them back" in str(lost.exception)
+    save(study.initial, load(other), {})
+    run(*launch, fails=StateError)
+    assert study.wanted == "published"
+    run(*launch, "--initial", good)
+    assert study.wanted == "running"
+    assert digest(load(study.initial)) == study.protocol.initial_sha256
+
+
+def test_a_study_without_starting_weights_is_launched_without(
+    run: Run, world: Any, folder: Path
+) -> None:
+    study = world.publish()
+    given = weights_file(world, "w")
+    refused = run("launch", folder, "demo", "--no-wait", "--initial", given, fails=StateError)
+    assert "gliofed-server study DIR PROTOCOL.toml --initial FILE" in str(refused.exception)
+    assert (study.wanted, study.initial.exists()) == ("published", False)
 
 
 def in_background(world: Any) -> threading.Thread:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from common.errors import ProtocolError, StateError
 from common.weights import save
 from server import cli
+from server.simulation import starting_weights
 from tests.consortia import tiny_protocol, toml
 
 
@@ -48,11 +48,11 @@ def test_a_plan_in_words(protocol: Path) -> None:
 
 def test_a_plan_as_json(protocol: Path, tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
-    save(weights, {"a": np.zeros(70, np.float32)}, {})
+    save(weights, starting_weights(tiny_protocol().network), {})
     said = json.loads(
         run(protocol, "--sites", 6, "--initial", weights, "--rounds", 1, "--mbit", 10, "--json")
     )
-    assert said["parameters"] == 70
+    assert said["parameters"] == 109_003
     assert said["measured"][-1]["sites"] == 6
     assert said["speeds"]["mbit"] == 10
     assert said["rounds_simulated"] == 1
@@ -73,7 +73,7 @@ def test_what_a_person_must_not_overlook(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_planned(protocol: Path, tmp_path: Path) -> None:
-    run(protocol, "--sites", 3, fails=StateError)
+    run(protocol, "--sites", 3, "--parameters", 0, fails=StateError)
     run(tmp_path / "absent.toml", "--sites", 3, "--parameters", 5, fails=ProtocolError)
     run(protocol, "--sites", 0, "--parameters", 5, fails=SystemExit)
     run(protocol, "--sites", 3, "--parameters", 5, "--drop-share", 2, fails=SystemExit)

@@ -13,9 +13,11 @@ from cryptography import x509
 from common.errors import IdentityError, ProtocolError, StateError
 from common.identity import Identity, Statement
 from common.kit import open_kit
-from common.protocol import PROTOCOL, preprocessing_digest
-from server import provisioning
+from common.protocol import PROTOCOL, NetworkOptions, preprocessing_digest
+from common.weights import digest, save
+from server import provisioning, rotation
 from server.provisioning import Consortium
+from server.simulation import starting_weights
 
 
 def test_a_founded_consortium_opens_again(world: Any) -> None:
@@ -160,6 +162,46 @@ def test_a_hospital_is_admitted_once_however_often_it_asks(world: Any) -> None:
     assert world.consortium.sites.names() == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("known", "name", "admitted"),
+    [
+        ("north", "NORTH", False),
+        ("NORTH", "north", False),
+        ("north-1", "North_1", False),
+        ("north", "north2", True),
+        ("hospital-i", "hospital-l", True),
+        ("hospital-1", "hospital1", True),
+    ],
+)
+@pytest.mark.parametrize("revoked", [False, True])
+def test_no_two_hospitals_have_names_that_people_or_disks_confuse(
+    world: Any, known: str, name: str, admitted: bool, revoked: bool
+) -> None:
+    world.join(known)
+    if revoked:
+        world.consortium.sites.revoke(known, by="Ada", why="its laptop was stolen")
+    request = world.request(name, Identity.create(world.folder / "new.key"))
+    kit = world.folder / "new.kit"
+    if admitted:
+        assert provisioning.admit(world.consortium, request, kit).site == name
+        return
+    with pytest.raises(IdentityError, match=f"{name} and {known}, which was admitted") as error:
+        provisioning.admit(world.consortium, request, kit)
+    assert error.value.code == "site-name"
+    assert not kit.exists()
+    assert name not in world.consortium.sites.names()
+    assert [facts["site"] for facts in world.events("site admitted")] == [known]
+
+
+def test_a_pair_that_was_admitted_before_stays(world: Any) -> None:
+    """By a gliofed that did not compare: both get their kits again."""
+    world.join("north")
+    request = world.request("NORTH", Identity.create(world.folder / "new.key"))
+    world.consortium.sites.add(Statement.load(request, what="request"))
+    provisioning.admit(world.consortium, request, world.folder / "new.kit")
+    provisioning.admit(world.consortium, world.folder / "north.request.json", world.folder / "k")
+
+
 def test_a_kit_holds_no_secret(world: Any) -> None:
     world.join("a")
     text = (world.folder / "a.kit").read_text()
@@ -245,6 +287,48 @@ def test_weights_of_admitted_sites_are_published(world: Any) -> None:
     world.join("a")
     study = world.publish(aggregation__weights="{ a = 2.0 }")
     assert study.protocol.aggregation.weights == {"a": 2.0}
+
+
+def test_a_draft_keeps_the_starting_weights_that_it_names(world: Any) -> None:
+    consortium, second = world.consortium, Identity.create(world.folder / "second.key")
+    keys = {"ada": consortium.identity.public, "bo": second.public}
+    rotation.change_coordinators(consortium, keys, needed=2, by="Ada")
+    weights = starting_weights(NetworkOptions())
+    given, path = world.folder / "given.safetensors", world.protocol_file()
+    save(given, weights, {})
+    for initial in (given, None, given):  # thought better of, twice
+        frozen = provisioning.publish(consortium, path, initial=initial)
+        assert bool(frozen.initial_sha256) is (initial is not None)
+        assert (consortium.folder / "studies/demo/initial.safetensors").exists() is bool(initial)
+    draft = Statement.load(consortium.folder / "drafts" / "demo.json", what="draft")
+    rotation.take_countersigned(consortium, draft.cosigned(second))
+    started = consortium.study("demo").given()
+    assert digest(started) == digest(weights) == consortium.study("demo").protocol.initial_sha256
+
+
+@pytest.mark.parametrize("named", ["own", "other"])
+def test_a_protocol_names_only_weights_that_are_given(world: Any, named: str) -> None:
+    weights, given = starting_weights(NetworkOptions()), world.folder / "given.safetensors"
+    save(given, weights, {})
+    sha256 = digest(weights) if named == "own" else "a" * 64
+    path = world.protocol_file(initial_sha256=f'"{sha256}"')
+    with pytest.raises(ProtocolError, match="names starting weights"):
+        provisioning.publish(world.consortium, path)
+    if named == "own":
+        assert provisioning.publish(world.consortium, path, initial=given).initial_sha256 == sha256
+        return
+    with pytest.raises(ProtocolError, match="names starting weights"):
+        provisioning.publish(world.consortium, path, initial=given)
+    assert world.consortium.studies() == []
+
+
+def test_a_published_study_is_not_published_with_other_weights(world: Any) -> None:
+    given = world.folder / "given.safetensors"
+    save(given, starting_weights(NetworkOptions()), {})
+    study = world.publish()
+    with pytest.raises(ProtocolError, match="it differs in initial_sha256"):
+        provisioning.publish(world.consortium, world.protocol_file(), initial=given)
+    assert study.given() is None
 
 
 def test_studies_are_listed_by_name(world: Any) -> None:

@@ -89,13 +89,39 @@ def test_no_start_is_a_named_failure(three: Any, bad: str) -> None:
     assert not three.events("study started")
 
 
-def test_given_starting_weights_are_used(three: Any) -> None:
-    study = three.consortium.study("demo")
-    given = {"x": np.full((2, 2), 5.0, np.float32)}
-    save(study.initial, given, {})
-    three.run()
-    assert three.events("study started")[0]["source"] == "launch --initial"
-    assert means(three) == [11.0]
+def test_given_starting_weights_are_used(world: Any) -> None:
+    world.join("a", step=1.0)
+    world.join("b", step=3.0)
+    world.publish(initial={"x": np.full((2, 2), 5.0, np.float32)})
+    world.run()
+    assert world.events("study started")[0]["source"] == "study --initial"
+    assert means(world) == [9.0]
+    assert all(("initial", 0) not in hospital.asked for hospital in world.hospitals.values())
+
+
+GIVEN = {"x": np.full((2, 2), 5.0, np.float32)}
+OTHER = {"x": np.full((2, 2), 6.0, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("named", "there", "said"),
+    [
+        (GIVEN, None, "are not in"),
+        (GIVEN, OTHER, "are not those that the protocol of other names"),
+        (None, GIVEN, "names no starting weights"),
+    ],
+)
+def test_a_study_starts_from_what_hospitals_approved_or_not_at_all(
+    three: Any, world: Any, named: Any, there: Any, said: str
+) -> None:
+    study = world.publish("other", initial=named) if named else world.publish("other")
+    study.initial.unlink(missing_ok=True)
+    if there is not None:
+        save(study.initial, there, {})
+    with pytest.raises(StateError, match=said) as error:
+        world.run("other")
+    assert error.value.code == "initial"
+    assert not world.events("study started", study="other")
 
 
 def test_weights_come_from_the_protocol_and_not_from_replies(world: Any) -> None:
@@ -119,9 +145,9 @@ def test_weights_come_from_the_protocol_and_not_from_replies(world: Any) -> None
 
 def test_only_the_trained_parameters_travel_back(world: Any) -> None:
     world.join("a", "b")
-    study = world.publish(rounds=1, training__trainable='["head"]')
     head, body = "conv_final.2.weight", "convInit.weight"
-    save(study.initial, {head: np.zeros(3, np.float32), body: np.ones(3, np.float32)}, {})
+    start = {head: np.zeros(3, np.float32), body: np.ones(3, np.float32)}
+    world.publish(rounds=1, training__trainable='["head"]', initial=start)
 
     def only(order: Order, good: Content) -> Content:
         return with_arrays(good, {n: a for n, a in arrays_of(good).items() if n != body})

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from common.errors import FederationError
-from common.weights import save
 from common.wire import Content, Order, pack
 from server.aggregation import RULES, control
 from server.aggregation.fedavg import FedAvg
@@ -88,7 +87,8 @@ def test_a_rule_that_goes_on_refusing_ends_the_study(
 
 def test_weights_that_are_finite_no_more_fail_the_round(world: Any) -> None:
     world.join("a", "b")
-    study = world.publish(rounds=1, aggregation__max_update_norm=1e300)
+    start = {"conv_final.0.weight": np.full(3, 3e38, np.float32)}
+    world.publish(rounds=1, aggregation__max_update_norm=1e300, initial=start)
 
     def huge(order: Order, _good: Content) -> Content:
         update = {n: np.full_like(v, 3e38) for n, v in world.hospitals["a"].weights.items()}
@@ -96,7 +96,6 @@ def test_weights_that_are_finite_no_more_fail_the_round(world: Any) -> None:
 
     for hospital in world.hospitals.values():
         hospital.replies["train"] = huge
-    save(study.initial, {"conv_final.0.weight": np.full(3, 3e38, np.float32)}, {})
     with pytest.raises(FederationError, match="not finite"):
         world.run()
     assert [facts["round"] for facts in world.events("round failed")] == [1, 1, 1]

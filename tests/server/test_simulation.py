@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from common.errors import ModelError, ProtocolError, StateError
-from common.protocol import AggregationOptions
-from common.weights import save
+from common.network_shapes import shapes
+from common.protocol import AggregationOptions, NetworkOptions
+from common.weights import digest, save
 from server.aggregation import RULES
 from server.aggregation.collection import Collection
 from server.simulated_fleet import Speeds
@@ -18,7 +19,7 @@ from server.simulation import HOLDING, counts, simulate, starting_weights
 from tests.consortia import tiny_protocol
 
 SPEEDS = Speeds(seconds_per_step=5.0, evaluation_seconds=3.0, mbit=100.0, server_mbit=1000.0)
-WEIGHTS = starting_weights(None, 2000)
+WEIGHTS = starting_weights(tiny_protocol().network, parameters=2000)
 DEADLINE_S = 300.0
 
 
@@ -165,17 +166,21 @@ def test_an_expired_protocol_can_be_planned_with() -> None:
 
 @pytest.mark.parametrize("parameters", [1, 59, 60, 61, 123_457])
 def test_drawn_weights_have_the_wanted_size(parameters: int) -> None:
-    weights = starting_weights(None, parameters)
+    weights = starting_weights(tiny_protocol().network, parameters=parameters)
     assert sum(value.size for value in weights.values()) == parameters
     assert all(value.size and value.dtype == np.float32 for value in weights.values())
 
 
-def test_weights_come_from_a_file_or_a_number(tmp_path: Path) -> None:
-    path = tmp_path / "initial.safetensors"
-    save(path, {"w": np.ones(3, np.float32)}, {})
-    assert starting_weights(path, None)["w"].tolist() == [1, 1, 1]
-    for wrong in ((None, None), (path, 5), (None, 0)):
+def test_weights_come_from_a_file_a_number_or_the_network(tmp_path: Path) -> None:
+    network, path = tiny_protocol().network, tmp_path / "initial.safetensors"
+    drawn = starting_weights(network)
+    assert {name: value.shape for name, value in drawn.items()} == shapes(network)
+    save(path, drawn, {})
+    assert digest(starting_weights(network, path)) == digest(drawn)
+    for wrong in ((path, 5), (None, 0)):
         with pytest.raises(StateError):
-            starting_weights(*wrong)
-    with pytest.raises(ModelError):
-        starting_weights(tmp_path / "absent", None)
+            starting_weights(network, *wrong)
+    other = NetworkOptions(name="unet")
+    for wrong_file in (tmp_path / "absent", path):
+        with pytest.raises(ModelError):
+            starting_weights(other, wrong_file)
