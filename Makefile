@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What only runs gliofed does not need the tools that test it.
+RUNNABLE := $(VENV)/.runnable
+BEGAN := $(shell date +%s)
 DATA ?=
 DEMO ?= .demo
 HOURS ?= 6
@@ -15,9 +18,10 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 .PHONY: demo test test-slow bench bench-accuracy check initial wheelhouse clean
 
 # Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
-# make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms.
-demo: $(INSTALLED)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo/demo.sh $(DEMO) $(DATA)
+# make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms; DEMO_FULL=1 compares
+# with training without privacy too.
+demo: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
+	DEMO_BEGAN=$(BEGAN) PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo/demo.sh $(DEMO) $(DATA)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n $(CORES) --dist loadfile --cov --cov-report=term --cov-fail-under=90
@@ -55,10 +59,12 @@ deploy/demo/initial-%.safetensors: $(INSTALLED)
 	sed 's/^name = "[a-z_]*"/name = "$*"/' deploy/demo/protocol.toml > .demo-pretraining/$*.toml
 	$(BIN)/gliofed-site pretrain .demo-pretraining/$*.toml --out $@ --work .demo-pretraining/phantoms
 
-$(INSTALLED): pyproject.toml deploy/constraints.txt
+# Python compiles what it imports: compiling all that is installed beforehand, as pip does, takes as long again.
+$(INSTALLED) $(RUNNABLE): pyproject.toml deploy/constraints.txt
+	@echo "Installing into $(VENV): about a minute with a fast network, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint deploy/constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--constraint deploy/constraints.txt --editable ".[$(if $(filter $@,$(INSTALLED)),dev,server,site)]"
 	touch $@
 
 clean:

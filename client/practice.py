@@ -110,7 +110,10 @@ def pretrain(
     made = {"made_by": "gliofed-site pretrain", "patients": patients, "steps": steps, "seed": seed}
     save(out, weights, {key: str(value) for key, value in made.items()}, half=True)
     words = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
-    console.say(f"Wrote {out}. Dice on phantoms held out: {words}.")
+    if words:
+        console.say(f"Wrote {out}. Dice on phantoms held out: {words}.")
+    else:
+        console.warn(f"Wrote {out}. So few phantoms leave none to score it on: take more.")
 
 
 @app.command("train-alone")
@@ -171,6 +174,12 @@ def evaluate(
     site = Site.open(folder)
     protocol = site.protocol(study)
     cases = work.read_split(site, protocol).test
+    if not cases:
+        raise CaseError(
+            f"The test split of {site.name} is empty: no patient here is held out of {study}.",
+            do="Add labelled patients to the cohort; about one in five is held out.",
+            code="case-none",
+        )
     models = [(str(path), load(path)) for path in weights]
     if own:
         models = Kept(site, study).models(models)

@@ -435,7 +435,7 @@ def _show(report: dict[str, Any]) -> None:
         [
             e["round"],
             site,
-            *(float(dice.get(region, float("nan"))) for region in ("WT", "TC", "ET")),
+            *(console.figure(dice.get(region)) for region in ("WT", "TC", "ET")),
             f"about {e['dice_noise'][site]:.3f}" if site in e["dice_noise"] else "exact",
         ]
         for e in report["evaluations"]
