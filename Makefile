@@ -59,12 +59,20 @@ deploy/demo/initial-%.safetensors: $(INSTALLED)
 	sed 's/^name = "[a-z_]*"/name = "$*"/' deploy/demo/protocol.toml > .demo-pretraining/$*.toml
 	$(BIN)/gliofed-site pretrain .demo-pretraining/$*.toml --out $@ --work .demo-pretraining/phantoms
 
-# Python compiles what it imports: compiling all that is installed beforehand, as pip does, takes as long again.
-$(INSTALLED) $(RUNNABLE): pyproject.toml deploy/constraints.txt
-	@echo "Installing into $(VENV): about a minute with a fast network, once."
+$(INSTALLED): pyproject.toml deploy/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint deploy/constraints.txt --editable ".[dev]"
+	touch $@
+
+# pip would compile all that is installed, which takes a core longer than unpacking it. Here Python compiles what
+# is imported: once now, not later in several processes at a time.
+$(RUNNABLE): pyproject.toml deploy/constraints.txt
+	@echo "Installing gliofed and what it needs into $(VENV), once: a minute or two."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		--constraint deploy/constraints.txt --editable ".[$(if $(filter $@,$(INSTALLED)),dev,server,site)]"
+		--constraint deploy/constraints.txt --editable ".[server,site]"
+	$(BIN)/python -W ignore -c "import client.worker, client.checking, client.inference.segment, server.executor"
 	touch $@
 
 clean:
