@@ -137,17 +137,15 @@ echo; show "${check[@]}"
 await "$checking" check.txt
 
 heading "4. The study runs. What is joining worth? Beside it each hospital trains alone, with as many steps"
-commands=() outputs=()
 for way in "${ways[@]}"; do
     for site in "${trainers[@]}"; do
-        out="$site-$way.safetensors"
         show gliofed-site train-alone "$site" demo --initial "initial-$network.safetensors" "--$way" \
-            --out "$out" "&"
+            --out "$site-$way.safetensors" "&"
     done
 done
-run_launch=(gliofed-server launch coordinator demo --initial "$initial")
-echo; show "${run_launch[@]}"
-${tied[@]+"${tied[@]}"} "${run_launch[@]}" & started+=($!); launched=$!
+launch=(gliofed-server launch coordinator demo --initial "$initial")
+echo; show "${launch[@]}"
+${tied[@]+"${tied[@]}"} "${launch[@]}" & started+=($!); launched=$!
 alone=() waiting=0
 for way in "${ways[@]}"; do
     for site in "${trainers[@]}"; do

@@ -63,7 +63,6 @@ COHORTS: dict[str, tuple[Make, str, str, str, str]] = {
     "two, one of them held out": (parts(1, 0, 1), "", "", NO_VALIDATION, ""),
     "two, none to train on": (parts(0, 1, 1), "", NO_TRAIN, "", ""),
     "three, one of each": (parts(1, 1, 1), "", "", "", ""),
-    "three, all to train on": (parts(3, 0, 0), "", "", NO_VALIDATION, NO_TEST),
     "four, all to train on": (parts(4, 0, 0), "", "", NO_VALIDATION, NO_TEST),
     "three without a tumour": (parts(1, 1, 1, mask="empty"), "", "", "", ""),
     "three without masks": (parts(1, 1, 1, mask="none"), "", NO_TRAIN, NO_VALIDATION, NO_TEST),
@@ -98,36 +97,20 @@ def test_every_command_ends_with_a_result_or_a_sentence(
     site = functools.partial(command, cli.main)
     _, checked, trained, tried, evaluated = COHORTS[cohort_name]
     weights, made = world.release / "weights.safetensors", tmp_path / "alone.safetensors"
-    check = (
-        "check",
-        hospital.folder,
-        "--workers",
-        1,
-        "--spacing-mm",
-        6,
-        "--report",
-        tmp_path / "r",
-    )
+    check = ("check", hospital.folder, "--workers", 1, "--spacing-mm", 6)
     alone = ("train-alone", hospital.folder, STUDY, "--initial", weights, "--out", made)
-    score = ("evaluate", hospital.folder, STUDY, "--weights", weights)
     rows: list[tuple[tuple[object, ...], str]] = [
-        (check, checked),
+        ((*check, "--report", tmp_path / "report"), checked),
         (("plan", hospital.folder, STUDY), ""),
-        (("studies", hospital.folder), ""),
         (("budget", hospital.folder), ""),
-        (("audit", hospital.folder), ""),
-        (("status", hospital.folder), ""),
         ((*alone, "--no-private"), trained),
-        ((*alone, "--private"), trained),
         (("try-postprocessing", hospital.folder, STUDY, "--weights", weights), tried),
-        ((*score, "--full", "--together"), evaluated),
-        ((*score, "--json"), evaluated),
+        (("evaluate", hospital.folder, STUDY, "--weights", weights, "--full"), evaluated),
         (("install", hospital.folder, world.release), ""),
     ]
     for arguments, sentence in rows:
         said = site(*arguments)
-        words = said.out if "--json" in arguments else said.err
-        assert sentence in words.replace("\n", " "), (arguments, said)
+        assert sentence in said.err, (arguments, said)
         assert (said.code == 0) is (sentence == ""), (arguments, said)
         assert "nan" not in said.out.lower().split(), (arguments, said)
 
