@@ -28,11 +28,10 @@ began=${DEMO_BEGAN:-$(date +%s)}
 # On Linux what the demo starts ends with it, even if this shell is killed; elsewhere the trap sees to it.
 tied=()
 if setpriv --pdeathsig TERM true 2>/dev/null; then tied=(setpriv --pdeathsig TERM); fi
-started=()
 finish() {
     local pid
-    for pid in ${started[@]+"${started[@]}"}; do kill "$pid" 2>/dev/null || true; done
-    for pid in ${started[@]+"${started[@]}"}; do wait "$pid" 2>/dev/null || true; done
+    for pid in $(jobs -pr); do kill "$pid" 2>/dev/null || true; done
+    wait
 }
 trap finish EXIT
 show() { # print a command as a person types it
@@ -44,7 +43,6 @@ run() { echo; show "$@"; ${tied[@]+"${tied[@]}"} "$@"; }
 begin() { # file, command...: run it beside the rest, its output into the file
     local file=$1; shift
     ${tied[@]+"${tied[@]}"} "$@" >"$file" 2>&1 &
-    started+=($!)
 }
 await() { # process, file: wait until it has ended, and show what it wrote
     local rc=0
@@ -145,24 +143,24 @@ for way in "${ways[@]}"; do
 done
 launch=(gliofed-server launch coordinator demo --initial "$initial")
 echo; show "${launch[@]}"
-${tied[@]+"${tied[@]}"} "${launch[@]}" & started+=($!); launched=$!
-alone=() waiting=0
+${tied[@]+"${tied[@]}"} "${launch[@]}" & launched=$!
+alone=() outputs=() ended=0
 for way in "${ways[@]}"; do
     for site in "${trainers[@]}"; do
         # As many at a time as there are cores, and behind the study: more would only take turns.
-        if [ $((${#alone[@]} - waiting)) -ge "$cores" ]; then
-            wait "${alone[$waiting]}" || true; waiting=$((waiting + 1))
+        if [ $((${#alone[@]} - ended)) -ge "$cores" ]; then
+            await "${alone[$ended]}" "${outputs[$ended]}"; ended=$((ended + 1))
         fi
         begin "$site-$way.txt" nice -n 5 gliofed-site train-alone "$site" demo --initial "$initial" \
             "--$way" --out "$site-$way.safetensors"
-        alone+=($!)
+        alone+=($!) outputs+=("$site-$way.txt")
     done
 done
 wait "$launched"
 run gliofed-server status coordinator
 
 heading "5. The model is released and signed; a hospital verifies, scores and installs it"
-for pid in "${servers[@]}"; do kill "$pid"; done   # nothing of what follows needs them
+for pid in "${servers[@]}"; do kill "$pid" || true; done   # nothing of what follows needs them
 read -r clinic kind case <clinic.txt
 run gliofed-server release coordinator demo --out model
 run gliofed-site install "$clinic" model
@@ -177,10 +175,7 @@ esac
 run gliofed-clinic segment "$case" --out segmentation --site "$clinic"
 
 heading "7. Was it worth it?"
-i=0
-for way in "${ways[@]}"; do
-    for site in "${trainers[@]}"; do await "${alone[$i]}" "$site-$way.txt"; i=$((i + 1)); done
-done
+for ((; ended < ${#alone[@]}; ended++)); do await "${alone[$ended]}" "${outputs[$ended]}"; done
 scored=()
 for site in ${scorers[@]+"${scorers[@]}"}; do
     weights=(--weights "$initial" --weights model/weights.safetensors)
@@ -189,7 +184,7 @@ for site in ${scorers[@]+"${scorers[@]}"}; do
     done
     echo "\$ gliofed-site evaluate $site demo --weights FILE ... --json >$site-scores.json &"
     ${tied[@]+"${tied[@]}"} gliofed-site evaluate "$site" demo "${weights[@]}" --json \
-        >"$site-scores.json" & started+=($!); scored+=($!)
+        >"$site-scores.json" & scored+=($!)
 done
 for pid in ${scored[@]+"${scored[@]}"}; do wait "$pid"; done
 show gliofed-server status coordinator demo --json ">status.json"
