@@ -63,7 +63,7 @@ def parts(names: Sequence[str]) -> None:
     if 2 * most <= nominal:
         console.warn(
             f"The protocol's noise is made for {nominal} training patients a hospital, and none "
-            f"here has more than {most}: they are as private, but noise outweighs what is learnt."
+            f"here has more than {most}: they are as private, but more of each update is noise."
         )
     Path("parts.json").write_text(json.dumps(patients))
     Path("trainers.txt").write_text("\n".join(trainers))

@@ -102,7 +102,9 @@ def test_who_has_whom(
     got, said = told("parts", *cohorts)
     assert got == code, said
     assert all(one in said for one in words), said
-    assert ("noise outweighs" in said) is (code == 0 and max(c[0] for c in cohorts.values()) < 15)
+    assert ("more of each update is noise" in said) is (
+        code == 0 and max(c[0] for c in cohorts.values()) < 15
+    )
     if trainers is not None:
         assert Path("trainers.txt").read_text().split() == trainers.split()
         assert Path("scorers.txt").read_text().split() == (scorers or "").split()

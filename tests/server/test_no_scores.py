@@ -45,7 +45,7 @@ def test_a_study_without_scores_is_shown_everywhere(
     draw(found, tmp_path / "report.png")
     assert "nan" not in markdown(found, chart="report.png").lower()
     write_events(found, tmp_path / "events")
-    readings = Readings(consortium, lambda: {})
+    readings = Readings(consortium, dict)
     assert b"study_rounds" in generate_latest(registry(Figures(readings.now)))
     card = release(consortium, "demo", tmp_path / "model")
     assert card["worst_site"] == (None if silent == "abc" else "c")
