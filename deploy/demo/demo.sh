@@ -74,14 +74,14 @@ if [ -n "$data" ]; then
         [ -d "$folder" ] || { echo "$data has no subfolder: make one for each hospital." >&2; exit 1; }
         sites+=("$(basename "$folder")"); ln -s "$folder" "data-$(basename "$folder")"
     done
-    echo "${#sites[@]} hospitals, one for each folder in $data. About 5 minutes with a few scans each;"
-    echo "longer with more. Nothing leaves this machine."
+    echo "${#sites[@]} hospitals, one for each folder in $data. About 5 minutes from here with a few"
+    echo "scans each, longer with more. Nothing leaves this machine."
 else
     sites=(hospital-a hospital-b hospital-c)
     used=$((cores < 4 ? cores : 4))     # more cores have little to do
-    seconds=$((60 + (150 + (8 + 4 * ${#ways[@]}) * patients) / used))
-    echo "Three hospitals with $patients phantom patients each: about $(((seconds + 59) / 60)) minutes on" \
-        "$cores cores. Nothing leaves this machine."
+    seconds=$((30 + (150 + (8 + 6 * ${#ways[@]}) * patients) / used))
+    echo "Three hospitals with $patients phantom patients each: about $(((seconds + 59) / 60)) minutes" \
+        "from here with $cores cores. Nothing leaves this machine."
 fi
 sed "s/^name = \"[a-z_]*\"/name = \"$network\"/" "$here/protocol.toml" >protocol.toml
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
