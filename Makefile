@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# What only runs gliofed does not need the tools that test it.
+RUNNABLE := $(VENV)/.runnable
+BEGAN := $(shell date +%s)
 DATA ?=
 DEMO ?= .demo
 HOURS ?= 6
@@ -17,9 +20,10 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 .PHONY: demo test test-slow bench bench-accuracy gpu-check gpu-wheels check initial wheelhouse clean
 
 # Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
-# make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms.
-demo: $(INSTALLED)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo/demo.sh $(DEMO) $(DATA)
+# make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms; DEMO_FULL=1 compares
+# with training without privacy too.
+demo: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
+	DEMO_BEGAN=$(BEGAN) PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo/demo.sh $(DEMO) $(DATA)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n $(CORES) --dist loadfile --cov --cov-report=term --cov-fail-under=90
@@ -73,6 +77,16 @@ $(INSTALLED): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint deploy/constraints.txt --editable ".[dev]"
+	touch $@
+
+# pip would compile all that is installed, which takes a core longer than unpacking it. Here Python compiles what
+# is imported: once now, not later in several processes at a time.
+$(RUNNABLE): pyproject.toml deploy/constraints.txt
+	@echo "Installing gliofed and what it needs into $(VENV), once: a minute or two."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--constraint deploy/constraints.txt --editable ".[server,site]"
+	$(BIN)/python -W ignore -c "import client.worker, client.checking, client.inference.segment, server.executor"
 	touch $@
 
 clean:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from client.patients import withdrawn
 from client.site import Site
-from client.studies import accountant, open_ledger
+from client.spending import accountant, open_ledger
 from common.errors import StateError
 from common.journal import GENESIS, Entry
 from common.ledger import Ledger

@@ -30,7 +30,6 @@ from common.files import held, is_held
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
 from common.protocol import StudyProtocol, preprocessing_digest
-from common.regions import REGIONS
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -130,7 +129,7 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
     console.say(
         f"{by} approved {study}, protocol {protocol.digest[:16]}. It starts from {protocol.start}."
     )
-    would = _would_spend(protocol)
+    would = _would_spend(site, protocol)
     if would is not None:
         console.say(
             f"Its {protocol.rounds} rounds spend epsilon {would:.2f} per patient; it ends here "
@@ -267,45 +266,26 @@ def health(folder: Folder) -> None:
 def install(
     folder: Folder,
     model: Annotated[Path, typer.Argument(help="The folder of a released model.")],
+    activate: Annotated[
+        bool,
+        typer.Option("--activate", help="Make it the active model whatever it scores here."),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Verify a released model, score and calibrate it on this site's patients, and activate it."""
-    from client import studies as work
-    from client.inference.installed import activate, calibrate
-    from client.inference.model import open_model
+    """Verify a released model, score and calibrate it on this site's patients, and activate it.
 
-    site = Site.open(folder)
-    opened = open_model(model, signer=site.coordinators)
-    parts = work.read_split(site, opened.protocol)
-    with console.working("Scoring on the site's own test patients"):
-        scores = work.score(site, opened.protocol, opened.weights, parts.test)
-    kept: dict[str, Any] = {"cases": len(parts.test), "dice": work.mean_dice(scores)}
-    active = activate(site, opened, kept)
-    calibration: dict[str, Any] | None = None
-    if parts.validation:
-        with console.working("Calibrating on the site's own validation patients"):
-            found = work.calibration_counts(site, opened.protocol, opened.weights, parts.validation)
-        calibration = calibrate(site, opened, found, cases=len(parts.validation))
+    It takes the active model's place unless it scores worse here. Fewer than three test patients
+    cannot tell: then --activate decides. Fewer than three validation patients calibrate nothing.
+    """
+    from client import printouts
+    from client.installation import install as take
+
+    with console.working("Scoring and calibrating on the site's own patients"):
+        found = take(Site.open(folder), model, insist=activate)
     if json:
-        console.show_json(
-            {"model": opened.identity, "active": active, **kept, "calibration": calibration}
-        )
-        return
-    row = [kept["cases"], *(console.figure(kept["dice"].get(r)) for r in REGIONS)]
-    console.show_table("On this site's own test patients", ["cases", *REGIONS], [row])
-    name = f"{opened.card['name']} {opened.card['version']}"
-    if active:
-        console.say(f"{name} is verified, installed and active.")
+        console.show_json(found)
     else:
-        console.warn(f"{name} is installed but not active: the active model scores better here.")
-    if calibration is None:
-        console.say("Its probabilities were not calibrated: no validation patient is here.")
-    else:
-        said = ", ".join(f"{r} {t:.2f}" for r, t in calibration["temperatures"].items())
-        console.say(
-            f"Its probabilities were calibrated on {calibration['cases']} validation cases; "
-            f"temperatures {said}. They stay here."
-        )
+        printouts.show_installed(found)
 
 
 @app.command()
@@ -425,7 +405,7 @@ def _show_check(site: Site, found: dict[str, Any]) -> None:
 def _study_row(site: Site, name: str) -> dict[str, object]:
     protocol = site.protocol(name)
     decided = site.decision(name)
-    would = _would_spend(protocol)
+    would = _would_spend(site, protocol)
     return {
         "study": name,
         "title": protocol.title,
@@ -466,16 +446,15 @@ def _privacy(protocol: StudyProtocol, would: float | None) -> str:
     return f"epsilon {would:.2f}, at most {options.max_epsilon:g} (delta {options.delta:g})"
 
 
-def _would_spend(protocol: StudyProtocol) -> float | None:
+def _would_spend(site: Site, protocol: StudyProtocol) -> float | None:
     """Return the epsilon of all rounds of the study, if each is done once; None without privacy."""
     if not protocol.private:
         return None
-    from client.accountant import epsilon
-    from common.privacy import Mechanism
+    from client.spending import accountant, mechanism
 
-    mechanism = Mechanism(protocol.privacy.noise_multiplier, protocol.privacy.sampling_rate)
     steps = protocol.rounds * protocol.training.steps_per_round
-    return round(epsilon([(mechanism, steps)], protocol.privacy.delta), 3)
+    taken = [(mechanism(protocol), steps)]
+    return round(accountant(site).epsilon(taken, protocol.privacy.delta), 3)
 
 
 def _policy(site: Site, protocol: StudyProtocol) -> str:

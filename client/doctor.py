@@ -20,10 +20,9 @@ def doctor(
 ) -> None:
     """Test name, proxy, port, TLS, clock, disk, GPU, versions, keys, data and books in one go.
 
-    It goes the way to the coordinator that the SuperNode goes, and reads what that last said. A step
-    of training and a segmentation are tried on noise, which takes some seconds. Fails if there is a
-    problem. Nothing is changed and nothing but one request to the coordinator's port
-    leaves.
+    It goes the way to the coordinator that the SuperNode goes, and reads what that last said. A
+    step of training and a segmentation are tried on noise, which takes some seconds. Fails if there
+    is a problem. Nothing is changed and nothing but one request to the coordinator's port leaves.
     """
     from client.diagnosis import diagnose
 

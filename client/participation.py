@@ -381,6 +381,11 @@ def _reason(error: GliofedError) -> str:
     if not isinstance(error, CaseError):
         return str(error)
     _LOG.warning("%s", error)
+    if error.code == "case-none":
+        return (
+            "No patient here is in the part of the split that the order needs; `gliofed-site plan` "
+            "says how many each part has."
+        )
     return "Images of a patient cannot be used; `gliofed-site check` says whose and why."
 
 

@@ -110,9 +110,11 @@ def pretrain(
     made = {"made_by": "gliofed-site pretrain", "patients": patients, "steps": steps, "seed": seed}
     save(out, weights, {key: str(value) for key, value in made.items()}, half=True)
     words = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
-    console.say(
-        f"Wrote {out}, weights {digest(load(out))[:16]}. Dice on phantoms held out: {words}."
-    )
+    wrote = f"Wrote {out}, weights {digest(load(out))[:16]}."
+    if words:
+        console.say(f"{wrote} Dice on phantoms held out: {words}.")
+    else:
+        console.warn(f"{wrote} So few phantoms leave none to score it on: take more.")
 
 
 @app.command("convert-weights")
@@ -204,6 +206,12 @@ def evaluate(
     protocol = site.protocol(study)
     models = [(str(path), read(path, protocol.network)) for path in weights]
     cases = work.read_split(site, protocol).test
+    if not cases:
+        raise CaseError(
+            f"The test split of {site.name} is empty: no patient here is held out of {study}.",
+            do="Add labelled patients to the cohort; about one in five is held out.",
+            code="case-none",
+        )
     if own:
         models = Kept(site, study).models(models)
     groups = [(name, [arrays]) for name, arrays in models]

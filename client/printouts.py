@@ -231,6 +231,39 @@ def show_journal(entries: Sequence[Entry], *, title: str) -> None:
     console.show_table("What left this hospital", columns, left)
 
 
+def show_installed(found: dict[str, Any]) -> None:
+    from client.inference.installed import FEWEST_PATIENTS, counted
+
+    say, warn = console.say, console.warn
+    name, patients = found["name"], found["patients"]
+    if patients:
+        row = [patients, found["cases"], *(console.figure(found["dice"].get(r)) for r in REGIONS)]
+        columns = ["patients", "cases", *REGIONS]
+        console.show_table("Dice on this site's own test patients", columns, [row])
+    if not found["active"]:
+        warn(f"{name} is installed but not active: {found['not_active_because']}.")
+        say("`gliofed-site install --activate` makes it the active one all the same.")
+    else:
+        say(f"{name} is verified, installed and active.")
+        if patients < FEWEST_PATIENTS:
+            warn(
+                f"It was scored on {counted(patients)} of this site: how well it does here is not "
+                "known. Compare its first segmentations with what you see in the images."
+            )
+    calibration = found["calibration"]
+    if calibration is None:
+        say(
+            f"Its probabilities are not calibrated: that takes {FEWEST_PATIENTS} validation "
+            f"patients, and this site has {found['validation_patients']}. Its masks are the same."
+        )
+        return
+    said = ", ".join(f"{r} {t:.2f}" for r, t in calibration["temperatures"].items())
+    say(
+        f"Its probabilities were calibrated on {calibration['patients']} validation patients; "
+        f"temperatures {said}. They stay here."
+    )
+
+
 def show_scores(name: str, found: Sequence[dict[str, Any]]) -> None:
     rows = [
         [f["weights"], f["cases"], *(console.figure(f["dice"].get(r)) for r in REGIONS)]

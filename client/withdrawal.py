@@ -28,7 +28,7 @@ from client.inference.model import open_model
 from client.patients import keep_withdrawal, patients_key, pseudonym, withdrawals
 from client.series import cohort_of
 from client.site import Site
-from client.studies import open_ledger
+from client.spending import open_ledger
 from common.errors import CaseError, ConsentError, GliofedError
 from common.files import is_held, read_json
 from common.protocol import PreprocessingOptions

@@ -13,7 +13,7 @@ import typer
 
 from common import chronicle, console, logs
 from common.errors import FederationError, StateError
-from common.files import held, is_held, read_json, replacing, write_bytes, write_json
+from common.files import held, is_held, read_json, write_bytes, write_json
 from common.findings import Finding
 from common.identity import fingerprint
 from common.processes import Supervisor, stop_on_signals
@@ -497,7 +497,7 @@ def _show(report: dict[str, Any]) -> None:
         [
             e["round"],
             site,
-            *(float(dice.get(region, float("nan"))) for region in ("WT", "TC", "ET")),
+            *(console.figure(dice.get(region)) for region in ("WT", "TC", "ET")),
             f"about {e['dice_noise'][site]:.3f}" if site in e["dice_noise"] else "exact",
         ]
         for e in report["evaluations"]

@@ -7,13 +7,16 @@
     models/revoked.json    which models must not be used any more (``revoked``)
 
 A model becomes active only if the site's coordinator signed it and it is not worse on the site's
-own test patients than the one that is active. One that was revoked is neither kept nor used.
+own test patients than the one that is active. Fewer than ``FEWEST_PATIENTS`` of them decide
+nothing: then the active model stays until a person says otherwise. The first model becomes active
+whatever it scores, for there is no other. One that was revoked is neither kept nor used.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +31,18 @@ from common.regions import REGIONS
 
 TOLERANCE: Final = 0.01
 """How much lower the mean Dice of a new model may be than that of the active one."""
+
+FEWEST_PATIENTS: Final = 3
+"""On fewer patients no temperature is fitted, and no two models are compared: one patient's scan
+says more of the patient than of the model."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Whether a model is active now; where it is not, ``reason`` says why in a sentence."""
+
+    active: bool
+    reason: str = ""
 
 
 def active_model(site: Site) -> Model:
@@ -89,36 +104,67 @@ def keep(site: Site, model: Model) -> Path:
     return target
 
 
-def activate(site: Site, model: Model, scores: dict[str, Any]) -> bool:
-    """Make an installed model the active one unless it is worse; return whether it is active now.
+def activate(
+    site: Site, model: Model, scores: dict[str, Any], *, insist: bool = False
+) -> Activation:
+    """Make an installed model the active one unless it is worse, or nobody can tell.
 
-    ``scores`` is {"cases": int, "dice": {region: float}} on the site's own test patients.
+    ``scores`` is {"cases": int, "patients": int, "dice": {region: float}} on the site's own test
+    patients. With ``insist`` it becomes active whatever they say.
     """
     folder = keep(site, model).name
     active = _active(site)
-    better = True
-    if active is not None and active["folder"] != folder:
-        old, new = _mean(active["scores"]), _mean(scores)
-        better = old is None or (new is not None and new >= old - TOLERANCE)
+    reason = ""
+    if active is not None and active["folder"] != folder and not insist:
+        reason = objection(active["scores"], scores)
     site.journal.append(
         "model installed",
         model=folder,
         weights=model.card["weights_sha256"],
-        active=better,
+        active=not reason,
         scores=scores,
     )
-    if better:
+    if not reason:
         write_json(site.folder / "models" / "active.json", {"folder": folder, "scores": scores})
-    return better
+    return Activation(not reason, reason)
 
 
-def calibrate(site: Site, model: Model, counts: Counts, *, cases: int) -> dict[str, Any]:
+def objection(active: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return why a model with the scores ``new`` must not take the place of one with ``active``, ""
+    if it may; both are as ``activate`` takes them."""
+    patients, old_mean, new_mean = _patients(new), _mean(active), _mean(new)
+    if patients < FEWEST_PATIENTS or new_mean is None:
+        return (
+            f"it was scored on {counted(patients)} of this site, and it takes {FEWEST_PATIENTS} "
+            "to compare it with the active model"
+        )
+    if old_mean is not None and new_mean < old_mean - TOLERANCE:
+        return f"the active model scores better here: mean Dice {old_mean:.3f}, not {new_mean:.3f}"
+    return ""
+
+
+def counted(patients: int) -> str:
+    """Return a number of test patients in words that fit behind "scored on"."""
+    return {0: "no patient", 1: "one patient"}.get(patients, f"{patients} patients")
+
+
+def calibrate(
+    site: Site, model: Model, counts: Counts, *, cases: int, patients: int
+) -> dict[str, Any]:
     """Fit the model's temperatures to what was counted on this site's patients; keep and return
-    them, with the calibration error before and after."""
+    them, with the calibration error before and after.
+
+    Raises ValueError for fewer than ``FEWEST_PATIENTS``.
+    """
+    if patients < FEWEST_PATIENTS:
+        raise ValueError(
+            f"{patients} patients cannot calibrate a model: it takes {FEWEST_PATIENTS}"
+        )
     temperatures = fitted(counts)
     found = {
         "weights_sha256": model.card["weights_sha256"],
         "cases": cases,
+        "patients": patients,
         "temperatures": dict(zip(REGIONS, temperatures, strict=True)),
         "calibration_error": {
             "before": calibration_errors(counts),
@@ -129,13 +175,21 @@ def calibrate(site: Site, model: Model, counts: Counts, *, cases: int) -> dict[s
     return found
 
 
+def forget_calibration(site: Site, model: Model) -> None:
+    """Remove the model's temperatures: they are no longer those of enough patients."""
+    _calibration(site, model).unlink(missing_ok=True)
+
+
 def temperatures_of(site: Site, model: Model) -> Temperatures | None:
-    """Return the temperatures that were fitted for these weights here, None if none were."""
+    """Return the temperatures that were fitted for these weights here, None if none were, or if it
+    was on fewer than ``FEWEST_PATIENTS``, as earlier versions did."""
     path = _calibration(site, model)
     if not path.exists():
         return None
     found = read_json(path, what="calibration")
     if found.get("weights_sha256") != model.card["weights_sha256"]:
+        return None
+    if _patients(found) < FEWEST_PATIENTS:
         return None
     wt, tc, et = (float(found["temperatures"][region]) for region in REGIONS)
     return wt, tc, et
@@ -149,6 +203,11 @@ def _calibration(site: Site, model: Model) -> Path:
 def _active(site: Site) -> dict[str, Any] | None:
     path = site.folder / "models" / "active.json"
     return dict(read_json(path, what="active model")) if path.exists() else None
+
+
+def _patients(found: dict[str, Any]) -> int:
+    """Return of how many patients scores or temperatures are; older files count cases alone."""
+    return int(found.get("patients", found.get("cases", 0)))
 
 
 def _mean(scores: dict[str, Any]) -> float | None:

@@ -5,31 +5,60 @@
 #   demo.sh FOLDER          three phantom hospitals
 #   demo.sh FOLDER DATA     one hospital for each subfolder of DATA
 #
+# DEMO_FULL=1               compare with training alone WITHOUT privacy too: it takes longer
 # DEMO_NETWORK=dynunet      that network in place of the protocol's: the word network.name is changed
 # DEMO_PATIENTS=12          so many phantom patients a hospital
+# DEMO_BEGAN=1767225600     when `make demo` began, so that its installation is counted
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:?usage: demo.sh FOLDER [DATA]}
 data=${2:-}
 [ -z "$data" ] || data=$(cd "$data" && pwd)
+# nproc obeys OMP_NUM_THREADS, so the cores are counted without it.
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null ||
+    sysctl -n hw.ncpu 2>/dev/null || echo 2)
 export OMP_NUM_THREADS=1             # several hospitals share this machine's cores
 patients=${DEMO_PATIENTS:-34}
-cores=$(nproc 2>/dev/null || echo 2)
 network=${DEMO_NETWORK:-$(sed -n 's/^name = "\([a-z_]*\)".*/\1/p' "$here/protocol.toml")}
 initial="$here/initial-$network.safetensors"   # trained on phantoms only: `make initial`
+ways=(private)
+[ -z "${DEMO_FULL:-}" ] || ways+=(no-private)
+began=${DEMO_BEGAN:-$(date +%s)}
 
-pids=()
+# On Linux what the demo starts ends with it, even if this shell is killed; elsewhere the trap sees to it.
+tied=()
+if setpriv --pdeathsig TERM true 2>/dev/null; then tied=(setpriv --pdeathsig TERM); fi
 finish() {
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+    local pid
+    for pid in $(jobs -pr); do kill "$pid" 2>/dev/null || true; done
+    wait
 }
 trap finish EXIT
-run() {
+show() { # print a command as a person types it
     local word line="\$"
     for word in "$@"; do [[ $word == *" "* ]] && line+=" \"$word\"" || line+=" $word"; done
-    echo; echo "$line"; "$@"
+    echo "$line"
 }
-heading() { echo; echo "=== $* ($(($SECONDS)) s)"; }
+run() { echo; show "$@"; ${tied[@]+"${tied[@]}"} "$@"; }
+begin() { # file, command...: run it beside the rest, its output into the file
+    local file=$1; shift
+    ${tied[@]+"${tied[@]}"} "$@" >"$file" 2>&1 &
+}
+await() { # process, file: wait until it has ended, and show what it wrote
+    local rc=0
+    wait "$1" || rc=$?
+    cat "$2"
+    [ $rc = 0 ] || exit $rc
+}
+step="" step_began=$began
+heading() { # the next step's title; none: the last step has ended
+    local now; now=$(date +%s)
+    if [ -n "$step" ]; then
+        echo; echo "--- $step took $((now - step_began)) s; $((now - began)) s since the start."
+    fi
+    step_began=$now; step=${1:+Step ${1%%.*}}
+    if [ -n "$1" ]; then echo; echo "=== $1"; fi
+}
 until_true() { # seconds, command...: wait until the command succeeds
     local end=$((SECONDS + $1)); shift
     until "$@" >/dev/null 2>&1; do
@@ -39,32 +68,39 @@ until_true() { # seconds, command...: wait until the command succeeds
 }
 
 rm -rf "$work"; mkdir -p "$work"; cd "$work"
+sites=()
+if [ -n "$data" ]; then
+    for folder in "$data"/*/; do
+        [ -d "$folder" ] || { echo "$data has no subfolder: make one for each hospital." >&2; exit 1; }
+        sites+=("$(basename "$folder")"); ln -s "$folder" "data-$(basename "$folder")"
+    done
+    echo "${#sites[@]} hospitals, one for each folder in $data. About 5 minutes from here with a few"
+    echo "scans each, longer with more. Nothing leaves this machine."
+else
+    sites=(hospital-a hospital-b hospital-c)
+    used=$((cores < 4 ? cores : 4))     # more cores have little to do
+    seconds=$((30 + (150 + (8 + 6 * ${#ways[@]}) * patients) / used))
+    echo "Three hospitals with $patients phantom patients each: about $(((seconds + 59) / 60)) minutes" \
+        "from here with $cores cores. Nothing leaves this machine."
+fi
 sed "s/^name = \"[a-z_]*\"/name = \"$network\"/" "$here/protocol.toml" >protocol.toml
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+[ -z "${DEMO_BEGAN:-}" ] || step="The installation"
 
 heading "1. The coordinator founds a consortium"
 run gliofed-server init coordinator --name "Demo consortium" --host 127.0.0.1 --port "$port"
 
-heading "2. Hospitals and their data"
-sites=()
-if [ -n "$data" ]; then
-    for folder in "$data"/*/; do
-        sites+=("$(basename "$folder")"); ln -s "$folder" "data-$(basename "$folder")"
-    done
-else
-    sites=(hospital-a hospital-b hospital-c)
+heading "2. Hospitals and their data; they join, with keys that are made at the hospital and stay there"
+making=()
+if [ -z "$data" ]; then
     profiles=(3t-research 1.5t-community 3t-lowgrade)
-    making=()
     for i in 0 1 2; do
-        echo "\$ gliofed-site phantoms data-${sites[$i]} --profile ${profiles[$i]}" \
-            "--patients $patients --seed $((i + 1))"
-        gliofed-site phantoms "data-${sites[$i]}" --profile "${profiles[$i]}" \
-            --patients "$patients" --seed "$((i + 1))" & making+=($!)
+        make=(gliofed-site phantoms "data-${sites[$i]}" --profile "${profiles[$i]}")
+        make+=(--patients "$patients" --seed "$((i + 1))")
+        show "${make[@]}" "&"
+        begin "${sites[$i]}-phantoms.txt" "${make[@]}"; making+=($!)
     done
-    for pid in "${making[@]}"; do wait "$pid"; done
 fi
-
-heading "3. They join: keys are made at the hospital and stay there"
 for site in "${sites[@]}"; do
     run gliofed-site request "$site" --name "$site" --data "data-$site"
     # Several hospitals share this machine's cores.
@@ -72,67 +108,92 @@ for site in "${sites[@]}"; do
     run gliofed-server admit coordinator "$site/request.json" --out "$site-kit.json"
     run gliofed-site join "$site" "$site-kit.json"
 done
+for i in ${making[@]+"${!making[@]}"}; do await "${making[$i]}" "${sites[$i]}-phantoms.txt"; done
+python "$here/summary.py" parts "${sites[@]}"
+trainers=($(cat trainers.txt)) scorers=($(cat scorers.txt))
 
-heading "4. The study is published and offered; each hospital looks at it and approves"
+heading "3. The study is published and offered; the hospitals look at it and approve"
 run gliofed-server study coordinator protocol.toml --initial "$initial"
-echo; echo "\$ gliofed-server serve coordinator &"
-gliofed-server serve coordinator >serve.log 2>&1 & pids+=($!)
+echo; show gliofed-server serve coordinator "&"
+begin serve.log gliofed-server serve coordinator; servers=($!)
 for site in "${sites[@]}"; do
-    echo "\$ gliofed-site run $site &"
-    gliofed-site run "$site" >"$site.log" 2>&1 & pids+=($!)
+    show gliofed-site run "$site" "&"
+    begin "$site.log" gliofed-site run "$site"; servers+=($!)
 done
-checking=()
-for site in "${sites[@]}"; do
-    gliofed-site check "$site" --spacing-mm 3.75 --workers 1 >"$site-check.txt" 2>&1 &
-    checking+=($!)
-done
-for pid in "${checking[@]}"; do wait "$pid"; done
-run cat "${sites[0]}-check.txt"
+check=(gliofed-site check "${sites[0]}" --spacing-mm 3.75 --workers 1)
+begin check.txt "${check[@]}"; checking=$!
 for site in "${sites[@]}"; do until_true 120 test -f "$site/studies/demo/protocol.json"; done
 run gliofed-site studies "${sites[0]}"
-for site in "${sites[@]}"; do run gliofed-site approve "$site" demo --by "Data officer of $site"; done
+approving=()
+for site in "${sites[@]}"; do
+    begin "$site-approve.txt" gliofed-site approve "$site" demo --by "Data officer of $site"
+    approving+=($!)
+done
+for i in "${!sites[@]}"; do
+    echo; show gliofed-site approve "${sites[$i]}" demo --by "Data officer of ${sites[$i]}"
+    await "${approving[$i]}" "${sites[$i]}-approve.txt"
+done
+echo; show "${check[@]}"
+await "$checking" check.txt
 
-heading "5. What is joining worth? Each hospital also trains alone, with as many steps"
-alone=()
-for privacy in private no-private; do
-    for site in "${sites[@]}"; do
-        # As many at a time as there are cores: more would only take turns.
-        if [ ${#alone[@]} -ge "$cores" ]; then wait "${alone[0]}"; alone=("${alone[@]:1}"); fi
-        echo "\$ gliofed-site train-alone $site demo --initial initial-$network.safetensors --$privacy" \
-            "--out $site-$privacy.safetensors"
-        gliofed-site train-alone "$site" demo --initial "$initial" --"$privacy" \
-            --out "$site-$privacy.safetensors" & alone+=($!)
+heading "4. The study runs. What is joining worth? Beside it each hospital trains alone, with as many steps"
+for way in "${ways[@]}"; do
+    for site in "${trainers[@]}"; do
+        show gliofed-site train-alone "$site" demo --initial "initial-$network.safetensors" "--$way" \
+            --out "$site-$way.safetensors" "&"
     done
 done
-for pid in "${alone[@]}"; do wait "$pid"; done
-
-heading "6. The study runs"
-run gliofed-server launch coordinator demo
+launch=(gliofed-server launch coordinator demo)
+echo; show "${launch[@]}"
+${tied[@]+"${tied[@]}"} "${launch[@]}" & launched=$!
+alone=() outputs=() ended=0
+for way in "${ways[@]}"; do
+    for site in "${trainers[@]}"; do
+        # As many at a time as there are cores, and behind the study: more would only take turns.
+        if [ $((${#alone[@]} - ended)) -ge "$cores" ]; then
+            await "${alone[$ended]}" "${outputs[$ended]}"; ended=$((ended + 1))
+        fi
+        begin "$site-$way.txt" nice -n 5 gliofed-site train-alone "$site" demo --initial "$initial" \
+            "--$way" --out "$site-$way.safetensors"
+        alone+=($!) outputs+=("$site-$way.txt")
+    done
+done
+wait "$launched"
 run gliofed-server status coordinator
 
-heading "7. The model is released and signed; a hospital verifies, scores and installs it"
+heading "5. The model is released and signed; a hospital verifies, scores and installs it"
+for pid in "${servers[@]}"; do kill "$pid" || true; done   # nothing of what follows needs them
+read -r clinic kind case <clinic.txt
 run gliofed-server release coordinator demo --out model
-run gliofed-site install "${sites[0]}" model
-run gliofed-site budget "${sites[0]}"
-run gliofed-site audit "${sites[0]}"
+run gliofed-site install "$clinic" model
+run gliofed-site budget "$clinic"
+run gliofed-site audit "$clinic"
 
-heading "8. A clinician segments a patient that no site trained on"
-case=$(python "$here/summary.py" held-out "${sites[0]}")
-run gliofed-clinic segment "$case" --out segmentation --site "${sites[0]}"
+case $kind in
+test) heading "6. A clinician segments a patient whom no hospital trained on" ;;
+validation) heading "6. A clinician segments a validation patient, whom no hospital trained on; none is held out" ;;
+*) heading "6. A clinician segments a patient whom the study TRAINED ON: no hospital has another one" ;;
+esac
+run gliofed-clinic segment "$case" --out segmentation --site "$clinic"
 
-heading "9. Was it worth it?"
+heading "7. Was it worth it?"
+for ((; ended < ${#alone[@]}; ended++)); do await "${alone[$ended]}" "${outputs[$ended]}"; done
 scored=()
-for site in "${sites[@]}"; do
+for site in ${scorers[@]+"${scorers[@]}"}; do
     weights=(--weights "$initial" --weights model/weights.safetensors)
-    for privacy in private no-private; do
-        for other in "${sites[@]}"; do weights+=(--weights "$other-$privacy.safetensors"); done
+    for way in "${ways[@]}"; do
+        for other in "${trainers[@]}"; do weights+=(--weights "$other-$way.safetensors"); done
     done
-    gliofed-site evaluate "$site" demo "${weights[@]}" --json >"$site-scores.json" & scored+=($!)
+    echo "\$ gliofed-site evaluate $site demo --weights FILE ... --json >$site-scores.json &"
+    ${tied[@]+"${tied[@]}"} gliofed-site evaluate "$site" demo "${weights[@]}" --json \
+        >"$site-scores.json" & scored+=($!)
 done
-for pid in "${scored[@]}"; do wait "$pid"; done
-echo; echo "\$ gliofed-server status coordinator demo --json >status.json"
+for pid in ${scored[@]+"${scored[@]}"}; do wait "$pid"; done
+show gliofed-server status coordinator demo --json ">status.json"
 gliofed-server status coordinator demo --json >status.json
-python "$here/summary.py" table status.json "${sites[@]}"
+echo
+python "$here/summary.py" table "${ways[@]}"
+heading ""
 echo
 echo "Everything is in $work: the model in model/, the segmentation in segmentation/ (look at"
-echo "overview.png). It took $SECONDS seconds."
+echo "overview.png). It took $(($(date +%s) - began)) seconds."

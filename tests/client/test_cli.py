@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from client import cli, rehearsal, studies
-from client.cohort import read_cohort
+from client.cohort import Split, read_cohort
 from client.participation import Participation
 from client.phantoms import write_cohort
 from client.site import Site
@@ -244,22 +244,35 @@ def test_budget_and_audit(
     assert (said.code, "damaged or was changed" in said.err) == (10, True)
 
 
-def test_install(site_command: Run, world: World) -> None:
+def test_install(site_command: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cohort with enough patients, then one whose parts have one patient each."""
+    few = studies.read_split(world.site, world.model().protocol)
+    many = Split(few.train[:1], few.train[1:], few.train[1:])  # of four patients
+    monkeypatch.setattr(studies, "read_split", lambda *_: many)
     said = site_command("install", world.site.folder, world.releases[0])
     assert (said.code, "verified, installed and active" in said.out) == (0, True)
+    assert "calibrated on 3 validation patients" in said.out
     path = world.site.folder / "models" / "active.json"
     active = json.loads(path.read_text())
     active["scores"]["dice"] = {"WT": 1.0, "TC": 1.0, "ET": 1.0}
     path.write_text(json.dumps(active))
     said = site_command("install", world.site.folder, world.releases[1])
-    assert (said.code, "not active" in said.err) == (0, True)
+    assert (said.code, "not active: the active model scores better" in said.err) == (0, True)
     found = site_command("install", world.site.folder, world.releases[1], "--json").json
-    assert (found["active"], found["cases"]) == (False, 1)
+    assert (found["active"], found["patients"]) == (False, 3)
     assert found["model"]["version"] == "1.0.2"
-    assert found["calibration"]["cases"] == 1
+    assert found["calibration"]["patients"] == 3
     assert set(found["calibration"]["temperatures"]) == {"WT", "TC", "ET"}
     before = found["calibration"]["calibration_error"]["before"]
     assert found["calibration"]["calibration_error"]["after"]["WT"] <= before["WT"]
+
+    monkeypatch.setattr(studies, "read_split", lambda *_: few)
+    said = site_command("install", world.site.folder, world.releases[1])
+    assert "not active: it was scored on one patient of this site, and it takes 3" in said.err
+    assert "are not calibrated: that takes 3 validation patients, and this site has 1" in said.out
+    said = site_command("install", world.site.folder, world.releases[1], "--activate")
+    assert "active." in said.out
+    assert "how well it does here is not known" in said.err
     (world.release / "card.md").write_text("")
     assert site_command("install", world.site.folder, world.release).code == 18
 

@@ -43,3 +43,5 @@ def test_every_network_trains_privately_and_segments(network: str, tmp_path: Pat
     released = json.loads((work / "model" / "protocol.json").read_text())
     assert f'"name":"{network}"' in json.dumps(released).replace(" ", "").replace("\\", "")
     assert (work / "segmentation" / "segmentation.nii.gz").is_file()
+    assert len(list(work.glob("*-private.safetensors"))) == len(sites)  # DEMO_FULL makes more
+    assert "It took" in done.stdout

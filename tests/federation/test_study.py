@@ -119,7 +119,7 @@ def test_from_approval_to_a_segmented_patient(
     model = open_model(tmp_path / "model", signer=west.kit.coordinator_key)
     cases = studies.read_split(west, model.protocol).test
     scores = studies.mean_dice(studies.score(west, model.protocol, model.weights, cases))
-    assert activate(west, model, {"cases": len(cases), "dice": scores})
+    assert activate(west, model, {"cases": len(cases), "dice": scores}).active
     case = min(path for path in cohorts[2].iterdir() if path.is_dir())
     result = segment(
         case, tmp_path / "out", active_model(west), execution=ExecutionOptions(), trusted=True

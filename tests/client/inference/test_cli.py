@@ -57,7 +57,7 @@ def test_segment_with_the_sites_model(
     none = clinic("segment", case, "--out", out, "--site", world.site.folder)
     assert (none.code, "No model is installed" in none.err) == (18, True)
     activate(world.site, world.model(), {"cases": 1, "dice": {"WT": 0.1}})
-    calibrate(world.site, world.model(), Counts.none(), cases=1)
+    calibrate(world.site, world.model(), Counts.none(), cases=3, patients=3)
     said = clinic("segment", case, "--out", out, "--site", world.site.folder, "--json")
     assert said.code == 0
     assert said.json["calibrated"] is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 
 from client.calibration import Counts
 from client.inference.installed import (
+    FEWEST_PATIENTS,
     activate,
     active_model,
     calibrate,
+    forget_calibration,
     keep,
+    objection,
     temperatures_of,
 )
 from client.inference.model import open_model
@@ -28,8 +32,9 @@ from server.revocation import revoke, write_revocations
 from tests.consortia import STUDY, World, sign_again
 
 
-def scores(value: float | None) -> dict[str, Any]:
-    return {"cases": 1, "dice": {} if value is None else {"WT": value, "TC": value}}
+def scores(value: float | None, *, patients: int = FEWEST_PATIENTS) -> dict[str, Any]:
+    dice = {} if value is None else {"WT": value, "TC": value}
+    return {"cases": patients, "patients": patients, "dice": dice}
 
 
 def test_nothing_is_installed_at_first(world: World) -> None:
@@ -38,7 +43,7 @@ def test_nothing_is_installed_at_first(world: World) -> None:
 
 
 def test_the_first_model_is_activated_and_verified_on_use(world: World) -> None:
-    assert activate(world.site, world.model(), scores(0.1)) is True
+    assert activate(world.site, world.model(), scores(0.1)).active
     model = active_model(world.site)
     assert model.folder == world.site.folder / "models" / f"{STUDY}-1.0.2"
     shutil.rmtree(world.release)
@@ -51,30 +56,46 @@ def test_the_first_model_is_activated_and_verified_on_use(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "taken"),
+    ("old", "new", "patients", "reason"),
     [
-        (0.5, 0.6, True),
-        (0.5, 0.5, True),
-        (0.5, 0.491, True),
-        (0.5, 0.48, False),
-        (None, 0.0, True),
-        (0.5, None, False),
-        (None, None, True),
+        (0.5, 0.6, 3, ""),
+        (0.5, 0.5, 3, ""),
+        (0.5, 0.491, 3, ""),
+        (0.5, 0.48, 3, "scores better here: mean Dice 0.500, not 0.480"),
+        (None, 0.0, 3, ""),
+        (0.5, 0.9, 2, "scored on 2 patients of this site, and it takes 3"),
+        (0.5, 0.9, 1, "scored on one patient"),
+        (0.5, None, 0, "scored on no patient"),
+        (None, None, 0, "scored on no patient"),
     ],
 )
-def test_a_worse_model_is_not_activated(
-    world: World, old: float | None, new: float | None, taken: bool
+def test_a_worse_model_is_not_activated_nor_one_that_was_hardly_scored(
+    world: World, old: float | None, new: float | None, patients: int, reason: str
 ) -> None:
     activate(world.site, world.model(1), scores(old))
-    assert activate(world.site, world.model(2), scores(new)) is taken
-    expected = "1.0.2" if taken else "1.0.1"
+    found = activate(world.site, world.model(2), scores(new, patients=patients))
+    assert found.active is (reason == "")
+    assert reason in found.reason
+    expected = "1.0.2" if found.active else "1.0.1"
     assert active_model(world.site).card["version"] == expected
     assert (world.site.folder / "models" / f"{STUDY}-1.0.2").is_dir()
+    assert activate(world.site, world.model(2), scores(new, patients=patients), insist=True).active
+    assert active_model(world.site).card["version"] == "1.0.2"
+
+
+def test_the_first_model_is_activated_whoever_scored_it(world: World) -> None:
+    assert activate(world.site, world.model(), scores(None, patients=0)).active
+
+
+def test_scores_of_earlier_versions_count_cases_for_patients() -> None:
+    old = {"cases": 3, "dice": {"WT": 0.5}}
+    assert objection(old, {"cases": 3, "dice": {"WT": 0.5}}) == ""
+    assert "one patient" in objection(old, {"cases": 1, "dice": {"WT": 0.5}})
 
 
 def test_the_active_model_may_be_installed_again(world: World) -> None:
     activate(world.site, world.model(), scores(0.9))
-    assert activate(world.site, world.model(), scores(0.1)) is True
+    assert activate(world.site, world.model(), scores(0.1)).active
     assert active_model(world.site).card["version"] == "1.0.2"
 
 
@@ -108,7 +129,9 @@ def test_temperatures_are_kept_for_the_weights_they_were_fitted_to(world: World)
     assert temperatures_of(world.site, model) is None
     counts = Counts.none()
     counts.voxels[0, :, 600] = (50, 50)  # says 0.94, is right half the time
-    found = calibrate(world.site, model, counts, cases=1)
+    with pytest.raises(ValueError, match="2 patients cannot calibrate"):
+        calibrate(world.site, model, counts, cases=5, patients=2)
+    found = calibrate(world.site, model, counts, cases=3, patients=3)
     assert found["calibration_error"]["before"]["WT"] > 0.4
     assert found["calibration_error"]["after"]["WT"] < found["calibration_error"]["before"]["WT"]
     kept = temperatures_of(world.site, active_model(world.site))
@@ -119,6 +142,14 @@ def test_temperatures_are_kept_for_the_weights_they_were_fitted_to(world: World)
     other = replace(model, card={**model.card, "weights_sha256": "0" * 64})
     assert temperatures_of(world.site, other) is None
     assert temperatures_of(world.site, world.model(1)) is None
+    (path,) = (world.site.folder / "models").glob("*.calibration.json")
+    written = json.loads(path.read_text())
+    del written["patients"]  # as an earlier version wrote it, which calibrated on one
+    path.write_text(json.dumps({**written, "cases": 1}))
+    assert temperatures_of(world.site, model) is None
+    calibrate(world.site, model, counts, cases=3, patients=3)
+    forget_calibration(world.site, model)
+    assert temperatures_of(world.site, model) is None
 
 
 def test_a_revoked_model_is_neither_used_nor_installed_again(world: World, tmp_path: Path) -> None:
@@ -134,7 +165,7 @@ def test_a_revoked_model_is_neither_used_nor_installed_again(world: World, tmp_p
     assert caught.value.code == "model-revoked"
     with pytest.raises(ModelError, match="was revoked"):
         activate(world.site, world.model(2), scores(0.9))
-    assert activate(world.site, world.model(1), scores(0.5))
+    assert activate(world.site, world.model(1), scores(0.5)).active
     assert active_model(world.site).card["version"] == "1.0.1"
     with pytest.raises(StateError, match="revoked already"):
         revoke(world.consortium, STUDY, number=2, by="Dr. Tamm", why="again")
@@ -179,5 +210,5 @@ def test_a_mean_of_rounds_is_released_until_a_day_and_opens(world: World, tmp_pa
     card = release(world.consortium, STUDY, tmp_path / "mean", average=2, expires=last)
     assert (card["version"], card["expires"]) == ("1.0.2+mean2", "2090-01-01")
     assert "Until 2090-01-01." in (tmp_path / "mean" / "card.md").read_text()
-    assert activate(world.site, open_model(tmp_path / "mean"), scores(0.5))
+    assert activate(world.site, open_model(tmp_path / "mean"), scores(0.5)).active
     assert active_model(world.site).card["version"] == "1.0.2+mean2"

@@ -436,7 +436,7 @@ def test_a_models_exchange_loses_no_request(serve: Serve, world: World, case: Pa
         known = headers(run)
         answers = [pool.submit(asking.infer, STUDY, inputs(read), headers=known) for _ in range(12)]
         answers[0].result(30)
-        assert activate(world.site, after, {"cases": 1, "dice": {"WT": 0.9}})
+        assert activate(world.site, after, {"cases": 3, "dice": {"WT": 0.9}}).active
         until(lambda: run.keeper.warm.version == after.card["version"])
         answers.append(pool.submit(asking.infer, STUDY, inputs(read), headers=known))
         found = [one.result(60) for one in answers]
@@ -482,7 +482,7 @@ def test_a_model_that_is_revoked_while_it_serves_does_no_more_work(
         assert "wrong labels" in said.err
         assert not (tmp_path / "out").exists()
 
-        assert activate(world.site, world.model(2), {"cases": 1, "dice": {"WT": 0.9}})
+        assert activate(world.site, world.model(2), {"cases": 3, "dice": {"WT": 0.9}}).active
         until(lambda: running.keeper.usable)
         got = asking.infer(STUDY, inputs(volumes(case)), headers=known)
         assert got.get_response().model_version == world.model(2).card["version"]
