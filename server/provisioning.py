@@ -176,7 +176,7 @@ def init(folder: Path, *, name: str, host: str, port: int, listen: str = "") -> 
     identity = Identity.create(folder / "keys" / "coordinator.key")
     write_secret(folder / "keys" / "superexec.secret", secrets.token_hex(32).encode())
     certificates.make(folder, name=name, host=settings.host)
-    _write(folder, settings)
+    keep_settings(Consortium(folder, settings))
     consortium = Consortium.open(folder)
     consortium.journal.append(
         "consortium founded", name=name, address=consortium.address, key=identity.public
@@ -184,13 +184,10 @@ def init(folder: Path, *, name: str, host: str, port: int, listen: str = "") -> 
     return consortium
 
 
-def readdress(
-    consortium: Consortium, *, by: str, host: str = "", port: int = 0, listen: str = ""
+def readdressed(
+    consortium: Consortium, *, host: str = "", port: int = 0, listen: str = ""
 ) -> Consortium:
-    """Change what hospitals call, or where the gateway listens; return the consortium as it is now.
-
-    Out of scope: the certificate for another host and the sites' kits (``server.rotation``).
-    """
+    """Return the consortium as it would be with another address; raise StateError."""
     old = consortium.settings
     at = interface(host or old.host)
     changed = {
@@ -199,17 +196,13 @@ def readdress(
         "listen": str(Listening.read(listen, default=at)) if listen else str(consortium.listening),
     }
     settings = _settings({**old.model_dump(), **changed}, source="What was given")
-    now = Consortium(consortium.folder, settings)
-    consortium.journal.append(
-        "address changed", by=by, address=now.address, listening=str(now.listening)
-    )
-    _write(consortium.folder, settings)
-    return now
+    return Consortium(consortium.folder, settings)
 
 
-def _write(folder: Path, settings: ConsortiumSettings) -> None:
-    values = {"format": formats.NEWEST["consortium"], **settings.model_dump()}
-    write_json(folder / "consortium.json", values)
+def keep_settings(consortium: Consortium) -> None:
+    """Write the settings that the consortium has from now on."""
+    values = {"format": formats.NEWEST["consortium"], **consortium.settings.model_dump()}
+    write_json(consortium.folder / "consortium.json", values)
 
 
 def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:

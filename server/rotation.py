@@ -23,8 +23,15 @@ from common.files import write_json
 from common.identity import Identity, Statement, fingerprint
 from common.kit import open_request, sign_kit
 from common.protocol import PROTOCOL, parse_protocol
-from server import certificates, provisioning
-from server.provisioning import Consortium, drafts, kit_for, put_in_force
+from server import certificates
+from server.provisioning import (
+    Consortium,
+    drafts,
+    keep_settings,
+    kit_for,
+    put_in_force,
+    readdressed,
+)
 
 _NEXT: Final = "coordinator.next.key"
 
@@ -41,12 +48,17 @@ def readdress(
     """Change what hospitals call, or where the gateway listens; return the consortium as it is now.
 
     The certificate holds for a new host beside the one before, and what hospitals call is in a
-    newer kit: both ways must lead to the gateway until every site has started with its kit.
+    newer kit: both ways must lead to the gateway until every site has started with its kit. Killed
+    anywhere, it is done again by the same command. Raises StateError for what is no address.
     """
-    now = provisioning.readdress(consortium, by=by, host=host, port=port, listen=listen)
-    if now.settings.host != consortium.settings.host:
+    now = readdressed(consortium, host=host, port=port, listen=listen)
+    consortium.journal.append(
+        "address changed", by=by, address=now.address, listening=str(now.listening)
+    )
+    if host:
         certificates.renew(now.folder, host=now.settings.host)
-    if now.address != consortium.address:
+    keep_settings(now)
+    if host or port:
         renew_kits(now)
     return now
 

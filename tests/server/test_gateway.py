@@ -225,7 +225,7 @@ def test_the_gateway_listens_where_it_is_told_whatever_hospitals_call(
 def test_a_gateway_whose_port_is_taken_ends_with_a_sentence(world: Any) -> None:
     """The supervisor names the last line of its log."""
     with faulty_doors.closed() as port:
-        consortium = provisioning.readdress(world.consortium, by="Ada", listen=f"{port}")
+        consortium = provisioning.readdressed(world.consortium, listen=f"{port}")
         Hub.make(consortium.folder / "flower")
         with faulty_doors.listening(port), pytest.raises(StateError) as refused:
             gateway.serve(consortium)
