@@ -164,28 +164,40 @@ def _refused(world: World, command: Run, cohort: Path, tmp_path: Path) -> None:
 
 _PREPARE = """\
 import sys
+if sys.argv[2] == "SimpleITK first":
+    import SimpleITK
+import hashlib
 from pathlib import Path
-import torch
 from client.cohort import read_case
+from client.execution import execution_for
 from client.imaging.preprocessing import prepare
-from common.protocol import PreprocessingOptions
-torch.set_num_threads(int(sys.argv[2]))
+from client.prediction import predict
+from client.site import Machine
+from common.networks import build
+from common.protocol import NetworkOptions, PreprocessingOptions
 options = PreprocessingOptions(input="raw", spacing_mm=4.0)
-print(prepare(read_case(Path(sys.argv[1])), options).input_sha256)
+prepared = prepare(read_case(Path(sys.argv[1])), options)
+network = build(NetworkOptions(size="base"), seed=0)
+execution = execution_for(Machine(device="cpu"))
+found = predict(network, prepared.image, crop_size=(32, 32, 32), execution=execution)
+print(prepared.input_sha256, hashlib.sha256(found.tobytes()).hexdigest())
 """
 
 
 @pytest.mark.slow
-def test_bias_motion_and_brain_are_the_same_with_any_number_of_threads(tmp_path: Path) -> None:
-    """Two processes, as a site's and a clinic's are, with every step as it is."""
+def test_bias_motion_brain_and_prediction_are_the_same_in_any_process(tmp_path: Path) -> None:
+    """Processes of their own, as a site's and a clinic's are, with every step as it is."""
     raw_heads.write(tmp_path / "case-00001-000", raw_heads.head())
     found = set()
-    for threads in ("1", "2"):
+    for number, first in enumerate(("torch first", "SimpleITK first"), start=1):
+        libraries = ("OMP", "MKL", "OPENBLAS")
+        limits = {f"{library}_NUM_THREADS": str(number) for library in libraries}
+        limits["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(number)
         done = subprocess.run(
-            [sys.executable, "-c", _PREPARE, tmp_path / "case-00001-000", threads],
+            [sys.executable, "-c", _PREPARE, tmp_path / "case-00001-000", first],
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
+            env={**os.environ, **limits, "PYTHONHASHSEED": str(number)},
         )
         assert done.returncode == 0, done.stderr
         found.add(done.stdout)
