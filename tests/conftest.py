@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from client.participation import Participation
 from client.phantoms import PROFILES, write_cohort
 from client.site import Site
+from common.processes import die_with_parent
 from common.protocol import StudyProtocol
 from server.provisioning import Consortium
 from server.release import release
@@ -20,6 +23,8 @@ from tests import consortia
 from tests.consortia import World
 
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux":
+    die_with_parent()
 hypothesis.settings.register_profile("gliofed", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gliofed")
 

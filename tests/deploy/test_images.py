@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import StateError
+from tests import children
 from tests.deploy.wheelhouse import fill
 from tests.guides import ROOT
 from tests.programs import needed
@@ -40,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("debian") / "root"
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     program = shutil.which("debootstrap", path=path) or needed("debootstrap")
-    subprocess.run(
+    children.run(
         [program, "--variant=minbase", "--include=python3,python3-venv", "bookworm", root],
         check=True,
         stdout=subprocess.DEVNULL,
@@ -71,7 +72,7 @@ class Image:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program of the image, without a network."""
         inner = ["env", "-i", "-C", folder, *(f"{k}={v}" for k, v in self.environment.items())]
-        return subprocess.run(
+        return children.run(
             [
                 *(needed("unshare"), "--net", "--mount", "--pid", "--fork", "--kill-child"),
                 *("sh", "-c", ENTER, "sh", str(self.root), *inner, *words),
@@ -121,7 +122,7 @@ def test_an_image_is_built_offline_and_runs_read_only_as_nobody(
 ) -> None:
     root, state = tmp_path / "root", tmp_path / "state"
     # Not copytree, which would read the devices to their end.
-    subprocess.run([needed("cp"), "--archive", base, root], check=True)
+    children.run([needed("cp"), "--archive", base, root], check=True)
     state.mkdir()
     (root / "var/lib/gliofed").mkdir(parents=True, exist_ok=True)
     image = Image(role, root, state)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import children
 from tests.deploy.test_guides import told
 from tests.deploy.wheelhouse import BARE, fill
 from tests.guides import HOSPITALS, ROOT, commands, story
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def apart() -> Iterator[tuple[str, ...]]:
     """What to put before a command so that it has a loopback interface and no other."""
-    keeper = subprocess.Popen(
+    keeper = children.start(
         [
             needed("unshare"),
             "--net",
@@ -45,7 +46,7 @@ def apart() -> Iterator[tuple[str, ...]]:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == b"up\n"
         entry = (needed("nsenter"), f"--net=/proc/{keeper.pid}/ns/net")
-        devices = subprocess.run(
+        devices = children.run(
             [*entry, "ls", "/proc/self/net/dev_snmp6"], capture_output=True, text=True, check=True
         )
         assert devices.stdout.split() == ["lo"]
@@ -67,7 +68,7 @@ def programs(folder: Path, apart: tuple[str, ...]) -> Path:
             hospitals=("north",),
         )
         assert "gliofed-clinic" in reader.said
-    place = subprocess.run(
+    place = children.run(
         [programs / "python", "-c", "import server; print(server.__file__)"],
         capture_output=True,
         text=True,
@@ -83,7 +84,7 @@ def test_the_wheel_holds_every_file_that_the_product_reads(folder: Path) -> None
     (wheel,) = (folder / "wheelhouse").glob("gliofed-*.whl")
     with zipfile.ZipFile(wheel) as opened:
         packed = set(opened.namelist())
-    listed = subprocess.run(
+    listed = children.run(
         [needed("git"), "ls-files", "server", "client", "common"],
         cwd=ROOT,
         capture_output=True,
@@ -116,7 +117,7 @@ def test_the_guides_alone_from_an_installation_without_a_network(
 def test_the_demo_from_an_installation_without_a_network(
     folder: Path, apart: tuple[str, ...], programs: Path
 ) -> None:
-    done = subprocess.run(
+    done = children.run(
         [*apart, "bash", folder / "source" / "deploy" / "demo" / "demo.sh", folder / "demo"],
         env={
             **os.environ,

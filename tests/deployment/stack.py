@@ -25,6 +25,7 @@ from client.site import Site
 from common.journal import Journal
 from common.processes import free_port
 from server.provisioning import Consortium
+from tests import children
 
 _SCRIPTS = Path(sys.executable).parent
 _ENVIRONMENT = {
@@ -76,7 +77,7 @@ class Stack:
         words = [str(word) for word in arguments]
         if words[0] == "init":
             words += ["--host", self.host, "--port", str(free_port())]
-        done = subprocess.run(
+        done = children.run(
             [str(_SCRIPTS / script), *words],
             env=_ENVIRONMENT,
             capture_output=True,
@@ -118,7 +119,7 @@ class Stack:
             else ("gliofed-site", "run", self.site(name))
         )
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
+            self._running[name] = children.start(
                 [
                     *self.entries.get(name, ()),
                     *(command or [str(_SCRIPTS / script), verb, str(folder)]),

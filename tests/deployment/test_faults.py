@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from tests import children
 from tests.certificates import expired
 from tests.deployment.stack import running_stack
 from tests.deployment.trial import NORTH, ROUNDS, SITES, Trial, own_disks
@@ -247,7 +247,7 @@ def _shifted(trial: Trial, seconds: int) -> None:
         pytest.skip("no C compiler here, with which to shift a clock")
     library = trial.stack.folder / "clock_shift.so"
     words = [compiler, "-shared", "-fPIC", "-O1", "-o", library, ODD / "clock_shift.c"]
-    subprocess.run(words, check=True)
+    children.run(words, check=True)
     trial.restart(NORTH, {"LD_PRELOAD": str(library), "CLOCK_SHIFT_S": str(seconds)})
     trial.launch()
     differs = trial.stack.opened(NORTH).journal.events("clock differs")

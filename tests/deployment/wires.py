@@ -24,6 +24,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from tests import children
+
 HUB: Final = "10.77.0.1"
 """The coordinator's address."""
 
@@ -148,7 +150,7 @@ class Wires:
             (name, "link set wire up"),
             (name, f"route add {HUB} dev wire src {own}"),
         ):
-            subprocess.run([*self.entry(space), "ip", *words.split()], check=True)
+            children.run([*self.entry(space), "ip", *words.split()], check=True)
 
     def _carry(self) -> None:
         draw = random.Random(1)  # noqa: S311
