@@ -8,22 +8,37 @@ DEMO ?= .demo
 HOURS ?= 6
 CORES ?= auto
 WHEELHOUSE ?= wheelhouse
+TURN ?=
+MINUTES ?=
+COVERAGE ?=
+PYTEST = $(BIN)/python -m pytest
+WORKERS = -n $(CORES) --dist loadfile --no-loadscope-reorder
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: demo test test-slow bench bench-accuracy check initial wheelhouse clean
+.PHONY: demo test test-fast test-slow slow-seconds bench bench-accuracy check initial wheelhouse clean
 
 # Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
 # make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms.
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo/demo.sh $(DEMO) $(DATA)
 
+# COVERAGE=1 measures coverage too, which takes longer; CI does.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -n $(CORES) --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	$(PYTEST) -m "not slow" $(WORKERS) $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
 
+# In a minute, of every package: the tests of files that are quick as a whole; see tests/conftest.py.
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow" --fast $(WORKERS)
+
+# TURN=N runs one part of them, another for each N; no test is begun too late for MINUTES.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow $(if $(TURN),--slow-turn $(TURN)) $(if $(MINUTES),--slow-minutes $(MINUTES))
+
+# Measures how long each slow test takes: hours.
+slow-seconds: $(INSTALLED)
+	$(PYTEST) -m slow --slow-seconds
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

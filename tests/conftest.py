@@ -19,7 +19,7 @@ from common.processes import die_with_parent
 from common.protocol import StudyProtocol
 from server.provisioning import Consortium
 from server.release import release
-from tests import consortia
+from tests import consortia, slow_part
 from tests.consortia import World
 
 torch.set_num_threads(1)
@@ -29,6 +29,15 @@ hypothesis.settings.register_profile("gliofed", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gliofed")
 
 MakeSite = Callable[..., Site]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    slow_part.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if any(config.getoption(f"--slow-{what}") for what in ("turn", "minutes", "seconds")):
+        config.pluginmanager.register(slow_part.SlowPart(config))
 
 
 @pytest.fixture(scope="session")
