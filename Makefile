@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow" $(WORKERS) $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
 
-# In a minute, of every package: the tests of files that are quick as a whole; see tests/conftest.py.
+# In a minute, of every package: the cheapest files, as tests/file_seconds.py chooses them.
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow" --fast $(WORKERS)
 

@@ -1,8 +1,9 @@
 """A consortium of real processes on loopback, for tests and benchmarks.
 
-Coordinator and sites live below one folder. Every command is the installed console script; the
-long-running ones are supervisors, which are ended by their process ids together with what they
-keep alive. Nothing is found or ended by name.
+Coordinator and sites live below one folder. Sites are enrolled, studies published and approved in
+this process, as the commands do it: each command would start a Python. All others are the installed
+console scripts; the long-running ones are supervisors, which are ended by their process ids
+together with what they keep alive. Nothing is found or ended by name.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from client.phantoms import PROFILES, write_cohort
 from client.site import Site
 from common.journal import Journal
 from common.processes import free_port
+from server import provisioning
 from server.provisioning import Consortium
-from tests import children
+from tests import children, consortia
 
 _SCRIPTS = Path(sys.executable).parent
 _ENVIRONMENT = {
@@ -94,16 +96,14 @@ class Stack:
 
     def enrol(self, name: str, *, seed: int, patients: int = 6, size: int = 32) -> None:
         """Make a hospital with phantom patients, admit it and let it join."""
-        data, site, kit = self.folder / f"data-{name}", self.site(name), self.folder / "kit.json"
+        data = self.folder / f"data-{name}"
         write_cohort(data, PROFILES["reference"], patients=patients, size=size, seed=seed)
-        self.call("gliofed-site", "request", site, "--name", name, "--data", data)
-        self.call("gliofed-server", "admit", self.coordinator, site / "request.json", "--out", kit)
-        self.call("gliofed-site", "join", site, kit)
+        consortia.enrol(self.consortium, self.site(name), name=name, data=data)
 
     def publish(self, study: str, *, text: str = PROTOCOL, **values: object) -> None:
         protocol = self.folder / f"{study}.toml"
         protocol.write_text(text.format(study=study, **values))
-        self.call("gliofed-server", "study", self.coordinator, protocol)
+        provisioning.publish(self.consortium, protocol)
 
     def start(
         self,
@@ -181,13 +181,13 @@ class Stack:
         found: dict[str, Any] = json.loads(answer)["studies"][0]
         return found
 
-    def wait_for_offer(self, study: str, *names: str, timeout_s: float = 60.0) -> None:
+    def wait_for_offer(self, study: str, *names: str, timeout_s: float = 180.0) -> None:
         paths = [self.site(name) / "studies" / study / "protocol.json" for name in names]
         until(lambda: all(path.exists() for path in paths), timeout_s=timeout_s, what="offer")
 
     def approve(self, study: str, *names: str) -> None:
         for name in names:
-            self.call("gliofed-site", "approve", self.site(name), study, "--by", "Dr Test")
+            self.opened(name).decide(study, "approve", by="Dr Test")
 
 
 def until(
