@@ -13,11 +13,17 @@ CORES ?= auto
 WHEELHOUSE ?= wheelhouse
 GPU_WHEELS ?= .gpu-wheels
 GPU_PYTHON ?= 3.12
+TURN ?=
+MINUTES ?=
+COVERAGE ?=
+PYTEST = $(BIN)/python -m pytest
+WORKERS = -n $(CORES) --dist loadfile --no-loadscope-reorder
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
-.PHONY: demo test test-slow bench bench-accuracy gpu-check gpu-wheels check initial wheelhouse clean
+.PHONY: demo test test-fast test-slow slow-seconds bench bench-accuracy gpu-check gpu-wheels check initial \
+	wheelhouse clean
 
 # Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
 # make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms; DEMO_FULL=1 compares
@@ -25,11 +31,21 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 demo: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
 	DEMO_BEGAN=$(BEGAN) PATH="$(CURDIR)/$(BIN):$$PATH" bash deploy/demo/demo.sh $(DEMO) $(DATA)
 
+# COVERAGE=1 measures coverage too, which takes longer; CI does.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -n $(CORES) --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	$(PYTEST) -m "not slow" $(WORKERS) $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
 
+# In a minute, of every package: the cheapest files, as tests/file_seconds.py chooses them.
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow" --fast $(WORKERS)
+
+# TURN=N runs one part of them, another for each N; no test is begun too late for MINUTES.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow $(if $(TURN),--slow-turn $(TURN)) $(if $(MINUTES),--slow-minutes $(MINUTES))
+
+# Measures how long each slow test takes: hours.
+slow-seconds: $(INSTALLED)
+	$(PYTEST) -m slow --slow-seconds
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

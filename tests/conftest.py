@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,21 +16,48 @@ from client import execution
 from client.participation import Participation
 from client.phantoms import PROFILES, write_cohort
 from client.site import Site
+from common.processes import die_with_parent
 from common.protocol import StudyProtocol
 from common.proxies import without_proxies
 from server.provisioning import Consortium
 from server.release import release
-from tests import consortia
+from tests import consortia, file_seconds, slow_part
 from tests.consortia import World
 
 for _name in set(os.environ) - set(without_proxies(os.environ)):
     del os.environ[_name]  # tests speak to this machine alone, their children too
 torch.set_num_threads(1)
 execution.THREADS = 1  # tests run side by side
+if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux":
+    die_with_parent()
 hypothesis.settings.register_profile("gliofed", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gliofed")
 
 MakeSite = Callable[..., Site]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    slow_part.add_options(parser)
+    group = parser.getgroup("files")
+    group.addoption("--fast", action="store_true", help="run only the files that are cheap")
+    group.addoption("--file-seconds", action="store_true", help="keep what each file costs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if any(config.getoption(f"--slow-{what}") for what in ("turn", "minutes", "seconds")):
+        config.pluginmanager.register(slow_part.SlowPart(config))
+    if config.getoption("--file-seconds"):
+        config.pluginmanager.register(file_seconds.Meter())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seconds = file_seconds.known()
+    if config.getoption("--fast"):
+        chosen = file_seconds.fast({item.nodeid.partition("::")[0] for item in items}, seconds)
+        left_out = [i for i in items if i.nodeid.partition("::")[0] not in chosen]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [i for i in items if i.nodeid.partition("::")[0] in chosen]
+    items[:] = file_seconds.dearest_first(items, seconds)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from common.processes import free_port
+from tests import children
 
 ROOT: Final = Path(__file__).parents[1]
 GUIDES: Final = ("server/README.md", "client/README.md", "deploy/README.md")
@@ -91,7 +92,7 @@ class Story:
             log = self.folder / f"background-{len(self._running)}.log"
             with log.open("wb") as out:
                 self._running.append(
-                    subprocess.Popen(
+                    children.start(
                         [*self.entry, "bash", "-c", f"exec {text.strip()}"],
                         cwd=self.folder,
                         env=self._environment,
@@ -103,7 +104,7 @@ class Story:
             return
         until = time.monotonic() + (_WAIT_S if "wait" in block.info else 0)
         while True:
-            done = subprocess.run(
+            done = children.run(
                 shell,
                 cwd=self.folder,
                 env=self._environment,

@@ -30,10 +30,10 @@ from client.imaging.images import read_image
 from client.phantoms import PROFILES, write_cohort
 from common.weights import Arrays
 from server.release import release
-from tests import consortia
+from tests import children, consortia
 from tests.benchmarks.predicting import NETWORK, THREADS
 from tests.benchmarks.prediction import SIDE, trained
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result, line
 from tests.scanners import SEQUENCES, write_series
 
 MOST_S: Final = 15.0
@@ -45,9 +45,11 @@ START: Final = "start"
 STAGES: Final = (START, "load", "prepare", "predict", "measure", "write")
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return the median seconds of each stage, by the wall's clock and by the processor's."""
     torch.set_num_threads(THREADS)
+    columns = ["input, clock", *STAGES, "all", "all but predict", "peak MB"]
+    yield "a case, and the training of its network"
     write_cohort(folder / "patient", PROFILES["reference"], patients=1, size=SIZE, seed=1)
     nifti = min(path for path in (folder / "patient").iterdir() if path.is_dir())
     cases = {"NIfTI": nifti, "DICOM": as_dicom(nifti, folder / "study")}
@@ -55,7 +57,10 @@ def measure(folder: Path) -> Result:
     rows: list[list[object]] = []
     facts: dict[str, Any] = {}
     for kind, case in cases.items():
-        turns = [cold(case, folder / f"{kind}-{turn}", model) for turn in range(TURNS)]
+        turns = []
+        for turn in range(TURNS):
+            turns.append(cold(case, folder / f"{kind}-{turn}", model))
+            yield f"{kind}, turn {turn + 1}: {turns[-1]['stages']['all']['wall_s']:.1f} s in all"
         peak = max(turn["peak_bytes"] for turn in turns)
         for clock in ("wall_s", "cpu_s"):
             spent = {
@@ -67,11 +72,12 @@ def measure(folder: Path) -> Result:
             )
             name = f"{kind}, {'wall' if clock == 'wall_s' else 'processor'}"
             rows.append([name, *spent.values(), rest, peak / 1e6])
+            yield line(columns, rows[-1])
             facts.setdefault(kind, {"peak_bytes": peak})[clock] = {**spent, "but_predict": rest}
     most = facts["NIfTI"]["wall_s"]["but_predict"]
     return Result(
         title=f"A cold segment of 240 x 240 x 155 voxels, {THREADS} threads, seconds",
-        columns=["input, clock", *STAGES, "all", "all but predict", "peak MB"],
+        columns=columns,
         rows=rows,
         promise=f"of NIfTI everything but predict at most {MOST_S:g} s, it takes {most:.1f}",
         holds=most <= MOST_S,
@@ -83,7 +89,7 @@ def cold(case: Path, out: Path, model: Path) -> dict[str, Any]:
     """Segment ``case`` in a new process; return what that took."""
     command = [sys.executable, "-m", "client.inference.cli", "segment", str(case)]
     command += ["--out", str(out), "--model", str(model), "--threads", str(THREADS)]
-    done = subprocess.run(
+    done = children.run(
         [sys.executable, "-m", "tests.benchmarks.cold_run", *command],
         stdout=subprocess.PIPE,
         check=True,

@@ -7,7 +7,6 @@ written just before and lie in the system's cache: the disk is not measured.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 
 from client.cohort import read_case
 from client.imaging.images import read_image
-from tests.benchmarks.result import Result
+from tests import children
+from tests.benchmarks.result import Measuring, Result, line
 from tests.scanners import oblique, write_study, zipped
 
 SHAPE: Final = (256, 256, 160)
@@ -25,8 +25,10 @@ SERIES: Final = 4
 FASTER: Final = 10
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return the seconds of each step for a folder and for a zip of it."""
+    columns = ["step", "seconds"]
+    yield "writing the study"
     data = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
     study = write_study(folder / "study", data=data, affine=oblique((1.0, 1.0, 1.0)))
     archive = zipped(study, folder / "study.zip")
@@ -43,11 +45,12 @@ def measure(folder: Path) -> Result:
     converter = shutil.which("dcm2niix")
     if converter is not None:
         command = [converter, "-z", "n", "-b", "n", "-o", str(folder), str(study)]
-        _, theirs = _timed(lambda: subprocess.run(command, check=True, capture_output=True))
+        _, theirs = _timed(lambda: children.run(command, check=True, capture_output=True))
         rows.append([f"dcm2niix, {SERIES} series and the localiser to disk", theirs])
+    yield from (line(columns, row) for row in rows)
     return Result(
         title="A DICOM study to volumes",
-        columns=["step", "seconds"],
+        columns=columns,
         rows=rows,
         promise=f"a worker's second look at a study is at least {FASTER} times as fast",
         holds=again * FASTER <= first,

@@ -34,7 +34,7 @@ from common.protocol import NetworkOptions, PreprocessingOptions
 from common.regions import MODALITIES, labels_to_regions, regions_to_labels
 from common.statistics import StatisticsOptions, added
 from common.weights import load
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result, line
 
 PATIENTS: Final = 10
 PREDICTED: Final = 3
@@ -124,9 +124,11 @@ WAYS: Final[Mapping[str, Spoil]] = {
 }
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return how many scans are said to be unlike, spoilt in each way."""
     torch.set_num_threads(2)
+    columns = ["scan", "alone", "card", "expected Dice", "Dice"]
+    yield f"phantoms of {len(PROFILES)} scanners"
     network = build(NetworkOptions(name="segresnet", size="tiny"), seed=0)
     load_arrays(network, load(WEIGHTS))
     network.eval()
@@ -159,10 +161,11 @@ def measure(folder: Path) -> Result:
         }
         rows.append([way, *(f"{100 * facts[way][key]:.0f} %" for key in ("alone", "card")),
                      facts[way]["expected_dice"], facts[way]["dice"]])  # fmt: skip
+        yield line(columns, rows[-1])
     sound = facts["as it is"]
     return Result(
         title=f"Scans said to be unlike what the model learnt from, of {sound['scans']} each",
-        columns=["scan", "alone", "card", "expected Dice", "Dice"],
+        columns=columns,
         rows=rows,
         promise=f"of sound scans at most 2 %: {100 * sound['card']:.1f} %",
         holds=sound["card"] <= 0.02,

@@ -40,7 +40,7 @@ from common.networks import build, load_arrays
 from common.protocol import StudyProtocol, parse_protocol
 from common.regions import MODALITIES, REGIONS, labels_to_regions
 from tests.benchmarks.federation import EXECUTION, Hospital, Scan, phantom_hospitals, pretrained
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result
 
 STEPS: Final = int(os.environ.get("GLIOFED_BENCH_STEPS", "600"))
 SEED: Final = 1
@@ -72,7 +72,7 @@ class Subset:
         return statistics.fmean(self.dice.values())
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return Dice, uncertainty and ranges for each set of sequences, with dropout and without."""
     base = protocol(0.0)
     hospitals = phantom_hospitals(
@@ -86,19 +86,25 @@ def measure(folder: Path) -> Result:
     found: dict[float, dict[There, Subset]] = {}
     seconds = {}
     for dropout in (DROPOUT, 0.0):
+        yield f"{STEPS} steps with dropout {dropout:g}"
         began = time.perf_counter()
         chosen = protocol(dropout)
         network = build(chosen.network, seed=0)
         load_arrays(network, pretrained(pooled, chosen, steps=STEPS, seed=SEED))
         seconds[dropout] = time.perf_counter() - began
-        found[dropout] = {
-            there: _subset(network.eval(), chosen, pooled.held_out, there)
-            for there in (_WHOLE, *PARTIAL)
-        }
+        found[dropout] = {}
+        for there in (_WHOLE, *PARTIAL):
+            one = _subset(network.eval(), chosen, pooled.held_out, there)
+            found[dropout][there] = one
+            yield f"dropout {dropout:g}, {_name(there)}: Dice {one.mean:.3f}"
     told, untold = found[DROPOUT], found[0.0]
     better = sum(told[there].mean > untold[there].mean for there in PARTIAL)
     wider = [_name(t) for t in PARTIAL if told[t].uncertainty < told[_WHOLE].uncertainty]
-    heads = dict(_brains())
+    yield "the brain in raw heads"
+    heads = {}
+    for name, scores in _brains():
+        heads[name] = scores
+        yield f"{name}: " + ", ".join(f"{seq} Dice {value:.3f}" for seq, value in scores.items())
     return Result(
         title=f"{len(pooled.held_out)} held-out phantom scans with some of their sequences",
         columns=[

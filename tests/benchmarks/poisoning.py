@@ -36,7 +36,7 @@ from tests.benchmarks.federation import (
     pretrained,
     score,
 )
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result
 
 SEEDS: Final = (0, 1)
 PROFILES: Final = ("3t-research", "1.5t-community", "3t-lowgrade", "1.5t-screening", "reference")
@@ -71,16 +71,18 @@ class Finding:
     trigger: float
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return the Dice of each rule without an attack and under each."""
     torch.set_num_threads(1)
     found: dict[tuple[str, str], list[Finding]] = {}
     starts = []
     for seed in SEEDS:
+        yield f"seed {seed}: the start, {PRETRAINING_STEPS} steps, and a study without an attack"
         start, findings = _of_seed(folder / str(seed), seed)
         starts.append(start)
         for rule, attack, finding in findings:
             found.setdefault((rule, attack), []).append(finding)
+            yield f"seed {seed}, {rule}, {attack}: Dice {finding.dice:.3f}"
     means = {key: _mean(several) for key, several in found.items()}
     names = [attack.name for attack in ATTACKS]
     held = {name: [rule for rule in ROBUST if _holds(means, rule, name)] for name in names}

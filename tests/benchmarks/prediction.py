@@ -19,7 +19,6 @@ import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +36,9 @@ from common.networks import build, state_arrays
 from common.protocol import PreprocessingOptions, TrainingOptions
 from common.regions import REGIONS, labels_to_regions, regions_to_labels
 from common.weights import Arrays, load, save
+from tests import children
 from tests.benchmarks.predicting import NETWORK, THREADS, WAYS
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result
 
 SHAPE: Final = (240, 240, 155)
 SIDE: Final = 128
@@ -57,13 +57,20 @@ MOST_TIME: Final = 0.5
 MOST_DICE: Final = 0.002
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return seconds, peak memory and Dice of each way."""
+    yield f"phantoms of 1 mm, and {TRAINING.local_steps} steps of training"
     truths = prepare(folder)
-    turns = [
-        {way: predicted(folder / f"{number}", way, truth) for way in WAYS}
-        for number, truth in enumerate(truths)
-    ]
+    turns: list[dict[str, dict[str, Any]]] = []
+    for number, truth in enumerate(truths):
+        turns.append({})
+        for way in WAYS:
+            one = turns[-1][way] = predicted(folder / f"{number}", way, truth)
+            scores = ", ".join(f"{value:.3f}" for value in one["dice"])
+            yield (
+                f"turn {number + 1} of {TURNS}, {way}: {one['seconds']:.1f} s, "
+                f"{one['peak_bytes'] / 1e6:.0f} MB, Dice {scores}"
+            )
     rows, facts = [], {}
     for way in WAYS:
         of = [turn[way] for turn in turns]
@@ -146,7 +153,7 @@ def agreement(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 def predicted(folder: Path, way: str, truth: np.ndarray) -> dict[str, Any]:
     """Return what one way took, its masks, and their Dice with the truth."""
     command = [sys.executable, "-m", "tests.benchmarks.predicting", str(folder), way, str(SIDE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = children.run(command, capture_output=True, text=True, check=True)
     mask = labels_to_regions(regions_to_labels(np.load(folder / "found.npy")))
     scores = [dice(p, t) for p, t in zip(mask, truth, strict=True)]
     return {**json.loads(done.stdout), "mask": mask, "dice": scores}

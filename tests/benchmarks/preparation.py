@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,32 +18,37 @@ from client.imaging.batch import _BYTES_PER_VOXEL, _PROCESS_BYTES, each
 from client.phantoms import PROFILES, write_cohort
 from client.quality.case import check_case
 from common.protocol import PreprocessingOptions
-from tests.benchmarks.result import Result
+from tests import children
+from tests.benchmarks.result import Measuring, Result, line
 
 SIZE: Final = 240
 CASES: Final = 16
 SMALL: Final = 160
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return seconds and peak memory of a case of 1 mm, and the gain of two processes."""
+    columns = ["what", "seconds", "peak MB"]
+    yield "one case of 1 mm"
     write_cohort(folder / "one", PROFILES["reference"], patients=1, size=SIZE, seed=0)
     command = [sys.executable, "-m", __name__, str(folder / "one"), str(folder / "cache")]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    seconds = {n: _together(folder, workers=n) for n in (1, 2)}
+    found = json.loads(children.run(command, capture_output=True, text=True, check=True).stdout)
+    one: list[object] = [
+        "one case of four sequences, 240 x 240 x 155 at 1 mm",
+        found["s"],
+        found["peak"] / 1e6,
+    ]
+    yield line(columns, one)
+    seconds, several = {}, []
+    for workers, words in ((1, "one"), (2, "two")):
+        seconds[workers] = _together(folder, workers=workers)
+        several.append([f"{CASES} cases of 1.5 mm, {words} at a time", seconds[workers], "-"])
+        yield line(columns, several[-1])
     per_voxel = (found["peak"] - found["before"]) / found["voxels"]
     return Result(
         title="Preparing, measuring and drawing cases",
-        columns=["what", "seconds", "peak MB"],
-        rows=[
-            [
-                "one case of four sequences, 240 x 240 x 155 at 1 mm",
-                found["s"],
-                found["peak"] / 1e6,
-            ],
-            [f"{CASES} cases of 1.5 mm, one at a time", seconds[1], "-"],
-            [f"{CASES} cases of 1.5 mm, two at a time", seconds[2], "-"],
-        ],
+        columns=columns,
+        rows=[one, *several],
         promise=f"a case takes at most {_BYTES_PER_VOXEL} bytes a voxel of its sequences, it takes "
         f"{per_voxel:.0f}, and a process {_PROCESS_BYTES / 1e6:.0f} MB, it takes "
         f"{found['before'] / 1e6:.0f}",

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from client.accountant import PldAccountant
 from common.ledger import Ledger
 from common.privacy import Cap, History, Mechanism
-from tests.benchmarks.result import Result
+from tests import children
+from tests.benchmarks.result import Measuring, Result
 
 FACTS: Final = 5_000
 PATIENTS: Final = 200
@@ -37,12 +37,18 @@ OPENING: Final = "open the ledger"
 PROMISED: Final = ("after a restart", "repeated")
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return the milliseconds of opening, charging and asking."""
+    yield f"filling a ledger with {FACTS} facts"
     began = time.perf_counter()
     _fill(folder)
     filled_ms = (time.perf_counter() - began) * 1e3 / FACTS
-    first, restarted = _process(folder), _process(folder)
+    yield "opening, charging and asking, in a first process"
+    first = _process(folder)
+    yield from _said(first)
+    yield "the same after a restart"
+    restarted = _process(folder)
+    yield from _said(restarted)
     figures = {
         # Before each step the site charges it; the questions are those of a budget's display.
         what: {
@@ -68,6 +74,12 @@ def measure(folder: Path) -> Result:
         holds=not slow,
         facts={"ms": figures, "charging_ms": filled_ms, "first": first, "restarted": restarted},
     )
+
+
+def _said(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for what, ms in found["once"].items():
+        repeated = statistics.median(found["repeated"][what])
+        yield f"{what}: once {ms:.0f} ms, repeated {repeated:.1f} ms"
 
 
 def _fill(folder: Path) -> None:
@@ -105,10 +117,10 @@ def _charge(ledger: Ledger, study: str) -> None:
     ledger.confirm(number)
 
 
-def _process(folder: Path) -> dict[str, dict[str, object]]:
+def _process(folder: Path) -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-m", __name__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, dict[str, object]] = json.loads(done.stdout)
+    done = children.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from common.networks import build
 from common.protocol import NetworkOptions
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result, line
 from tests.benchmarks.stepping import Cost, stepper
 from tests.benchmarks.steps import CROPS, METHODS, PATIENTS
 
@@ -32,20 +32,22 @@ LEAST_TIMES_FASTER: Final = 3.0
 Costs = Mapping[str, Sequence[Cost]]
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return seconds and peak memory of each method, for each network and crop."""
     del folder
+    columns = ["network, crop", "step", "median s", "times ordinary", "peak MB", "turns"]
     rows, facts, broken = [], [], []
     for size, side in itertools.product(SIZES, SIDES):
         count = sum(
             p.numel()
             for p in build(NetworkOptions.model_validate({"size": size}), seed=0).parameters()
         )
-        found = compare(size=size, side=side)
+        what = f"{count / 1e6:.1f} M, {side}^3"
+        found = yield from compare(what, size=size, side=side)
         for method, costs in found.items():
             rows.append(
                 [
-                    f"{count / 1e6:.1f} M, {side}^3",
+                    what,
                     method,
                     statistics.median(cost.seconds for cost in costs),
                     times(found, method, "ordinary"),
@@ -53,7 +55,8 @@ def measure(folder: Path) -> Result:
                     len(costs),
                 ]
             )
-        broken += [f"{count / 1e6:.1f} M, {side}^3: {what}" for what in failures(found)]
+            yield line(columns, rows[-1])
+        broken += [f"{what}: {failure}" for failure in failures(found)]
         facts.append(
             {
                 "size": size,
@@ -67,7 +70,7 @@ def measure(folder: Path) -> Result:
     return Result(
         title=f"One step on one thread, {PATIENTS} patients of {CROPS} crops, SegResNet in float32 "
         "(Opacus clips each crop: it has no samples of several)",
-        columns=["network, crop", "step", "median s", "times ordinary", "peak MB", "turns"],
+        columns=columns,
         rows=rows,
         promise=f"ours takes at most {MOST_TIMES_ORDINARY} times the ordinary step, is "
         f"{LEAST_TIMES_FASTER:g} times faster than Opacus' hooks or more, and needs less memory "
@@ -77,8 +80,8 @@ def measure(folder: Path) -> Result:
     )
 
 
-def compare(*, size: str, side: int) -> dict[str, list[Cost]]:
-    """Return the costs of the turns of each method."""
+def compare(what: str, *, size: str, side: int) -> Generator[str, None, dict[str, list[Cost]]]:
+    """Return the costs of the turns of each method; yield each of them, ``what`` before it."""
     found: dict[str, list[Cost]] = {method: [] for method in METHODS}
     with ExitStack() as running:
         steppers = {
@@ -88,7 +91,11 @@ def compare(*, size: str, side: int) -> dict[str, list[Cost]]:
         for turn in range(max(TURNS.values())):
             for method, one in steppers.items():
                 if turn < TURNS.get(method, 1):
-                    found[method].append(one.step())
+                    found[method].append(cost := one.step())
+                    yield (
+                        f"{what}, {method}, turn {turn + 1}: {cost.seconds:.2f} s of the "
+                        f"processor, {cost.peak_bytes / 1e6:.0f} MB"
+                    )
     return found
 
 

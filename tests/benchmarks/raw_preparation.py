@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +27,8 @@ from client.imaging.nifti import write_volume
 from client.phantoms import PROFILES
 from client.phantoms.raw import RawCase, make_raw_case
 from common.regions import MODALITIES
-from tests import real_heads
-from tests.benchmarks.result import Result
+from tests import children, real_heads
+from tests.benchmarks.result import Measuring, Result, line
 
 CASES: Final = int(os.environ.get("GLIOFED_BENCH_RAW_CASES", "2"))
 MEAN_MM, MOST_MM = 0.5, 1.0
@@ -38,7 +37,7 @@ BRAIN: Final = 0.95
 MOST_S, MOST_MB = 90.0, 4000.0
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return each case's errors and costs, and the brain's Dice on real heads."""
     profiles = list(PROFILES.values())
     rows: list[list[object]] = []
@@ -60,11 +59,12 @@ def measure(folder: Path) -> Result:
         }
         facts.append(found)
         rows.append([profile.name, *(found[name] for name in _SHOWN)])
-        print(json.dumps(found), file=sys.stderr, flush=True)  # noqa: T201 (a case takes minutes)
+        yield f"case {number + 1} of {CASES}, {line(['case', *_SHOWN], rows[-1])}"
     heads = {str(head): _real(head, mask) for head, mask in _heads()}
     for name in real_heads.HEADS:
         if (place := real_heads.place(name)) is not None:
             heads[name] = real_heads.brain_dice(name, place)
+    yield from (f"{head}: brain_dice {dice:.3f}" for head, dice in heads.items())
     rows += [[head, None, None, None, dice, *[None] * 4] for head, dice in heads.items()]
     mean_mm = float(np.mean([one["mean_mm"] for one in facts]))
     holds = (
@@ -108,7 +108,7 @@ def _prepared(folder: Path, case: RawCase) -> dict[str, Any]:
     write_volume(folder / "case-00001-000-seg.nii.gz", case.labels, affine)
     np.save(folder / "brain.npy", case.brain)
     command = [sys.executable, "-m", "tests.benchmarks.raw_case", str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = children.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

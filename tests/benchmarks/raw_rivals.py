@@ -22,8 +22,9 @@ import numpy as np
 from client.imaging.nifti import write_volume
 from client.phantoms import PROFILES
 from client.phantoms.raw import RawCase, make_raw_case
+from tests import children
 from tests.benchmarks.raw_preparation import errors_mm
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result
 
 CASES: Final = int(os.environ.get("GLIOFED_BENCH_RIVAL_CASES", "3"))
 RIVAL: Final = os.environ.get("GLIOFED_BENCH_BRAINLES", "")
@@ -48,7 +49,7 @@ _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THRE
 _COSTS: Final = ("cpu_s", "seconds", "peak_mb")
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return what each step cost on average and at most, and how far registrations were off."""
     found: dict[str, list[dict[str, Any]]] = {}
     profiles = list(PROFILES.values())
@@ -71,7 +72,10 @@ def measure(folder: Path) -> Result:
                     "max_mm": max(most for _, most in errors),
                 }
             found.setdefault(step, []).append(one)
-            print(json.dumps({"step": step, **one}), file=sys.stderr, flush=True)  # noqa: T201
+            said = ", ".join(
+                f"{key} {one[key]:.4g}" for key in (*_COSTS, "mean_mm", "max_mm") if key in one
+            )
+            yield f"case {number + 1} of {CASES}, {step}: {one.get('fault', said)}"
     return Result(
         title=f"Steps on raw heads, mean of {CASES} phantom cases, one thread",
         columns=["step", "of", *_COSTS, "mean_mm", "max_mm", "remark"],
@@ -87,6 +91,11 @@ def measure(folder: Path) -> Result:
         holds=None,
         facts={"steps": found},
     )
+
+
+def minutes() -> float:
+    """Return about how many minutes it takes: the rival needs many more a case."""
+    return CASES * (15 if RIVAL else 2)
 
 
 def _row(title: str, whose: str, runs: list[dict[str, Any]]) -> list[object]:
@@ -120,7 +129,7 @@ def _run(command: list[str]) -> dict[str, Any]:
     """Return what the last line of a step's output says, or its fault."""
     environment = os.environ | _ONE_THREAD
     try:
-        done = subprocess.run(
+        done = children.run(
             command, env=environment, capture_output=True, text=True, timeout=MOST_S
         )
     except subprocess.TimeoutExpired:

@@ -14,7 +14,7 @@ from typing import Final
 
 from common.networks import build, state_arrays
 from common.protocol import NetworkOptions
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result, line
 from tests.benchmarks.stock import seconds_per_round
 from tests.deployment.stack import PROTOCOL, Stack, running_stack
 
@@ -25,26 +25,31 @@ SITES: Final = ("north", "south")
 _NETWORK = 'size = "base"'
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return the seconds per round of gliofed and of stock Flower."""
     weights = state_arrays(build(NETWORK, seed=0))
     size = sum(array.nbytes for array in weights.values())
+    columns = ["", "median s", "least s", "most s", "rounds"]
+    yield "a study of gliofed"
     found = {"gliofed": _ours(folder / "ours")}
+    yield line(columns, _row("gliofed", found["gliofed"]))
+    yield "the same rounds over stock Flower"
     (folder / "stock").mkdir()
     shapes = {name: array.shape for name, array in weights.items()}
     found["stock Flower"] = seconds_per_round(folder / "stock", shapes, rounds=ROUNDS)
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
     return Result(
         title=f"Round without training, {size / 1e6:.1f} MB, two sites",
-        columns=["", "median s", "least s", "most s", "rounds"],
-        rows=[
-            [name, medians[name], min(seconds), max(seconds), len(seconds)]
-            for name, seconds in found.items()
-        ],
+        columns=columns,
+        rows=[_row(name, seconds) for name, seconds in found.items()],
         promise=f"at most {MOST_S:g} s a round",
         holds=medians["gliofed"] <= MOST_S,
         facts={"bytes": size, "median_s": medians, "seconds": found},
     )
+
+
+def _row(name: str, seconds: list[float]) -> list[object]:
+    return [name, statistics.median(seconds), min(seconds), max(seconds), len(seconds)]
 
 
 def _ours(folder: Path) -> list[float]:

@@ -10,9 +10,8 @@ import datetime as dt
 import json
 import re
 import resource
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +27,8 @@ from server.fleet import MemoryFleet
 from server.provisioning import Consortium
 from server.rounds import Rounds
 from server.studies import keep_initial
-from tests.benchmarks.result import Result
+from tests import children
+from tests.benchmarks.result import Measuring, Result, line
 
 FEW: Final = 4
 MANY: Final = 128
@@ -37,23 +37,29 @@ MODEL_BYTES: Final = 18_700_000 // (4 * ARRAYS) * 4 * ARRAYS
 ROUNDS: Final = 2
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return the peak memory with few and with many sites."""
-    peaks = {}
+    columns = ["sites", "peak MB", "before the rounds MB"]
+    peaks: dict[int, dict[str, int]] = {}
     for sites in (FEW, MANY):
         command = [sys.executable, "-m", __name__, str(sites), str(folder / str(sites))]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = children.run(command, capture_output=True, text=True, check=True)
         peaks[sites] = json.loads(done.stdout)
+        yield f"sites {line(columns, _row(sites, peaks[sites]))}"
     more = peaks[MANY]["peak"] - peaks[FEW]["peak"]
     return Result(
         title=f"Coordinator's peak memory, model of {MODEL_BYTES / 1e6:.1f} MB",
-        columns=["sites", "peak MB", "before the rounds MB"],
-        rows=[[n, found["peak"] / 1e6, found["before"] / 1e6] for n, found in peaks.items()],
+        columns=columns,
+        rows=[_row(sites, found) for sites, found in peaks.items()],
         promise=f"{MANY} sites take less than two models more than {FEW}, they take "
         f"{more / MODEL_BYTES:.2f}",
         holds=more < 2 * MODEL_BYTES,
         facts={"model_bytes": MODEL_BYTES, "peaks": peaks, "more_bytes": more},
     )
+
+
+def _row(sites: int, found: Mapping[str, int]) -> list[object]:
+    return [sites, found["peak"] / 1e6, found["before"] / 1e6]
 
 
 def run(sites: int, folder: Path) -> dict[str, int]:

@@ -40,7 +40,7 @@ from tests.benchmarks.federation import (
     pretrained,
     score,
 )
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result, line
 
 ROUNDS: Final = int(os.environ.get("GLIOFED_BENCH_ROUNDS", "10"))
 SEED: Final = 1
@@ -78,7 +78,7 @@ class _Site:
         return self.personal or {**weights, **self.local}
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return each method's Dice, mean over the sites and worst site."""
     base = protocol({})
     data = data_folder()
@@ -87,6 +87,8 @@ def measure(folder: Path) -> Result:
         if data
         else _phantoms(folder, PROFILES, base)
     )
+    columns = ["method", *(h.name for h in hospitals), "mean", "worst site", "seconds"]
+    yield f"the start, {START_STEPS} steps"
     outside = _phantoms(folder / "outside", (OUTSIDE,), base)[0]
     quick = base.training.model_copy(update={"optimizer": "adam"})
     start = pretrained(
@@ -94,26 +96,19 @@ def measure(folder: Path) -> Result:
     )
     found: dict[str, list[float]] = {"start": [score(start, base, h.held_out) for h in hospitals]}
     seconds = {"start": 0.0}
+    yield line(columns, _row("start", found["start"], 0.0))
     for name, changes in METHODS.items():
         began = time.perf_counter()
         found[name] = study(protocol(changes), hospitals, start)
         seconds[name] = time.perf_counter() - began
+        yield line(columns, _row(name, found[name], seconds[name]))
     means = {name: statistics.fmean(scores) for name, scores in found.items()}
     worst = {name: min(scores) for name, scores in found.items()}
     better = [n for n in METHODS if worst[n] > worst[FEDAVG] and means[n] >= means[FEDAVG]]
     return Result(
         title=f"Dice of held-out patients after {ROUNDS} rounds at {len(hospitals)} unlike sites",
-        columns=["method", *(h.name for h in hospitals), "mean", "worst site", "seconds"],
-        rows=[
-            [
-                name,
-                *(round(value, 3) for value in scores),
-                round(means[name], 3),
-                round(worst[name], 3),
-                round(seconds[name]),
-            ]
-            for name, scores in found.items()
-        ],
+        columns=columns,
+        rows=[_row(name, scores, seconds[name]) for name, scores in found.items()],
         promise="one of them is better than FedAvg at the worst site and no worse on the mean: "
         + (", ".join(better) or "none"),
         holds=bool(better) if "GLIOFED_BENCH_ROUNDS" not in os.environ else None,
@@ -128,6 +123,11 @@ def measure(folder: Path) -> Result:
             "data": "folder" if data else "phantoms",
         },
     )
+
+
+def _row(name: str, scores: Sequence[float], seconds: float) -> list[object]:
+    figures = (*scores, statistics.fmean(scores), min(scores))
+    return [name, *(round(value, 3) for value in figures), round(seconds)]
 
 
 def protocol(changes: Mapping[str, Any]) -> StudyProtocol:

@@ -26,7 +26,7 @@ from tests.benchmarks.federation import (
     pretrained,
     score,
 )
-from tests.benchmarks.result import Result
+from tests.benchmarks.result import Measuring, Result
 
 SEEDS: Final = (0, 1, 2)
 PROFILES: Final = ("3t-research", "1.5t-community", "3t-lowgrade", "1.5t-screening")
@@ -48,7 +48,7 @@ MOST_BYTES: Final = 0.27
 MOST_DICE: Final = 0.01
 
 
-def measure(folder: Path) -> Result:
+def measure(folder: Path) -> Measuring:
     """Return Dice and bytes per update of each encoding."""
     torch.set_num_threads(1)
     hospitals, source = _hospitals(folder)
@@ -57,6 +57,7 @@ def measure(folder: Path) -> Result:
     nbytes: dict[str, float] = {}
     start = 0.0
     for seed in SEEDS:
+        yield f"seed {seed}: the start, {PRETRAINING_STEPS} steps"
         federation = Federation(_start(folder, seed), seed)
         start = score(federation.start, protocol_of({}), scans)
         for name, messages in MESSAGES.items():
@@ -64,6 +65,7 @@ def measure(folder: Path) -> Result:
             outcome = federation.study(study, hospitals)
             nbytes[name] = statistics.fmean(outcome.nbytes)
             found[name].append(score(outcome.weights, study, scans))
+            yield f"seed {seed}, {name}: {nbytes[name]:.0f} bytes, Dice {found[name][-1]:.4f}"
     dice = {name: statistics.fmean(several) for name, several in found.items()}
     share = nbytes[SMALL] / nbytes[PLAIN]
     lost = dice[PLAIN] - dice[SMALL]

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from tests import children
+
 _PROC: Final = Path("/proc/self")
 _WARMING_SIDE: Final = 16
 _RESET_HIGH_WATER: Final = "5"
@@ -64,7 +66,7 @@ class Stepper:
 @contextmanager
 def stepper(method: str, *, size: str, side: int) -> Iterator[Stepper]:
     """Start the process of ``method`` and end it afterwards."""
-    process = subprocess.Popen(
+    process = children.start(
         [sys.executable, "-m", __name__, method, size, str(side)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

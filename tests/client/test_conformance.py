@@ -215,9 +215,14 @@ def loop(case: Case, dtype: torch.dtype) -> list[NDArray[np.float64]]:
     return found
 
 
+@functools.cache
+def loop_norms(case: Case, dtype: torch.dtype) -> list[float]:
+    return [math.sqrt(math.fsum(gradient**2)) for gradient in loop(case, dtype)]
+
+
 def clipping_norm(case: Case, dtype: torch.dtype) -> float:
     """Return a norm above the shortest gradient and below the longest."""
-    norms = sorted(math.sqrt(math.fsum(gradient**2)) for gradient in loop(case, dtype))
+    norms = sorted(loop_norms(case, dtype))
     assert norms[-1] > 1.001 * norms[0] > 0
     return math.sqrt(norms[0] * norms[-1])
 
@@ -226,8 +231,8 @@ def loop_sum(case: Case, dtype: torch.dtype) -> torch.Tensor:
     bound = clipping_norm(case, dtype)
     return torch.from_numpy(
         sum(
-            gradient * min(1.0, bound / math.sqrt(math.fsum(gradient**2)))
-            for gradient in loop(case, dtype)
+            gradient * min(1.0, bound / norm)
+            for gradient, norm in zip(loop(case, dtype), loop_norms(case, dtype), strict=True)
         )
     )
 

@@ -23,6 +23,7 @@ import pytest
 from client.imaging.nifti import read_volume
 from client.inference.record import read_result
 from client.review.versions import Versions
+from tests import children
 from tests.client.inference.test_dimse import archive, kept
 from tests.consortia import World
 from tests.scanners import write_study, zipped
@@ -37,7 +38,7 @@ CONSOLE = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "USERNAME": "clinici
 def started(*commands: list[Any]) -> Iterator[subprocess.Popen[str]]:
     """Run commands in a process like one on Windows, where text has the console's code page."""
     asked = [json.dumps(list(map(str, command))) for command in commands]
-    with subprocess.Popen(
+    with children.start(
         [sys.executable, "-X", "warn_default_encoding", "-m", "tests.windows", *asked],
         env={**os.environ, **CONSOLE, "OMP_NUM_THREADS": "1"},
         cwd=ROOT,

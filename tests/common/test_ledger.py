@@ -16,6 +16,7 @@ from common.errors import PrivacyError, StateError
 from common.exposure import cohort_digest
 from common.ledger import Ledger
 from common.privacy import Cap, Fact, History, Mechanism, StepPrices
+from tests import children
 from tests.charges import CAP, MECHANISM, OTHER, PATIENTS, PEOPLE, reserve, wanted
 
 
@@ -310,7 +311,7 @@ def test_processes_never_pass_the_cap(path: Path, ledger: Ledger) -> None:
         "    print(taken)\n"
     )
     running = [
-        subprocess.Popen(
+        children.start(
             [sys.executable, "-c", script, str(path), PEOPLE[0], PEOPLE[number]],
             stdout=subprocess.PIPE,
             text=True,

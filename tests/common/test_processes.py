@@ -14,6 +14,7 @@ import pytest
 from common import processes
 from common.errors import StateError
 from common.processes import Child, Supervisor, free_port, repeating, script, stop_on_signals
+from tests import children
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 
@@ -181,7 +182,7 @@ supervisor.run()
 def test_children_do_not_outlive_their_parent(tmp_path: Path, number: signal.Signals) -> None:
     root = Path(processes.__file__).parents[1]
     command = [sys.executable, "-c", PARENT, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+    with children.start(command, stdout=subprocess.PIPE, text=True, cwd=root) as parent:
         assert parent.stdout is not None
         pids = [int(parent.stdout.readline().split()[1]) for _ in range(2)]
         assert all(alive(pid) for pid in pids)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import children
 from tests.programs import needed
 
 
 @pytest.fixture(scope="module")
 def apart() -> Iterator[tuple[str, ...]]:
     """What to put before a command so that it has a loopback interface and no other."""
-    keeper = subprocess.Popen(
+    keeper = children.start(
         [
             needed("unshare"),
             "--net",
@@ -27,7 +28,7 @@ def apart() -> Iterator[tuple[str, ...]]:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == b"up\n"
         entry = (needed("nsenter"), f"--net=/proc/{keeper.pid}/ns/net")
-        devices = subprocess.run(
+        devices = children.run(
             [*entry, "ls", "/proc/self/net/dev_snmp6"], capture_output=True, text=True, check=True
         )
         assert devices.stdout.split() == ["lo"]

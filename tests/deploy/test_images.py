@@ -25,6 +25,7 @@ import pytest
 
 from client.phantoms import PROFILES, write_cohort
 from common.errors import StateError
+from tests import children
 from tests.deploy.wheelhouse import fill
 from tests.deployment.stack import PROTOCOL, until
 from tests.guides import ROOT
@@ -94,7 +95,7 @@ class Image:
             layers = f"lowerdir={self.files}:/"
         elif self.layer is not None:
             layers = f"lowerdir=/,upperdir={self.files},workdir={self.layer}/work"
-        return subprocess.Popen(
+        return children.start(
             [
                 *self.entry,
                 *(needed("unshare"), "--mount", "--pid", "--fork", "--kill-child"),
@@ -179,7 +180,7 @@ def _debian(folder: Path) -> Path:
     root = folder / "debian"
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
     program = shutil.which("debootstrap", path=path) or needed("debootstrap")
-    subprocess.run(
+    children.run(
         [program, "--variant=minbase", "--include=python3,python3-venv", "bookworm", root],
         check=True,
         stdout=subprocess.DEVNULL,
@@ -225,7 +226,7 @@ def images(
                 )
             else:
                 # Not copytree, which would read the devices to their end.
-                subprocess.run([needed("cp"), "--archive", debian, root], check=True)
+                children.run([needed("cp"), "--archive", debian, root], check=True)
             built[role] = Image(role, root, entry=apart, layer=layer)
             built[role].build(house)
         yield built

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests import children
 from tests.deploy.test_guides import told
 from tests.deploy.wheelhouse import BARE, fill
 from tests.guides import HOSPITALS, ROOT, commands, story
@@ -37,7 +37,7 @@ def programs(folder: Path, apart: tuple[str, ...]) -> Path:
             hospitals=("north",),
         )
         assert "gliofed-clinic" in reader.said
-    place = subprocess.run(
+    place = children.run(
         [programs / "python", "-c", "import server; print(server.__file__)"],
         capture_output=True,
         text=True,
@@ -53,7 +53,7 @@ def test_the_wheel_holds_every_file_that_the_product_reads(folder: Path) -> None
     (wheel,) = (folder / "wheelhouse").glob("gliofed-*.whl")
     with zipfile.ZipFile(wheel) as opened:
         packed = set(opened.namelist())
-    listed = subprocess.run(
+    listed = children.run(
         [needed("git"), "ls-files", "server", "client", "common"],
         cwd=ROOT,
         capture_output=True,
@@ -86,7 +86,7 @@ def test_the_guides_alone_from_an_installation_without_a_network(
 def test_the_demo_from_an_installation_without_a_network(
     folder: Path, apart: tuple[str, ...], programs: Path
 ) -> None:
-    done = subprocess.run(
+    done = children.run(
         [*apart, "bash", folder / "source" / "deploy" / "demo" / "demo.sh", folder / "demo"],
         env={
             **os.environ,

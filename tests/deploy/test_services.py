@@ -19,6 +19,7 @@ import yaml
 
 from common.processes import free_port
 from server.provisioning import Consortium
+from tests import children
 from tests.deployment.stack import until
 from tests.doors import door
 from tests.programs import needed
@@ -42,7 +43,7 @@ CHARTS = {
 
 def call(*words: object, environment: Mapping[str, str] | None = None) -> str:
     """Run a program to its end; return what it printed, errors included."""
-    done = subprocess.run(
+    done = children.run(
         [str(word) for word in words],
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
@@ -115,7 +116,8 @@ def nginx_settings(folder: Path, example: Path) -> Path:
     settings = folder / "nginx.conf"
     settings.write_text(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n"
-        f"daemon off;\npid {folder}/pid;\nerror_log stderr;\nevents {{}}\ninclude {example};\n"
+        f"daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log stderr;\n"
+        f"events {{}}\ninclude {example};\n"
     )
     return settings
 
@@ -145,7 +147,7 @@ def test_nginx_passes_the_consortiums_name_through_and_nothing_else(
     changed.write_text(example)
     trust = ssl.create_default_context(cafile=str(consortium.folder / "ca.crt"))
     with door(consortium, inside):
-        process = subprocess.Popen([nginx(), "-c", nginx_settings(tmp_path, changed)])
+        process = children.start([nginx(), "-c", nginx_settings(tmp_path, changed)])
         try:
             until(lambda: listens(outside), timeout_s=20, what="nginx")
             with httpx.Client(verify=trust, trust_env=False) as client:
@@ -208,7 +210,7 @@ def test_compose_takes_its_files(files: tuple[str, ...]) -> None:
 
 
 def test_compose_says_what_it_was_not_given() -> None:
-    done = subprocess.run(
+    done = children.run(
         [needed("docker-compose"), "-f", DEPLOY / "site" / "compose.yaml", "config"],
         capture_output=True,
         text=True,

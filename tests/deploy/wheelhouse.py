@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+from tests import children
 from tests.guides import ROOT, commands, story
 from tests.programs import needed
 
@@ -22,7 +22,7 @@ def fill(folder: Path, *, alone: bool = False) -> Path:
     Its wheel of gliofed is made anew in any case, and is there ``alone`` if that is asked.
     """
     source = folder / "source"
-    files = subprocess.run(
+    files = children.run(
         [needed("git"), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
@@ -47,7 +47,7 @@ def fill(folder: Path, *, alone: bool = False) -> Path:
         shutil.copytree(made, house, copy_function=os.link)
     for old in (*house.glob("gliofed-*.whl"), house / "SHA256SUMS", house / "constraints.txt"):
         old.unlink(missing_ok=True)
-    subprocess.run(
+    children.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", house, source], check=True
     )
     shutil.copyfile(source / "deploy" / "constraints.txt", house / "constraints.txt")

@@ -1,8 +1,9 @@
 """A consortium of real processes on loopback, for tests and benchmarks.
 
-Coordinator and sites live below one folder. Every command is the installed console script; the
-long-running ones are supervisors, which are ended by their process ids together with what they
-keep alive. Nothing is found or ended by name.
+Coordinator and sites live below one folder. Sites are enrolled, studies published and approved in
+this process, as the commands do it: each command would start a Python. All others are the installed
+console scripts; the long-running ones are supervisors, which are ended by their process ids
+together with what they keep alive. Nothing is found or ended by name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from common.journal import Journal
 from common.processes import free_port
 from common.protocol import read_protocol
 from common.weights import save
+from server import provisioning
 from server.provisioning import Consortium
+from tests import children, consortia
 
 _SCRIPTS = Path(sys.executable).parent
 _ENVIRONMENT = {
@@ -82,7 +85,7 @@ class Stack:
         words = [str(word) for word in arguments]
         if words[0] == "init":
             words += ["--host", self.host, "--port", str(self.port), "--listen", self.listen]
-        done = subprocess.run(
+        done = children.run(
             [str(_SCRIPTS / script), *words],
             env=_ENVIRONMENT,
             capture_output=True,
@@ -99,13 +102,10 @@ class Stack:
 
     def enrol(self, name: str, *, seed: int, patients: int = 6, size: int = 32) -> None:
         """Make a hospital with phantom patients, admit it and let it join."""
-        data, site, kit = self.folder / f"data-{name}", self.site(name), self.folder / "kit.json"
+        data = self.folder / f"data-{name}"
         write_cohort(data, PROFILES["reference"], patients=patients, size=size, seed=seed)
-        self.call("gliofed-site", "request", site, "--name", name, "--data", data)
-        settings = site / "site.toml"  # several hospitals share this machine's cores
-        settings.write_text(settings.read_text().replace("threads = 0", "threads = 1"))
-        self.call("gliofed-server", "admit", self.coordinator, site / "request.json", "--out", kit)
-        self.call("gliofed-site", "join", site, kit)
+        site = consortia.enrol(self.consortium, self.site(name), name=name, data=data)
+        consortia.edit(site, "threads = 0", "threads = 1")  # they share this machine's cores
 
     def publish(
         self, study: str, *, text: str = PROTOCOL, given: bool = False, **values: object
@@ -113,12 +113,11 @@ class Stack:
         """Publish a study; with ``given`` its starting weights are given, and those of its seed."""
         protocol = self.folder / f"{study}.toml"
         protocol.write_text(text.format(study=study, **{"quorum": 2, **values}))
-        options: list[object] = []
+        initial = None
         if given:
             initial = self.folder / f"{study}.safetensors"
             save(initial, starting_weights(read_protocol(protocol)), {})
-            options = ["--initial", initial]
-        self.call("gliofed-server", "study", self.coordinator, protocol, *options)
+        provisioning.publish(self.consortium, protocol, initial=initial)
 
     def start(
         self,
@@ -134,7 +133,7 @@ class Stack:
             else ("gliofed-site", "run", self.site(name))
         )
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
+            self._running[name] = children.start(
                 [
                     *self.entries.get(name, ()),
                     *(command or [str(_SCRIPTS / script), verb, str(folder)]),
@@ -196,13 +195,13 @@ class Stack:
         found: dict[str, Any] = json.loads(answer)["studies"][0]
         return found
 
-    def wait_for_offer(self, study: str, *names: str, timeout_s: float = 60.0) -> None:
+    def wait_for_offer(self, study: str, *names: str, timeout_s: float = 180.0) -> None:
         paths = [self.site(name) / "studies" / study / "protocol.json" for name in names]
         until(lambda: all(path.exists() for path in paths), timeout_s=timeout_s, what="offer")
 
     def approve(self, study: str, *names: str) -> None:
         for name in names:
-            self.call("gliofed-site", "approve", self.site(name), study, "--by", "Dr Test")
+            self.opened(name).decide(study, "approve", by="Dr Test")
 
 
 def until(

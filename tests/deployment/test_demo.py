@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from common.networks import NETWORKS
+from tests import children
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo" / "demo.sh"
 
@@ -20,7 +20,7 @@ DEMO = Path(__file__).parents[2] / "deploy" / "demo" / "demo.sh"
 def test_every_network_trains_privately_and_segments(network: str, tmp_path: Path) -> None:
     work = tmp_path / "demo"
     commands = Path(sys.executable).parent
-    done = subprocess.run(
+    done = children.run(
         ["/bin/bash", DEMO, work],
         env={
             **os.environ,

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import children
+
 DEMO = Path(__file__).parents[2] / "deploy" / "demo" / "demo.sh"
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 
@@ -44,7 +46,7 @@ class Stage(NamedTuple):
     environment: dict[str, str]
 
     def begin(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return children.start(
             ["/bin/bash", DEMO, self.folder / "demo", *map(str, arguments)],
             env={**self.environment, **environment},
             stdout=subprocess.PIPE,

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from common.files import write_secret
-from tests import proxies
+from tests import children, proxies
 from tests.certificates import expired
 from tests.deployment.stack import running_stack, until
 from tests.deployment.trial import NORTH, ROUNDS, SITES, Trial, own_disks
@@ -317,7 +317,7 @@ def _shifted(trial: Trial, seconds: int) -> None:
         pytest.skip("no C compiler here, with which to shift a clock")
     library = trial.stack.folder / "clock_shift.so"
     words = [compiler, "-shared", "-fPIC", "-O1", "-o", library, ODD / "clock_shift.c"]
-    subprocess.run(words, check=True)
+    children.run(words, check=True)
     trial.restart(NORTH, {"LD_PRELOAD": str(library), "CLOCK_SHIFT_S": str(seconds)})
     trial.launch()
     differs = trial.stack.opened(NORTH).journal.events("clock differs")
@@ -388,7 +388,7 @@ time.sleep(600)
 def _taken(trial: Trial, address: str, port: int) -> Iterator[None]:
     """Take a port at the coordinator as soon as it is free; it is free again after the block."""
     words = [*trial.stack.entries["server"], sys.executable, "-S", "-c", _TAKER, address, str(port)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as taker:  # ends with its input
+    with children.start(words, stdin=subprocess.PIPE) as taker:  # ends with its input
         try:
             yield
         finally:

@@ -8,7 +8,6 @@ test_gateway.py.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import children
 from tests.deployment.stack import Stack, running_stack, until
 from tests.deployment.test_faults import TABLE, write_row
 from tests.deployment.trial import NORTH
@@ -47,8 +47,8 @@ def box() -> Iterator[Wires]:
     with laid([NORTH, "coordinator"]) as wires:
         here = wires.entry("server")
         forward = ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]
-        subprocess.run([*here, *forward], check=True)
-        subprocess.run([*here, program, "-f", "-"], input=RULES, text=True, check=True)
+        children.run([*here, *forward], check=True)
+        children.run([*here, program, "-f", "-"], input=RULES, text=True, check=True)
         yield wires
 
 
@@ -66,7 +66,7 @@ def behind(stack: Stack, command: str) -> tuple[int, str]:
     """Run a command of the coordinator's on its own machine; return how it ended, and its words."""
     program = str(Path(sys.executable).parent / "gliofed-server")
     words = [*stack.entries["server"], program, command, str(stack.coordinator)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    done = children.run(words, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

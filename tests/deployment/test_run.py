@@ -27,6 +27,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client.audit import audit
 from common.identity import Statement
 from common.wire import bundle_sources
 from server.flower import GridFleet, run_app
@@ -84,9 +85,13 @@ def test_status_says_who_took_part_and_who_did_not(stack: Stack) -> None:
 
 def test_each_hospital_recorded_what_left_it(stack: Stack) -> None:
     for name, updates in {"north": 2, "south": 2, "silent": 0}.items():
-        audit = json.loads(stack.call("gliofed-site", "audit", stack.site(name), "--all", "--json"))
-        assert audit["whole"] is True
-        assert sum(left["what"] == "weight update" for left in audit["left"]) == updates
+        found = audit(stack.opened(name))
+        assert not found.damage
+        left = [entry for entry in found.entries if entry.event == "sent"]
+        assert sum(entry.facts["what"] == "weight update" for entry in left) == updates
+    said = json.loads(stack.call("gliofed-site", "audit", stack.site("north"), "--all", "--json"))
+    assert said["whole"] is True
+    assert sum(left["what"] == "weight update" for left in said["left"]) == 2
 
 
 def test_release_is_signed_and_installs(stack: Stack, tmp_path: Path) -> None:

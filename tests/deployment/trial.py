@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from client import studies
 from common.compression import decode
 from common.journal import Entry
 from common.weights import Arrays, digest
+from tests import children
 from tests.deployment.stack import Stack, until
 from tests.deployment.wires import Wire, Wires
 
@@ -314,10 +314,10 @@ def own_disks(folders: Mapping[Path, int]) -> Iterator[None]:
         for folder, size_mib in folders.items():
             folder.mkdir(parents=True)
             words = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "gliofed-test", str(folder)]
-            subprocess.run(words, check=True)
+            children.run(words, check=True)
             mounted.append(folder)
         yield
     finally:
         for folder in mounted:
             words = ["umount", "--lazy", str(folder)]
-            subprocess.run(words, check=True)
+            children.run(words, check=True)

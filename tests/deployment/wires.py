@@ -27,6 +27,7 @@ from typing import Final
 
 import pytest
 
+from tests import children
 from tests.programs import needed
 
 HUB: Final = "10.77.0.1"
@@ -162,7 +163,7 @@ class Wires:
             (name, "link set wire up"),
             (name, f"route add {HUB} dev wire src {own}"),
         ):
-            subprocess.run([*self.entry(space), "ip", *words.split()], check=True)
+            children.run([*self.entry(space), "ip", *words.split()], check=True)
 
     def _carry(self) -> None:
         draw = random.Random(1)  # noqa: S311

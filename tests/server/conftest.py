@@ -252,18 +252,20 @@ class World:
             provisioning.sign_and_publish(self.consortium, frozen)
         return self.consortium.study(name)
 
-    def rounds(self, study: str = "demo", *, journal: Any = None) -> Rounds:
+    def rounds(self, study: str = "demo", *, journal: Any = None, poll_s: float = 0.25) -> Rounds:
         return Rounds(
             self.consortium.study(study),
             self.fleet,
             journal=journal or self.consortium.journal,
             sites=self.consortium.sites,
             clock=self.clock,
+            poll_s=poll_s,
         )
 
-    def run(self, study: str = "demo") -> None:
+    def run(self, study: str = "demo", *, poll_s: float = 0.25) -> None:
+        """Run all rounds; where an hour is waited, few looks at the clock save seconds."""
         self.consortium.study(study).want("running")
-        self.rounds(study).run()
+        self.rounds(study, poll_s=poll_s).run()
 
     def events(self, *names: str, **where: Any) -> list[dict[str, Any]]:
         return [entry.facts for entry in self.consortium.journal.events(*names, **where)]

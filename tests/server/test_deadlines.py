@@ -163,7 +163,7 @@ def test_a_dead_site_costs_one_deadline_in_a_whole_study(world: Any, how: str) -
     long(world, "a", "b", "c", rounds=6)
     setattr(world.fleet, how, {"c"})
     began = world.clock.now
-    world.run()
+    world.run(poll_s=2.0)
     assert 3600 <= world.clock.now - began < 3610
     dropped = [facts["dropped"]["c"] for facts in world.events("round closed")]
     assert dropped == ["no-answer", *["no-answer" if how == "away" else "still-busy"] * 5]
@@ -182,7 +182,7 @@ def test_a_dead_site_is_ordered_again_when_it_is_back(world: Any, how: str) -> N
         return good
 
     world.hospitals["a"].replies["train"] = back
-    world.run()
+    world.run(poll_s=2.0)
     parts = [facts["took_part"] for facts in world.events("round closed")]
     assert parts[1] == ["a", "b"] or how == "away"
     assert parts[2:] == [["a", "b", "c"]] * 3
@@ -197,7 +197,7 @@ def test_a_round_without_its_quorum_waits_until_the_protocols_deadline(world: An
         return good
 
     world.hospitals["a"].replies["train"] = later
-    world.run()
+    world.run(poll_s=1.0)
     assert seconds(world)[1] == pytest.approx(2000, abs=2)
     assert not world.events("round failed")
 

@@ -1,14 +1,21 @@
-"""Do the runs that are not done yet, then write the table and the curves."""
+"""Do the runs that are not done yet, then write the table and the curves.
+
+It says beforehand about how long that takes, as the runs did that are done.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import statistics
+import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 from common import console
+from common.processes import die_with_parent
 from tests.benchmarks.accuracy import table
 from tests.benchmarks.accuracy.cohorts import hospitals
 from tests.benchmarks.accuracy.plan import RUNS
@@ -36,6 +43,8 @@ def main() -> None:
         for seed in run.seeds[place : place + 1]
         if not path_of(run, seed).exists()
     ]
+    console.say(f"{len(due)} runs are due{_about(len(due), chosen.workers)}.")
+    console.say("Preparing their hospitals.")
     # Before the workers begin: two must not make the same one.
     for run, _ in due:
         hospitals(run.cohort, chosen.work, run.protocol)
@@ -43,12 +52,16 @@ def main() -> None:
             hospitals(f"outside-{run.cohort}", chosen.work, run.protocol)
     ends = time.monotonic() + 3600 * chosen.hours
     with ProcessPoolExecutor(
-        chosen.workers, mp_context=multiprocessing.get_context("spawn")
+        chosen.workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=die_with_parent if sys.platform == "linux" else None,
     ) as pool:
         running: set[Future[str]] = set()
         while due or running:
             while due and len(running) < chosen.workers and time.monotonic() < ends:
-                running.add(pool.submit(done, *due.pop(0), chosen.work))
+                run, seed = due.pop(0)
+                console.say(f"{run.key} {seed} begins, {len(due)} are left")
+                running.add(pool.submit(done, run, seed, chosen.work))
             if not running:
                 console.say(f"{len(due)} runs are left; the same command goes on with them.")
                 break
@@ -56,6 +69,14 @@ def main() -> None:
             for future in finished:
                 console.say(future.result())
     table.write(RESULTS, RUNS)
+
+
+def _about(count: int, workers: int) -> str:
+    """Return in words how long ``count`` runs take if they are like those that are done."""
+    took = [json.loads(path.read_bytes())["cpu_seconds"] for path in RESULTS.glob("*.json")]
+    if not took or not count:
+        return ""
+    return f", about {count * statistics.fmean(took) / workers / 3600:.1f} hours"
 
 
 if __name__ == "__main__":

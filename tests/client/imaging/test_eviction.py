@@ -25,6 +25,7 @@ from client.imaging.nifti import write_volume
 from common.errors import StateError
 from common.protocol import PreprocessingOptions
 from common.regions import MODALITIES
+from tests import children
 from tests.conftest import MakeSite
 from tests.consortia import edit
 
@@ -164,7 +165,7 @@ def test_what_another_process_reads_stays_until_that_one_ends(
 ) -> None:
     cache = limited(2)
     filled(cache, cases[:2])
-    with subprocess.Popen(
+    with children.start(
         [sys.executable, "-c", _READER, cache.place(cases[0])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -56,7 +56,7 @@ def test_a_raw_head_is_aligned_stripped_and_comes_back_exactly(
     monkeypatch.setattr(registration, "_VOXELS", 20_000)
     monkeypatch.setattr(bias, "_ITERATIONS", (5,))
     case = write(tmp_path / "case", made)
-    prepared = prepare(case, RAW)
+    prepared = PreparedCache(tmp_path / "cache", RAW).get(case)
     assert "".join(nib.aff2axcodes(prepared.affine)) == "RAS"
     np.testing.assert_allclose(prepared.native_affine, made.affines["t1c"], atol=1e-4)
     assert prepared.native_shape == made.images["t1c"].shape
@@ -90,11 +90,24 @@ def test_a_raw_head_is_aligned_stripped_and_comes_back_exactly(
         assert "SimpleITK" in record["library"]
     assert prepared.history[0]["digest"] == digest(RAW) != digest(PreprocessingOptions())
 
-    # The same bits again, and from the cache.
+    # From the cache as it was prepared.
+    monkeypatch.setattr(raw, "register", None)
     again = PreparedCache(tmp_path / "cache", RAW).get(case)
     np.testing.assert_array_equal(again.image, prepared.image)
     np.testing.assert_array_equal(again.labels, prepared.labels)
     assert again.history == prepared.history
+
+
+def test_a_raw_head_prepared_twice_has_the_same_bits(
+    made: RawCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its motions known; that two searches find the same ones, ``test_registration`` shows."""
+    monkeypatch.setattr(bias, "_ITERATIONS", (5,))
+    case = write(tmp_path / "case", made)
+    one, two = prepare(case, RAW), prepare(case, RAW)
+    np.testing.assert_array_equal(one.image, two.image)
+    np.testing.assert_array_equal(one.labels, two.labels)
+    assert one.history == two.history
 
 
 def test_a_mask_drawn_on_another_sequence_is_moved_with_it(made: RawCase, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from dicomweb_client.session_utils import create_session_from_user_pass
 from client.inference import cli
 from client.inference.pacs import fetched, send
 from common.errors import CaseError
+from tests import children
 from tests.consortia import World
 from tests.dicom_readers import by_dcmqi, errors, same_voxels
 from tests.programs import needed
@@ -74,7 +74,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (root / "orthanc.json").write_text(json.dumps(settings))
     log = root / "log"
     with log.open("w") as said:
-        process = subprocess.Popen([program, str(root / "orthanc.json")], stdout=said, stderr=said)
+        process = children.start([program, str(root / "orthanc.json")], stdout=said, stderr=said)
     try:
         until = time.monotonic() + 60
         while time.monotonic() < until:

@@ -20,6 +20,7 @@ from client import cli
 from client.inference.installed import activate
 from client.inference.watch.journal import Journal
 from client.site import Site
+from tests import children
 from tests.client.inference.test_pacs import archive, orthanc
 from tests.consortia import World
 from tests.scanners import write_study
@@ -44,7 +45,7 @@ def start(site: Site) -> Iterator[Start]:
     def run(*words: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "client.cli", "serve", str(site.folder)]
         command += ["--port", "0", "--metrics-port", "0", *map(str, words)]
-        started.append(subprocess.Popen(command, cwd=ROOT, text=True))
+        started.append(children.start(command, cwd=ROOT, text=True))
         return started[-1]
 
     yield run

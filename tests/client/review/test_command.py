@@ -30,6 +30,7 @@ from client.review.into_cohort import into_cohort
 from client.series import cohort_of
 from client.site import Site
 from client.training import ExecutionOptions
+from tests import children
 from tests.client.review.conftest import Visit
 from tests.client.review.test_pages import decide, drawn, put
 from tests.consortia import edit
@@ -49,7 +50,7 @@ def run(command: Run) -> Run:
 def started(result: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run the command in a process of its own; yield it and the link that it printed."""
     arguments = [sys.executable, "-m", "client.clinic", "review", str(result), "--no-browser"]
-    with subprocess.Popen(
+    with children.start(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
