@@ -138,8 +138,8 @@ def execution_for(machine: Machine) -> ExecutionOptions:
 
 
 @contextmanager
-def predicting(execution: ExecutionOptions) -> Iterator[None]:
-    """Let torch predict as ``execution`` says, and in no way that it finds by trying.
+def computing(execution: ExecutionOptions) -> Iterator[None]:
+    """Let torch train or predict as ``execution`` says, and in no way that it finds by trying.
 
     On CUDA no kernel is chosen by its time, none adds up in the order in which threads end, and
     float32 is not rounded to TF32.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.execution import ExecutionOptions, predicting
+from client.execution import ExecutionOptions, computing
 from client.imaging.grid import Box, bounding_box
 from client.windows import Shape, gaussian, window_shape, windows
 from common.networks import PaddedNetwork
@@ -64,7 +64,7 @@ def predict(
     window = window_shape(shape, crop_size)
     looks = [one for one in windows(shape, window, overlap=options.overlap) if brain[one].any()]
     found = torch.zeros((len(REGIONS), *shape))
-    with predicting(execution), torch.inference_mode():
+    with computing(execution), torch.inference_mode():
         for network in members:
             with _ready(network, execution) as forward:
                 _add(found, volume, looks, window, _mirrored(forward, options), execution)

@@ -40,6 +40,7 @@ import torch
 
 from client.clipping import Clip, clipper
 from client.clipping import clip as clip
+from client.execution import computing
 from client.noise import RandomBytes as RandomBytes
 from client.noise import SystemRandom as SystemRandom
 from client.noise import check_exact, uniforms
@@ -47,7 +48,7 @@ from client.noise import grid as grid
 from client.noise import noise as noise
 from client.schedule import Place
 from client.terms import NO_TERMS, Terms
-from client.threads import computing_with, pool
+from client.threads import pool
 from client.training import (
     BeforeStep,
     ExecutionOptions,
@@ -234,7 +235,7 @@ def train_privately(
         _LOG.warning("The noise is not from the operating system: the update must not leave.")
     started = time.monotonic()
     mechanism = Mechanism(privacy.noise_multiplier, privacy.sampling_rate)
-    with computing_with(execution.threads):
+    with computing(execution):
         learner = Learner(network, options, execution, subspace=subspace, terms=terms, place=place)
         clip = clipper(privacy.clipping, privacy.clipping_norm, learner.sizes)
         unusable = 0

@@ -34,10 +34,11 @@ from client.crops import PreparedCase as PreparedCase
 from client.crops import draw_crops as draw_crops
 from client.crops import draw_patient as draw_patient
 from client.execution import ExecutionOptions as ExecutionOptions
+from client.execution import computing
 from client.losses import LOSSES, Loss, over_levels
 from client.schedule import Place, learning_rate
 from client.terms import NO_TERMS, Drift, Terms
-from client.threads import computing_with, pool
+from client.threads import pool
 from common.errors import CaseError, ProtocolError
 from common.low_rank import Subspace as Subspace
 from common.low_rank import basis
@@ -359,7 +360,7 @@ def train(
         )
     started = time.monotonic()
     rng = np.random.default_rng(seed)
-    with computing_with(execution.threads):
+    with computing(execution):
         learner = Learner(network, options, execution, subspace=subspace, terms=terms, place=place)
         queue: deque[int] = deque()
         unusable = 0

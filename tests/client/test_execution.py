@@ -15,7 +15,7 @@ import torch
 import client
 import common
 from client import execution
-from client.execution import ExecutionOptions, Hardware, choose, execution_for, predicting
+from client.execution import ExecutionOptions, Hardware, choose, computing, execution_for
 from client.site import Machine
 from client.threads import THREADS, computing_with, pool
 from common.errors import StateError
@@ -133,14 +133,14 @@ def test_the_hardware_is_asked_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -
     assert Hardware.here() == Hardware()
 
 
-def test_torch_predicts_as_it_is_told_and_is_left_as_it_was() -> None:
+def test_torch_computes_as_it_is_told_and_is_left_as_it_was() -> None:
     flags = torch.backends.cudnn
     with computing_with(1):
         before = (flags.benchmark, flags.deterministic, flags.allow_tf32)
-        with predicting(ExecutionOptions(threads=3)):
+        with computing(ExecutionOptions(threads=3)):
             assert torch.get_num_threads() == 3
             assert (flags.benchmark, flags.deterministic, flags.allow_tf32) == before
-        with predicting(ExecutionOptions(("cuda:1",), threads=2)):
+        with computing(ExecutionOptions(("cuda:1",), threads=2)):
             assert torch.get_num_threads() == 2
             assert (flags.benchmark, flags.deterministic, flags.allow_tf32) == (False, True, False)
         assert torch.get_num_threads() == 1
