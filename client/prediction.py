@@ -64,9 +64,9 @@ def predict(
     window = window_shape(shape, crop_size)
     looks = [one for one in windows(shape, window, overlap=options.overlap) if brain[one].any()]
     found = torch.zeros((len(REGIONS), *shape))
-    with computing(execution), torch.inference_mode():
+    with computing(execution):
         for network in members:
-            with _ready(network, execution) as forward:
+            with _ready(network, execution) as forward, torch.inference_mode():
                 _add(found, volume, looks, window, _mirrored(forward, options), execution)
         found.div_(len(members)).sigmoid_()
     found[:, torch.from_numpy(~brain)] = 0
