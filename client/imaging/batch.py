@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,6 +21,7 @@ import nibabel as nib
 import numpy as np
 
 from client.imaging.case import Case
+from common.processes import die_with_parent
 
 T = TypeVar("T")
 
@@ -49,7 +51,9 @@ def each(work: Callable[[Case], T], cases: Sequence[Case], *, workers: int) -> I
         return
     # A process that was forked from one that runs torch may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(cases)), mp_context=context) as pool:
+    ends = die_with_parent if sys.platform == "linux" else None
+    count = min(workers, len(cases))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=ends) as pool:
         waiting: deque[Future[T]] = deque()
         try:
             for case in cases:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from client.phantoms.cases import make_case, session_count
 from client.phantoms.profiles import Profile
 from common.errors import StateError
 from common.files import write_bytes
+from common.processes import die_with_parent
 from common.regions import LABELS
 
 VERSION: Final = "1"
@@ -119,7 +121,8 @@ def _each(
         return
     # A forked child would inherit the threads' locks of the networks' library.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    ends = die_with_parent if sys.platform == "linux" else None
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=ends) as pool:
         yield from pool.map(write, cases)
 
 

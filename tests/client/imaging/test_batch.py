@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -13,8 +17,11 @@ import pytest
 from client.imaging.batch import each, workers_for
 from client.imaging.case import Case, Image
 from common.regions import MODALITIES
+from tests import children
+from tests.deployment.stack import alive
 
 GIB = 2**30
+ROOT = Path(__file__).parents[3]
 
 
 def cases(count: int) -> list[Case]:
@@ -71,3 +78,36 @@ def test_workers_are_as_many_as_cpus_and_memory_allow(large: Case) -> None:
 def test_a_header_that_cannot_be_read_is_told_later(large: Case) -> None:
     large.images["t1n"].path.write_bytes(b"no header")
     assert workers_for([large], cpus=2, free=100 * GIB) == 2
+
+
+_EACH = """\
+from client.imaging.batch import each
+from tests.client.imaging.test_batch import cases, waits
+if __name__ == "__main__":
+    list(each(waits, cases(6), workers=2))
+"""
+
+
+def waits(case: Case) -> None:
+    """Say which process this is, and do not end."""
+    print(os.getpid(), flush=True)  # noqa: T201
+    time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a promise on Linux only")
+def test_processes_end_with_one_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "each.py"
+    script.write_text(_EACH)
+    with children.start(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as python:
+        pids = [int(python.stdout.readline()) for _ in range(2)]
+        python.kill()
+    until = time.monotonic() + 20
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(map(alive, pids))
