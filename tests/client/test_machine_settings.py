@@ -47,9 +47,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[ExecutionOptions]:
         raise BeganError("enough")
 
     monkeypatch.setattr(Hardware, "here", lambda: ABLE)
-    monkeypatch.setattr(prediction, "predicting", began)
-    for module in (training, private_training):
-        monkeypatch.setattr(module, "Learner", lambda _, __, options, **___: began(options))
+    for module in (prediction, training, private_training):
+        monkeypatch.setattr(module, "computing", began)
     monkeypatch.setattr(serve, "serving", lambda _, *, execution, **__: began(execution))
     return found
 

@@ -19,6 +19,15 @@ MB: Final = 1e6
 
 def main() -> int:
     """Return the number of checks that do not hold."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the noise of a comparison is not the operating system's
+    try:
+        return _main()
+    finally:
+        logging.disable(before)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--out", type=Path, default=Path(".bench"), help="folder for the tables")
@@ -35,7 +44,6 @@ def main() -> int:
             "the packages of tests/gpu/needs.txt to a machine without a network.\n"
         )
         return 1
-    logging.disable(logging.WARNING)  # the noise of a comparison is not the operating system's
     there = torch.cuda.is_available()
     device = chosen.device if chosen.device != "auto" else "cuda" if there else "cpu"
     if device == "cuda" and not there:

@@ -88,5 +88,5 @@ def test_a_result_with_an_explanation(world: World, cohort: Path, tmp_path: Path
     assert "explanation.nii.gz" in result["outputs"]
     html = (out / "report.html").read_text()
     assert "What each sequence mattered to the model" in html
-    checks = verify(out, Given(), execution=ExecutionOptions())
+    checks = verify(out, Given())
     assert not [one for one in checks if one.verdict == "broken"]

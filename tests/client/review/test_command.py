@@ -29,7 +29,6 @@ from client.review.desk import Desk
 from client.review.into_cohort import into_cohort
 from client.series import cohort_of
 from client.site import Site
-from client.training import ExecutionOptions
 from tests import children
 from tests.client.review.conftest import Visit
 from tests.client.review.test_pages import decide, drawn, put
@@ -103,7 +102,7 @@ def test_a_review_is_verified_like_a_result(result: Path, visit: Visit) -> None:
     put(page, drawn())
     decide(page, "corrected")
     put(page, drawn(9))  # a draft beside is no version
-    checks = verify(result, Given(), execution=ExecutionOptions(prefetch=0))
+    checks = verify(result, Given())
     found = {one.about: one.verdict for one in checks}
     assert found["review 0001: files"] == found["review 0001: volumes"] == "holds"
     assert exit_code(checks) == 0
@@ -157,7 +156,7 @@ def test_at_a_site_it_is_sealed_and_handed_over(result: Path, site: Site) -> Non
     (case,) = reviewed_cases(willing)
     assert (case.patient, case.session, case.reviewed) == ("GF-00001", "000", True)
     assert case in cohort_of(willing).labelled
-    checks = verify(result, Given(site=willing), execution=ExecutionOptions(prefetch=0))
+    checks = verify(result, Given(site=willing))
     assert {c.about: c.verdict for c in checks}["review 0001: seal"] == "holds"
     assert "any more" in desk.decide("rejected", **words)["told"]
     assert reviewed_cases(willing) == ()
