@@ -18,6 +18,8 @@ MINUTES ?=
 COVERAGE ?=
 PYTEST = $(BIN)/python -m pytest
 WORKERS = -n $(CORES) --dist loadfile --no-loadscope-reorder
+# What is installed is compiled as it is imported, which that variable would have every process do again.
+unexport PYTHONDONTWRITEBYTECODE
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
@@ -89,14 +91,15 @@ deploy/demo/initial-%.safetensors: $(INSTALLED)
 	sed 's/^name = "[a-z_]*"/name = "$*"/' deploy/demo/protocol.toml > .demo-pretraining/$*.toml
 	$(BIN)/gliofed-site pretrain .demo-pretraining/$*.toml --out $@ --work .demo-pretraining/phantoms
 
+# pip would compile all that is installed, which takes a core longer than unpacking it; Python compiles what is
+# imported.
 $(INSTALLED): pyproject.toml deploy/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 		--constraint deploy/constraints.txt --editable ".[dev]"
 	touch $@
 
-# pip would compile all that is installed, which takes a core longer than unpacking it. Here Python compiles what
-# is imported: once now, not later in several processes at a time.
+# What the demo imports is compiled once now, not later in several processes at a time.
 $(RUNNABLE): pyproject.toml deploy/constraints.txt
 	@echo "Installing gliofed and what it needs into $(VENV), once: a minute or two."
 	$(PYTHON) -m venv $(VENV)
