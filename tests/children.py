@@ -45,6 +45,7 @@ def run(
     timeout: float | None = None,
     check: bool = False,
     capture_output: bool = False,
+    input: str | bytes | None = None,  # noqa: A002  as subprocess calls it
     **options: Any,
 ) -> subprocess.CompletedProcess[Any]:
     """Run a program to its end, as ``subprocess.run`` does with the same options.
@@ -54,11 +55,13 @@ def run(
     """
     if capture_output:
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if input is not None:
+        options |= {"stdin": subprocess.PIPE}
     words = [str(word) for word in command]
     keeper = [sys.executable, "-I", "-S", "-c", _WITH_ITS_GROUP] if sys.platform == "linux" else []
     with start([*keeper, *words], start_new_session=True, **options) as process:
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(input, timeout=timeout)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -149,8 +149,8 @@ ${tied[@]+"${tied[@]}"} "${launch[@]}" & launched=$!
 alone=() outputs=() ended=0
 for way in "${ways[@]}"; do
     for site in "${trainers[@]}"; do
-        # As many at a time as there are cores, and behind the study: more would only take turns.
-        if [ $((${#alone[@]} - ended)) -ge "$cores" ]; then
+        # One more at a time than there are cores, and behind the study: so none trains on alone at the end.
+        if [ $((${#alone[@]} - ended)) -gt "$cores" ]; then
             await "${alone[$ended]}" "${outputs[$ended]}"; ended=$((ended + 1))
         fi
         begin "$site-$way.txt" nice -n 5 gliofed-site train-alone "$site" demo --initial "$initial" \

@@ -22,6 +22,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from client import diagnosis, running
 from client.diagnosis import of_contact, of_worker
 from client.node import explaining, going_through, leaving
+from client.readiness import Trial
 from client.site import Site
 from common.checkup import of_no_proxy, of_taken_way
 from common.errors import StateError
@@ -33,6 +34,12 @@ from tests import consortia, proxies
 from tests.proxies import PASSWORD, USER, ConnectProxy, serving
 
 OUTSIDE = "fl.example.test:9443"
+
+
+@pytest.fixture(autouse=True)
+def _trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that went well: a real one takes seconds, and ``test_readiness`` has it."""
+    monkeypatch.setattr(diagnosis, "try_out", lambda _folder: Trial(0, "", 1.0))
 
 
 @pytest.fixture(scope="module")

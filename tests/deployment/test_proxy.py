@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client import studies
 from common.files import write_secret
-from common.weights import save
 from tests import proxies
 from tests.deployment.stack import Stack, running_stack, until
 from tests.proxies import ConnectProxy, serving
@@ -37,25 +35,14 @@ def test_a_study_runs_through_proxies_that_alone_know_the_coordinator(tmp_path: 
             stack.start("server")
             stack.start("north", environment=dict.fromkeys(names, url))
             stack.start("south")
-            stack.publish("pilot", rounds=2, local_steps=1)
+            stack.publish("pilot", given=True, rounds=2, local_steps=1)
             stack.wait_for_offer("pilot", "north", "south", timeout_s=120)
             _no_password_shows(stack)
             doctor = stack.call("gliofed-site", "doctor", stack.site("south"))
             assert PASSWORD not in doctor
             assert "lets fl.example.test port" in " ".join(doctor.split())
             stack.approve("pilot", "north", "south")
-            initial = tmp_path / "initial.safetensors"
-            protocol = stack.consortium.study("pilot").protocol
-            save(initial, studies.starting_weights(protocol), {})
-            stack.call(
-                "gliofed-server",
-                "launch",
-                stack.coordinator,
-                "pilot",
-                "--initial",
-                initial,
-                "--no-wait",
-            )
+            stack.call("gliofed-server", "launch", stack.coordinator, "pilot", "--no-wait")
             until(
                 lambda: stack.journal.events("study finished", study="pilot"),
                 timeout_s=240,
