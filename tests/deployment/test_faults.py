@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from tests.certificates import expired
 from tests.deployment.stack import running_stack, until
 from tests.deployment.trial import NORTH, ROUNDS, SITES, Trial, own_disks
 from tests.deployment.wires import HUB, Wires, laid, needed_here
+from tests.programs import needed
 from tests.proxies import PASSWORD, USER, ConnectProxy, serving
 
 pytestmark = pytest.mark.slow
@@ -312,9 +312,7 @@ def _(trial: Trial) -> None:
 
 
 def _shifted(trial: Trial, seconds: int) -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler here, with which to shift a clock")
+    compiler = needed("cc")
     library = trial.stack.folder / "clock_shift.so"
     words = [compiler, "-shared", "-fPIC", "-O1", "-o", library, ODD / "clock_shift.c"]
     children.run(words, check=True)
