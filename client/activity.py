@@ -55,6 +55,7 @@ class Activity:
             return
         self._now = Doing(order.study, order.round, order.kind, round(time.time()), os.getpid())
         self._write()
+        self._written_s = float("-inf")  # the first step is told, however soon it is done
         try:
             yield
         finally:
@@ -63,7 +64,7 @@ class Activity:
                 self._path.unlink(missing_ok=True)
 
     def step(self, done: int, of: int) -> None:
-        """Say how many steps are done, twice a second at most."""
+        """Say how many steps are done, twice a second at most, and of the first and the last."""
         if self._now is None:
             return
         self._now = replace(self._now, step=done, steps=of)

@@ -10,6 +10,7 @@ Out of scope: the formats on a disk.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.resources
 import re
@@ -53,6 +54,7 @@ def skew(*, site: str, coordinator: str) -> str:
     return f"{both}: more than one minor version apart. The {old} must upgrade to {least} or {new}."
 
 
+@functools.cache
 def own() -> str:
     """Return the version of the gliofed that runs here."""
     return importlib.metadata.version("gliofed")

@@ -79,6 +79,16 @@ def test_what_runs_now(trained: Site, readings: Readings) -> None:
     assert readings.now().doing is None
 
 
+def test_the_first_step_is_told_however_soon_it_is_done(trained: Site, readings: Readings) -> None:
+    activity = Activity(trained, clock=lambda: 0.0)
+    with activity.doing(TRAIN):
+        for done, told in ((1, 1), (2, 1), (3, 3)):
+            activity.step(done, 3)
+            doing = readings.now().doing
+            assert doing is not None
+            assert (doing.step, doing.steps) == (told, 3)
+
+
 def test_what_a_killed_worker_left_is_not_shown(trained: Site, readings: Readings) -> None:
     activity = Activity(trained)
     path = trained.folder / "flower" / "activity.json"
