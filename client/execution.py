@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
@@ -21,6 +21,10 @@ from common.errors import StateError
 
 Precision = Literal["float32", "bfloat16"]
 Layout = Literal["channels last", "channels first"]
+
+
+_SLOW_ALONE: Final = 48**3
+"""Voxels up to which a CPU computes two volumes in less time than one; see ``slow_alone``."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,21 @@ def choose(machine: Machine, hardware: Hardware) -> ExecutionOptions:
 def execution_for(machine: Machine) -> ExecutionOptions:
     """Return how this machine computes, as its settings say; raise StateError as ``choose``."""
     return choose(machine, Hardware.here())
+
+
+def slow_alone(images: torch.Tensor) -> bool:
+    """Return whether a network computes these images (B, C, X, Y, Z) in less time twice than once.
+
+    For a batch of one volume with few voxels, and float32 on a CPU, torch does not use oneDNN but
+    a convolution of its own, which takes 2 to 8 times as long (``use_mkldnn`` in
+    aten/src/ATen/native/Convolution.cpp, torch 2.13).
+    """
+    return (
+        len(images) == 1
+        and images.device.type == "cpu"
+        and images.dtype == torch.float32
+        and images[0, 0].numel() <= _SLOW_ALONE
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ weights, over mirrored views and over networks, as nnU-Net does, and become prob
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.execution import ExecutionOptions, computing
+from client.execution import ExecutionOptions, computing, slow_alone
 from client.imaging.grid import Box, bounding_box
 from client.windows import Shape, gaussian, window_shape, windows
 from common.networks import PaddedNetwork
@@ -28,7 +29,10 @@ from common.regions import REGIONS
 from common.segmentation_options import AXES, DEFAULT_PREDICTION, PredictionOptions
 
 _AT_ONCE: Final = 4
-"""Windows in a batch on an accelerator. A CPU is not faster with several, and they take memory."""
+"""Windows in a batch on an accelerator."""
+
+_IN_PAIRS: Final = 64**3
+"""Voxels of a window up to which a CPU is faster with two; more take memory for nothing."""
 
 Networks = torch.nn.Module | Sequence[torch.nn.Module]
 """One network, or several that predict together."""
@@ -92,7 +96,9 @@ def _add(
         weights[look] += weight
     # Where no window looks there is no brain; the weight must only not be 0.
     weights[weights == 0] = 1
-    at_once = 1 if execution.device == "cpu" else _AT_ONCE
+    at_once = _AT_ONCE
+    if execution.kind == "cpu":
+        at_once = 2 if math.prod(window) <= _IN_PAIRS else 1
     for first in range(0, len(looks), at_once):
         some = looks[first : first + at_once]
         for look, logits in zip(
@@ -140,13 +146,15 @@ def _ready(network: torch.nn.Module, execution: ExecutionOptions) -> Iterator[Fo
             memory_format=layout,
         ).zero_()
         laid[..., :x, :y, :z] = images
+        if execution.prediction_precision == "float32" and slow_alone(laid):
+            laid = torch.cat([laid, laid])
         with torch.autocast(
             torch.device(execution.device).type,
             torch.bfloat16,
             enabled=execution.prediction_precision == "bfloat16",
         ):
             logits: torch.Tensor = network(laid)
-        return logits[..., :x, :y, :z].float().cpu()
+        return logits[: len(images), :, :x, :y, :z].float().cpu()
 
     try:
         yield forward

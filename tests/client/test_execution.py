@@ -15,7 +15,14 @@ import torch
 import client
 import common
 from client import execution
-from client.execution import ExecutionOptions, Hardware, choose, computing, execution_for
+from client.execution import (
+    ExecutionOptions,
+    Hardware,
+    choose,
+    computing,
+    execution_for,
+    slow_alone,
+)
 from client.site import Machine
 from client.threads import THREADS, computing_with, pool
 from common.errors import StateError
@@ -203,3 +210,21 @@ def test_the_choice_can_measure_nothing() -> None:
         }
         allowed = {"__future__", "client", "collections", "common", "concurrent", "contextlib"}
         assert imported <= allowed | {"dataclasses", "torch", "typing"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "slow"),
+    [
+        ((1, 4, 16, 16, 16), torch.float32, True),
+        ((1, 4, 48, 48, 48), torch.float32, True),
+        ((1, 4, 48, 48, 49), torch.float32, False),
+        ((2, 4, 16, 16, 16), torch.float32, False),
+        ((1, 4, 16, 16, 16), torch.float64, False),
+        ((1, 4, 16, 16, 16), torch.bfloat16, False),
+    ],
+)
+def test_a_lone_small_volume_is_slow_in_float32(
+    shape: tuple[int, ...], dtype: torch.dtype, slow: bool
+) -> None:
+    assert slow_alone(torch.empty(shape, dtype=dtype)) is slow
+    assert not slow_alone(torch.empty(shape, dtype=dtype, device="meta"))

@@ -73,12 +73,25 @@ def test_windows_are_joined_as_monai_joins_them() -> None:
     np.testing.assert_allclose(found, theirs.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("side", "seen"),
+    [(16, {2}), (64, {1, 2}), (65, {1})],
+    ids=["in pairs, the last one twice", "in pairs", "one by one"],
+)
+def test_a_cpu_is_shown_small_windows_two_at_a_time(side: int, seen: set[int]) -> None:
+    network = Oracle()
+    image = random_image(2 * side, side, side)
+    found = predict(network, image, crop_size=(side, side, side), execution=PLAIN)
+    assert {shape[0] for shape in network.seen} == seen
+    np.testing.assert_allclose(found, sigmoid(image[:3]), atol=1e-6)
+
+
 def test_only_the_box_of_the_brain_is_looked_at_and_windows_without_brain_are_not() -> None:
     image = np.zeros((4, 60, 50, 40), np.float32)
     image[:, 10:30, 20:40, 5:25] = 1
     network = Oracle()
     found = predict(network, image, crop_size=CROP, execution=PLAIN)
-    assert network.seen == [(1, 4, 20, 20, 20)]
+    assert network.seen == [(2, 4, 20, 20, 20)]  # the only one, twice: see slow_alone
     assert (found[:, 10:30, 20:40, 5:25] > 0.7).all()
     assert not np.delete(found, range(10, 30), axis=1).any()
 
@@ -86,7 +99,7 @@ def test_only_the_box_of_the_brain_is_looked_at_and_windows_without_brain_are_no
     corners[:, :5, :5, :5] = corners[:, -5:, -5:, -5:] = 1
     network.seen.clear()
     found = predict(network, corners, crop_size=CROP, execution=PLAIN)
-    assert network.seen == [(1, 4, *CROP)] * 2
+    assert network.seen == [(2, 4, *CROP)]
     np.testing.assert_allclose(found, (corners[:3] != 0) * sigmoid(corners[:3]), atol=1e-6)
 
 
