@@ -38,6 +38,7 @@ from tests.benchmarks import (
     server_memory,
     site_terms,
     small_messages,
+    small_volumes,
 )
 from tests.benchmarks.result import Benchmark, Result
 
@@ -54,6 +55,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "raw_preparation": Benchmark(raw_preparation.measure, minutes=1.5 * raw_preparation.CASES),
     "raw_rivals": Benchmark(raw_rivals.measure, minutes=raw_rivals.minutes()),
     "prediction": Benchmark(prediction.measure, minutes=15 + 4 * prediction.TURNS),
+    "small_volumes": Benchmark(small_volumes.measure, minutes=2),
     "cold_segment": Benchmark(cold_segment.measure, minutes=13 + cold_segment.TURNS),
     "familiarity": Benchmark(familiarity.measure, minutes=3),
     "missing_sequences": Benchmark(missing_sequences.measure, minutes=6),
