@@ -18,7 +18,8 @@ from client.kept import Kept
 from client.outbound import may_report
 from client.patients import patients_key, pseudonym
 from client.site import Site
-from client.studies import accountant, caps, mechanism, open_ledger, read_split
+from client.spending import accountant, caps, mechanism, open_ledger
+from client.studies import read_split
 from common.errors import CaseError
 from common.ledger import Ledger
 from common.privacy import Accountant, Fact, Mechanism

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from client.budget import history
 from client.site import Site
-from client.studies import accountant, open_ledger
+from client.spending import accountant, open_ledger
 from common.errors import StateError
 from common.files import replacing
 from common.privacy import Accountant, Fact

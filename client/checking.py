@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from client.cohort import Case
+from client.execution import execution_for
 from client.imaging.batch import each, workers_for
+from client.imaging.case import Case
 from client.patients import patients_key, pseudonym, withdrawn
 from client.quality.case import check_case
 from client.quality.measures import CaseMeasures
@@ -18,7 +19,7 @@ from client.quality.page import as_json, write_report
 from client.quality.remarks import Remark, remarks
 from client.series import cohort_of
 from client.site import Site
-from client.studies import execution_for, open_ledger
+from client.spending import open_ledger
 from common.errors import StateError
 from common.files import write_json
 from common.protocol import PreprocessingOptions

@@ -20,7 +20,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from client.cohort import Cohort
+from client.cohort.reading import Cohort
 from client.inference.installed import active_model
 from client.keyring import node_key
 from client.readiness import of_trial, try_out

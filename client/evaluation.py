@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.calibration import Counts, calibration_errors
+from client.crops import PreparedCase
+from client.execution import ExecutionOptions
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
 from client.scoring import Scores, mean_scores, score_labels
-from client.training import ExecutionOptions, PreparedCase
 from common.errors import CaseError
 from common.metrics import RegionScores
 from common.regions import REGIONS, labels_to_regions

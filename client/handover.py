@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from client.cohort import Case, Cohort, Image
-from client.imaging.case import LABELS_BRATS_2023
+from client.cohort.reading import Cohort
+from client.imaging.case import LABELS_BRATS_2023, Case, Image
 from client.imaging.images import read_image
 from client.imaging.nifti import write_volume
 from client.patients import patients_key, pseudonym, withdrawn

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from client import studies as work
-from client.cohort import Split
+from client.cohort.splits import Split
 from client.inference.installed import (
     FEWEST_PATIENTS,
     activate,

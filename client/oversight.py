@@ -165,7 +165,7 @@ def audit_privacy(
     from dataclasses import asdict
 
     from client import privacy_audit
-    from client.studies import execution_for
+    from client.execution import execution_for
 
     site = Site.open(folder)
     protocol = None if study is None else site.protocol(study)

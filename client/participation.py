@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from client import measures, renewal, restored, studies
+from client import measures, renewal, restored, spending, studies
 from client.activity import Activity
 from client.consent import check_order, check_start
 from client.halt import CODE as STOPPED
@@ -255,12 +255,12 @@ class Participation:
                 else None
             ),
             privacy_spent=(
-                studies.privacy_spent(site, protocol)
+                spending.privacy_spent(site, protocol)
                 if private and may_report(site, protocol, "privacy_spent")
                 else None
             ),
             withdrawn=(
-                studies.withdrawn_rounds(site, protocol)
+                spending.withdrawn_rounds(site, protocol)
                 if private and may_report(site, protocol, "withdrawals")
                 else ()
             ),
@@ -335,7 +335,7 @@ class Participation:
 
     @staticmethod
     def _ledger_head(site: Site) -> dict[str, object]:
-        with studies.open_ledger(site) as ledger:
+        with spending.open_ledger(site) as ledger:
             facts, head = ledger.head
         return {"ledger_facts": facts, "ledger_head": head}
 

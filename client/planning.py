@@ -24,15 +24,8 @@ from client.imaging import preprocessing
 from client.outbound import may_report
 from client.series import cohort_of
 from client.site import Site
-from client.studies import (
-    accountant,
-    mechanism,
-    open_ledger,
-    read_split,
-    starting_weights,
-    trained_shapes,
-    update_shapes,
-)
+from client.spending import accountant, mechanism, open_ledger
+from client.studies import read_split, starting_weights, trained_shapes, update_shapes
 from common.errors import CaseError, ConsentError
 from common.privacy import Accountant, Mechanism
 from common.protocol import StudyProtocol

@@ -30,9 +30,9 @@ def rehearse(
     json: Json = False,
 ) -> None:
     """Rehearse a study on phantoms: no patient, no ledger, no network is touched."""
+    from client.execution import execution_for
     from client.rehearsal import rehearse as run_rehearsal
     from client.site import Machine
-    from client.studies import execution_for
 
     machine = Site.open(folder).settings.machine if (folder / "site.toml").exists() else Machine()
     with console.progress("Rehearsing") as told:
@@ -66,7 +66,8 @@ def phantoms(
     seed: Annotated[int, typer.Option(min=0, help="Another seed makes other patients.")] = 0,
 ) -> None:
     """Write a cohort of synthetic patients in BraTS layout."""
-    from client.phantoms import PROFILES, write_cohort
+    from client.phantoms.cohort import write_cohort
+    from client.phantoms.profiles import PROFILES
 
     if profile not in PROFILES:
         raise typer.BadParameter(f"choose one of {', '.join(PROFILES)}", param_hint="--profile")
@@ -92,9 +93,9 @@ def pretrain(
     seed: Annotated[int, typer.Option(min=0, help="Seed of phantoms, weights and draws.")] = 0,
 ) -> None:
     """Make starting weights for a study from phantoms alone, at no cost in privacy."""
+    from client.execution import execution_for
     from client.rehearsal import pretrain as run_pretraining
     from client.site import Machine
-    from client.studies import execution_for
     from common.weights import digest, load, save
 
     with console.progress("Pre-training") as told:
@@ -157,6 +158,7 @@ def train_alone(
 ) -> None:
     """Train as the study does, but alone, to see what joining is worth. Nothing leaves the site."""
     from client import studies as work
+    from client.execution import execution_for
     from client.rehearsal import train_alone as run_alone
     from common.starting_weights import read
     from common.weights import save
@@ -170,7 +172,7 @@ def train_alone(
             start,
             list(work.training_patients(site, protocol).values()),
             private=private,
-            execution=work.execution_for(site.settings.machine),
+            execution=execution_for(site.settings.machine),
             progress=functools.partial(told, "Training alone"),
         )
     save(out, weights, {"study": study, "site": site.name})

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from client.execution import ExecutionOptions, computing, slow_alone
 from client.imaging.grid import Box, bounding_box
 from client.windows import Shape, gaussian, window_shape, windows
-from common.networks import PaddedNetwork
+from common.networks.padded import PaddedNetwork
 from common.regions import REGIONS
 from common.segmentation_options import AXES, DEFAULT_PREDICTION, PredictionOptions
 

@@ -40,9 +40,10 @@ import torch
 from numpy.typing import NDArray
 
 from client.accountant import epsilon
+from client.execution import ExecutionOptions
 from client.guesses import correct_guesses, lower_bound
-from client.private_training import CountingCharge, RandomBytes, SystemRandom, train_privately
-from client.training import ExecutionOptions
+from client.noise import RandomBytes, SystemRandom
+from client.private_training import CountingCharge, train_privately
 from common.errors import PrivacyError
 from common.privacy import Mechanism
 from common.protocol import PrivacyOptions, TrainingOptions

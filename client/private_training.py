@@ -39,26 +39,13 @@ import numpy as np
 import torch
 
 from client.clipping import Clip, clipper
-from client.clipping import clip as clip
-from client.execution import computing
-from client.noise import RandomBytes as RandomBytes
-from client.noise import SystemRandom as SystemRandom
-from client.noise import check_exact, uniforms
-from client.noise import grid as grid
-from client.noise import noise as noise
+from client.crops import Patient
+from client.execution import ExecutionOptions, computing
+from client.noise import RandomBytes, SystemRandom, check_exact, grid, noise, uniforms
 from client.schedule import Place
 from client.terms import NO_TERMS, Terms
 from client.threads import pool
-from client.training import (
-    BeforeStep,
-    ExecutionOptions,
-    Learner,
-    Patient,
-    Progress,
-    TrainingResult,
-    contributions,
-    drawing,
-)
+from client.training import BeforeStep, Learner, Progress, TrainingResult, contributions, drawing
 from common.errors import PrivacyError
 from common.ledger import Ledger
 from common.low_rank import Subspace

@@ -15,14 +15,19 @@ from typing import Any, Final, Literal
 
 import torch
 
-from client.cohort import read_cohort, split
+from client.cohort.reading import read_cohort
+from client.cohort.splits import split
+from client.crops import Patient
 from client.evaluation import evaluate
+from client.execution import ExecutionOptions
 from client.imaging.cache import PreparedCache
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from client.private_training import CountingCharge, train_privately
 from client.schedule import Place
 from client.studies import mean_dice
-from client.training import ExecutionOptions, Patient, Progress, Subspace, train
+from client.training import Progress, train
+from common.low_rank import Subspace
 from common.networks import build, load_arrays, state_arrays
 from common.protocol import (
     NetworkOptions,

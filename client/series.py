@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.cohort import Cohort, Decide, read_cohort, read_studies, undecided
+from client.cohort.reading import Cohort, Decide, read_cohort, read_studies, undecided
 from client.handover import merged, reviewed_cases
 from client.patients import patients_key, pseudonym
 from client.site import Site

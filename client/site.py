@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from client import keyring
 from common import formats, posix
+from common.aggregation_options import SiteName
 from common.amendment import changes, check_amendment
 from common.charter import Charter, parse_charter
 from common.errors import ConsentError, IdentityError, StateError
@@ -44,14 +45,7 @@ from common.identity import Identity, Statement, fingerprint
 from common.journal import Journal
 from common.kit import Kit, Request, open_kit, sign_request
 from common.ledger import Ledger
-from common.protocol import (
-    APPROVAL,
-    PROTOCOL,
-    NetworkName,
-    SiteName,
-    StudyProtocol,
-    parse_protocol,
-)
+from common.protocol import APPROVAL, PROTOCOL, NetworkName, StudyProtocol, parse_protocol
 from common.proxies import Proxy, from_environment, is_loopback, parse_proxy
 
 _SETTINGS = """\

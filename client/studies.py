@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.calibration import Counts
-from client.cohort import Split, split
+from client.cohort.splits import Split, split
+from client.crops import Patient
 from client.evaluation import Evaluation, evaluate, evaluate_fully, predictions
-from client.execution import execution_for as execution_for
+from client.execution import execution_for
 from client.imaging.absence import check_usable
 from client.imaging.cache import PreparedCache
 from client.imaging.case import Case
@@ -29,16 +30,15 @@ from client.private_training import LedgerCharge, train_privately
 from client.schedule import Place
 from client.series import cohort_of
 from client.site import Site
-from client.spending import accountant as accountant
-from client.spending import caps as caps
-from client.spending import check_delta as check_delta
-from client.spending import mechanism as mechanism
-from client.spending import open_ledger as open_ledger
-from client.spending import privacy_spent as privacy_spent
-from client.spending import with_room
-from client.spending import withdrawn_rounds as withdrawn_rounds
+from client.spending import (
+    caps,
+    check_delta,
+    mechanism,
+    open_ledger,
+    with_room,
+)
 from client.terms import NO_TERMS, Terms, correction
-from client.training import Patient, Progress, TrainingResult, train
+from client.training import Progress, TrainingResult, train
 from common import parameters
 from common.errors import CaseError, ConsentError, PrivacyError
 from common.low_rank import Subspace

@@ -28,20 +28,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.crops import Crops as Crops
-from client.crops import Patient as Patient
-from client.crops import PreparedCase as PreparedCase
-from client.crops import draw_crops as draw_crops
-from client.crops import draw_patient as draw_patient
-from client.execution import ExecutionOptions as ExecutionOptions
-from client.execution import computing, slow_alone
+from client.crops import Crops, Patient, draw_patient
+from client.execution import ExecutionOptions, computing, slow_alone
 from client.losses import LOSSES, Loss, over_levels
 from client.schedule import Place, learning_rate
 from client.terms import NO_TERMS, Drift, Terms
 from client.threads import pool
 from common.errors import CaseError, ProtocolError
-from common.low_rank import Subspace as Subspace
-from common.low_rank import basis
+from common.low_rank import Subspace, basis
 from common.networks.padded import PaddedNetwork
 from common.parameters import local_names, trained_shapes
 from common.protocol import TrainingOptions

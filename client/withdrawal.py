@@ -21,9 +21,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from client.cohort import Case, Cohort, split
+from client.cohort.reading import Cohort
+from client.cohort.splits import split
 from client.handover import take_back_patient
 from client.imaging.cache import retain
+from client.imaging.case import Case
 from client.inference.model import open_model
 from client.patients import keep_withdrawal, patients_key, pseudonym, withdrawals
 from client.series import cohort_of

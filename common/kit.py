@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.aggregation_options import SiteName
 from common.charter import Charter
 from common.errors import IdentityError
 from common.identity import Identity, Statement, fingerprint
-from common.protocol import SiteName
 
 REQUEST = "enrolment-request"
 KIT = "site-kit"

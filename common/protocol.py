@@ -27,12 +27,9 @@ from pydantic import (
     model_validator,
 )
 
-from common.aggregation_options import ADAPTIVE, MOMENTUM
-from common.aggregation_options import AggregationOptions as AggregationOptions
-from common.aggregation_options import SiteName as SiteName
+from common.aggregation_options import ADAPTIVE, MOMENTUM, AggregationOptions
 from common.errors import ProtocolError
-from common.segmentation_options import PostprocessingOptions as PostprocessingOptions
-from common.segmentation_options import PredictionOptions as PredictionOptions
+from common.segmentation_options import PostprocessingOptions, PredictionOptions
 from common.statistics import StatisticsOptions
 
 StudyId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{1,62}$")]

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from common.aggregation_options import AggregationOptions
 from common.journal import Entry
-from common.protocol import AggregationOptions
 from common.wire import OrderKind
 
 FLOOR_S: Final = 60.0

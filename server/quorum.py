@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from common.protocol import AggregationOptions
+from common.aggregation_options import AggregationOptions
 
 _ROUNDING: Final = 1e-9
 """Of a sum of shares, so that a third of three equal sites is a third."""

@@ -27,7 +27,8 @@ from common.low_rank import expand
 from common.parameters import update_shapes
 from common.weights import Arrays, digest, norm
 from common.wire import CONTROL
-from server.aggregation import RULES, Rule, control
+from server.aggregation import RULES, Rule
+from server.aggregation.scaffold import control
 from server.approvals import OFFER_S, Approvals
 from server.deadlines import Deadlines
 from server.exchange import Answer, Task

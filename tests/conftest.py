@@ -14,7 +14,8 @@ import torch
 
 from client import execution
 from client.participation import Participation
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from client.site import Site
 from common.processes import die_with_parent
 from common.protocol import StudyProtocol

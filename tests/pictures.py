@@ -20,7 +20,8 @@ from client.page.pages import application as site_page
 from client.page.place import tokens
 from client.page.reading import Readings as SiteReadings
 from client.participation import Participation
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from client.site import Site
 from common.door import Door, issue, link
 from common.files import held

@@ -14,7 +14,7 @@ from client.imaging import grid, raw
 from client.imaging.case import LABELS_BRATS_2023, Case, Image
 from client.imaging.nifti import Volume, write_volume
 from client.imaging.registration import Registration
-from client.phantoms import PROFILES
+from client.phantoms.profiles import PROFILES
 from client.phantoms.raw import RawCase, make_raw_case
 from common.regions import MODALITIES
 

@@ -1,5 +1,7 @@
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from common.processes import script
@@ -31,3 +33,64 @@ def loaded(modules: str) -> set[str]:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+def test_a_name_is_imported_from_the_module_that_defines_it() -> None:
+    """A re-export hides where a thing lives, and makes one room seem to depend on another."""
+    sources = {module: ast.parse(path.read_text("utf-8")) for module, path in modules().items()}
+    defined = {module: set(defines(tree.body)) for module, tree in sources.items()}
+    taken = [
+        f"{module}, line {node.lineno}: {alias.name} is not defined in {node.module}"
+        for module, tree in sources.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in sources
+        for alias in node.names
+        if alias.name not in defined[node.module] and f"{node.module}.{alias.name}" not in sources
+    ]
+    assert not taken, "\n".join(taken)
+
+
+def test_nothing_is_imported_for_others_to_import() -> None:
+    trees = {module: ast.parse(path.read_text("utf-8")) for module, path in modules().items()}
+    aliases = [
+        f"{module}, line {node.lineno}: {alias.name} as {alias.asname}"
+        for module, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    ]
+    lists = [
+        f"{module}: __all__" for module, tree in trees.items() if "__all__" in defines(tree.body)
+    ]
+    assert not [*aliases, *lists]
+
+
+def modules() -> dict[str, Path]:
+    """Return the product's files by the names of their modules."""
+    paths = [
+        path for side in ("server", "client", "common") for path in (ROOT / side).rglob("*.py")
+    ]
+    names = {path: path.relative_to(ROOT).with_suffix("").parts for path in paths}
+    return {
+        ".".join(parts[:-1] if parts[-1] == "__init__" else parts): path
+        for path, parts in names.items()
+    }
+
+
+def defines(body: list[ast.stmt]) -> Iterator[str]:
+    """Yield the names that statements bind at the top of a module, imports apart."""
+    for statement in body:
+        match statement:
+            case (
+                ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.ClassDef(name=name)
+            ):
+                yield name
+            case ast.If(body=inner, orelse=other) | ast.Try(body=inner, orelse=other):
+                yield from defines([*inner, *other])
+            case _:
+                for node in ast.walk(statement):
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                        yield node.id

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.cohort import Decide, read_case, undecided
+from client.cohort.reading import Decide, read_case, undecided
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case
 from client.imaging.images import read_image

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from client.calibration import AS_IT_IS, Temperatures, calibrated
-from client.cohort import Decide, undecided
+from client.cohort.reading import Decide, undecided
 from client.confidence import region_confidence
+from client.execution import ExecutionOptions
 from client.imaging.absence import check_usable
 from client.imaging.case import Case
 from client.imaging.images import read_image
@@ -33,7 +34,6 @@ from client.inference.result_folder import SHOWN, Origin, Segmentation, segment_
 from client.inference.stages import Stopwatch
 from client.postprocessing import segmented
 from client.prediction import Networks, predict
-from client.training import ExecutionOptions
 from common.errors import ModelError
 from common.identity import Identity
 from common.networks import build, load_arrays

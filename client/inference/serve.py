@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from client.execution import ExecutionOptions
 from client.inference.pacs import send
 from client.inference.result_folder import segment_by
 from client.inference.service.access import own_token, read_token, server_credentials
@@ -25,7 +26,6 @@ from client.inference.watch.watcher import Watcher
 from client.preemption import clinical_job
 from client.series import decisions
 from client.site import Site
-from client.training import ExecutionOptions
 from common.files import held
 from common.processes import repeating
 

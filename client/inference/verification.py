@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from client.cohort import Decide, read_case
+from client.cohort.reading import Decide, read_case
 from client.execution import ExecutionOptions, Hardware, Precision, execution_for
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.cohort import read_case
+from client.cohort.reading import read_case
 from client.imaging import grid
 from client.imaging.cache import content_sha256
 from client.imaging.case import Case

@@ -21,7 +21,7 @@ from common import parameters
 from common.errors import ModelError
 from common.networks.dynunet import dynunet
 from common.networks.mingru import segresnet_mingru
-from common.networks.padded import PaddedNetwork as PaddedNetwork
+from common.networks.padded import PaddedNetwork
 from common.networks.segresnet import segresnet
 from common.networks.unet import unet
 from common.protocol import NetworkOptions

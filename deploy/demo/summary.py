@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from client.cohort import Case, Split, read_cohort, split
+from client.cohort.reading import read_cohort
+from client.cohort.splits import Split, split
+from client.imaging.case import Case
 from client.imaging.nifti import read_volume
 from client.site import Site
 from client.spending import open_ledger

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from common.protocol import AggregationOptions
+from common.aggregation_options import AggregationOptions
 from common.weights import Arrays
 from server.aggregation.coordinate_median import CoordinateMedian
 from server.aggregation.fedadagrad import fedadagrad
@@ -32,7 +32,6 @@ from server.aggregation.geometric_median import GeometricMedian
 from server.aggregation.krum import krum, multi_krum
 from server.aggregation.norm_bounded_mean import NormBoundedMean
 from server.aggregation.scaffold import Scaffold
-from server.aggregation.scaffold import control as control
 from server.aggregation.trimmed_mean import TrimmedMean
 
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from common.aggregation_options import AggregationOptions
 from common.errors import FederationError
-from common.protocol import AggregationOptions
 from common.weights import Arrays
 from server.aggregation.intake import Intake, rounded
 from server.aggregation.mean import Mean

@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from common.protocol import AggregationOptions
+from common.aggregation_options import AggregationOptions
 from common.weights import Arrays
 from server.aggregation.collection import Block, Collection, ranked
 from server.aggregation.intake import Intake

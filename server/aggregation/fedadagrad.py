@@ -8,7 +8,7 @@ Source: Reddi et al. 2021, "Adaptive Federated Optimization", ICLR; after Duchi 
 
 from __future__ import annotations
 
-from common.protocol import AggregationOptions
+from common.aggregation_options import AggregationOptions
 from common.weights import Arrays
 from server.aggregation.adaptive import Adaptive, Array
 

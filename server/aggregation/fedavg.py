@@ -11,7 +11,7 @@ whatever it sends.
 
 from __future__ import annotations
 
-from common.protocol import AggregationOptions
+from common.aggregation_options import AggregationOptions
 from common.weights import Arrays
 from server.aggregation.intake import Intake, rounded
 from server.aggregation.mean import Mean

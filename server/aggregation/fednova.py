@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from common.protocol import AggregationOptions
+from common.aggregation_options import AggregationOptions
 from common.weights import Arrays
 from server.aggregation.intake import Intake, rounded
 from server.aggregation.mean import Mean

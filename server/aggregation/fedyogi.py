@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.protocol import AggregationOptions
+from common.aggregation_options import AggregationOptions
 from common.weights import Arrays
 from server.aggregation.adaptive import Adaptive, Array
 

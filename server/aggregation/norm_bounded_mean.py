@@ -14,8 +14,8 @@ an attacker that room. This bound is on a site's update and gives no privacy of 
 
 from __future__ import annotations
 
+from common.aggregation_options import AggregationOptions
 from common.errors import FederationError
-from common.protocol import AggregationOptions
 from common.weights import Arrays, norm
 from server.aggregation.intake import Intake, rounded
 from server.aggregation.mean import Mean

@@ -25,9 +25,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.cohort import read_case
+from client.cohort.reading import read_case
 from client.imaging.images import read_image
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from common.weights import Arrays
 from server.release import release
 from tests import children, consortia
@@ -87,7 +88,7 @@ def measure(folder: Path) -> Measuring:
 
 def cold(case: Path, out: Path, model: Path) -> dict[str, Any]:
     """Segment ``case`` in a new process; return what that took."""
-    command = [sys.executable, "-m", "client.inference.cli", "segment", str(case)]
+    command = [sys.executable, "-m", "client.clinic", "segment", str(case)]
     command += ["--out", str(out), "--model", str(model), "--threads", str(THREADS)]
     done = children.run(
         [sys.executable, "-m", "tests.benchmarks.cold_run", *command],

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from client.cohort import read_case
+from client.cohort.reading import read_case
 from client.imaging.images import read_image
 from tests import children
 from tests.benchmarks.result import Measuring, Result, line

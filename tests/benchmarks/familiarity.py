@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.cohort import read_cohort
+from client.cohort.reading import read_cohort
 from client.confidence import region_confidence
 from client.execution import ExecutionOptions
 from client.imaging.preprocessing import Prepared, prepare
 from client.inference.familiar import Cohort, Familiarity, familiarity
 from client.noised_statistics import noised_statistics, patient_vector
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from client.prediction import predict
 from common.metrics import dice
 from common.networks import build, load_arrays

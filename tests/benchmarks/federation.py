@@ -22,11 +22,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.cohort import Case, read_cohort
+from client.cohort.reading import read_cohort
+from client.crops import Patient
 from client.evaluation import evaluate
+from client.execution import ExecutionOptions
 from client.imaging.cache import PreparedCache
-from client.phantoms import PROFILES, write_cohort
-from client.training import ExecutionOptions, Patient, train
+from client.imaging.case import Case
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
+from client.training import train
 from common.compression import encode
 from common.networks import build, load_arrays, state_arrays
 from common.protocol import StudyProtocol

@@ -31,7 +31,7 @@ from client.imaging.absence import PARTIAL, There, blank
 from client.imaging.bias import correct_bias
 from client.imaging.nifti import Volume
 from client.inference.doubt import predictions, range_ml, uncertainty
-from client.phantoms import PROFILES
+from client.phantoms.profiles import PROFILES
 from client.phantoms.raw import make_raw_case
 from client.postprocessing import segmented
 from client.prediction import predict

@@ -27,10 +27,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.cohort import read_cohort
+from client.cohort.reading import read_cohort
+from client.crops import Patient
+from client.execution import ExecutionOptions
 from client.imaging.cache import PreparedCache
-from client.phantoms import PROFILES, write_cohort
-from client.training import ExecutionOptions, Patient, train
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
+from client.training import train
 from common.metrics import dice
 from common.networks import build, state_arrays
 from common.protocol import PreprocessingOptions, TrainingOptions

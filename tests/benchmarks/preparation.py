@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from client.cohort import read_cohort
+from client.cohort.reading import read_cohort
 from client.imaging.batch import _BYTES_PER_VOXEL, _PROCESS_BYTES, each
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from client.quality.case import check_case
 from common.protocol import PreprocessingOptions
 from tests import children

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from client.cohort import read_case
+from client.cohort.reading import read_case
 from client.imaging.nifti import read_volume
 from client.imaging.preprocessing import Prepared, prepare, to_native
 from common.protocol import PreprocessingOptions

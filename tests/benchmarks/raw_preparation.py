@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from client.imaging import grid
 from client.imaging.brain import extract_brain
 from client.imaging.nifti import write_volume
-from client.phantoms import PROFILES
+from client.phantoms.profiles import PROFILES
 from client.phantoms.raw import RawCase, make_raw_case
 from common.regions import MODALITIES
 from tests import children, real_heads

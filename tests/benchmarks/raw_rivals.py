@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from client.imaging.nifti import write_volume
-from client.phantoms import PROFILES
+from client.phantoms.profiles import PROFILES
 from client.phantoms.raw import RawCase, make_raw_case
 from tests import children
 from tests.benchmarks.raw_preparation import errors_mm

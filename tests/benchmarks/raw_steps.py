@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from client.cohort import read_case
+from client.cohort.reading import read_case
 from client.imaging import bias, grid, itk, preprocessing, raw, registration
 from client.imaging.nifti import Volume, read_volume
 from common.protocol import PreprocessingOptions

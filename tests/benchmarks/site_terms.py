@@ -29,7 +29,8 @@ from client.training import train
 from common.networks import build, load_arrays, state_arrays
 from common.protocol import StudyProtocol, parse_protocol
 from common.weights import Arrays
-from server.aggregation import RULES, control
+from server.aggregation import RULES
+from server.aggregation.scaffold import control
 from tests.benchmarks.federation import (
     EXECUTION,
     Hospital,

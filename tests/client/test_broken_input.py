@@ -23,7 +23,7 @@ import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
 
-from client.cohort import read_case, read_cohort
+from client.cohort.reading import read_case, read_cohort
 from client.imaging.absence import check_usable
 from client.imaging.case import Case
 from client.imaging.preprocessing import Prepared, prepare

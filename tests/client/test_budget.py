@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from client import studies
+from client import spending
 from client.accountant import epsilon
 from client.budget import budget, patients_now
 from client.patients import keep_withdrawal
@@ -40,8 +40,8 @@ def charge(
     confirm: bool = True,
 ) -> None:
     """Write into the ledger what a round of the study writes."""
-    study_cap, patient_cap = studies.caps(site, protocol)
-    with studies.open_ledger(site) as ledger:
+    study_cap, patient_cap = spending.caps(site, protocol)
+    with spending.open_ledger(site) as ledger:
         fact = ledger.reserve(
             study=protocol.study,
             protocol=protocol.digest,
@@ -103,13 +103,13 @@ def test_patients_are_told_apart(site: Site, consortium: Consortium) -> None:
     one, *others = sorted(patients_now(site, protocol))
     charge(site, protocol, [one], steps=20)
     charge(site, protocol, [one, *others], steps=2)
-    with studies.open_ledger(site) as ledger:
+    with spending.open_ledger(site) as ledger:
         left = ledger.room(
             study=STUDY,
             mechanism=STEP,
             patients=frozenset([one]),
-            study_cap=studies.caps(site, protocol)[0],
-            patient_cap=studies.caps(site, protocol)[1],
+            study_cap=spending.caps(site, protocol)[0],
+            patient_cap=spending.caps(site, protocol)[1],
         )[one]
     charge(site, protocol, [one], steps=left - 1)  # one step is left, and a round takes two
     (own,) = budget(site)["studies"]

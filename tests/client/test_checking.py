@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from client.checking import check_site
-from client.cohort import read_cohort
+from client.cohort.reading import read_cohort
 from client.site import Site
 from common.errors import CaseError
 from common.protocol import PreprocessingOptions

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from client import cli, rehearsal, studies
-from client.cohort import Split, read_cohort
+from client.cohort.reading import read_cohort
+from client.cohort.splits import Split
 from client.participation import Participation
-from client.phantoms import write_cohort
+from client.phantoms.cohort import write_cohort
 from client.site import Site
 from common.errors import StateError
 from common.files import held

@@ -17,7 +17,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from client.cohort import read_case, read_cohort, split
+from client.cohort.reading import read_case, read_cohort
+from client.cohort.splits import split
 from client.imaging.nifti import write_volume
 from client.imaging.preprocessing import prepare
 from common.errors import CaseError

@@ -29,9 +29,13 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch.func import functional_call
 
+from client.clipping import clip
+from client.crops import Crops
+from client.execution import ExecutionOptions
 from client.losses import dice_bce
-from client.private_training import clip, clipped_sum, grid
-from client.training import Crops, ExecutionOptions, Learner, contributions
+from client.noise import grid
+from client.private_training import clipped_sum
+from client.training import Learner, contributions
 from common.low_rank import Subspace, basis
 from common.networks import NETWORKS, build
 from common.parameters import GROUPS, update_shapes

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from client.calibration import calibration_errors
 from client.evaluation import evaluate, evaluate_fully
-from client.training import ExecutionOptions
+from client.execution import ExecutionOptions
 from common.errors import CaseError
 from common.regions import LABELS, REGIONS
 from common.segmentation_options import PostprocessingOptions

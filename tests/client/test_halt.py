@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client import cli, halt, studies
+from client import cli, halt, spending, studies
 from client.participation import Participation
 from client.running import children
 from client.site import Site
@@ -41,7 +41,7 @@ class Hospital:
         return answer(self.participation, content)
 
     def steps(self) -> int:
-        with studies.open_ledger(self.site) as ledger:
+        with spending.open_ledger(self.site) as ledger:
             return sum(fact.steps for fact in ledger.facts())
 
 

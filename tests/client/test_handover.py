@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import studies
-from client.cohort import Case, Cohort, Image, read_case, split
-from client.cohort.splits import position
+from client import spending, studies
+from client.cohort.reading import Cohort, read_case
+from client.cohort.splits import position, split
 from client.handover import hand_over, reviewed_cases, take_back
+from client.imaging.case import Case, Image
 from client.imaging.nifti import read_volume
 from client.participation import Participation
 from client.patients import patients_key, pseudonym
@@ -75,7 +76,7 @@ def test_it_is_in_the_next_round(world: World, willing: Site, tmp_path: Path) ->
         ),
     )
     assert arrays, report
-    with studies.open_ledger(willing) as ledger:
+    with spending.open_ledger(willing) as ledger:
         assert hidden in ledger.patients(), "it was charged as any other patient"
     assert [one["case"] for one in events(willing, "review taken")] == [place.name]
     left = report.model_dump_json() + json.dumps(events(willing, "sent"), default=str)

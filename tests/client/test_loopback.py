@@ -25,7 +25,7 @@ from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from client.cohort import read_cohort
+from client.cohort.reading import read_cohort
 from client.inference.pacs import fetched, session
 from client.inference.service.remote import service
 from client.inference.watch.orthanc import Orthanc

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from client import cli, execution, prediction, private_training, studies, training
+from client import cli, clinic, execution, prediction, private_training, studies, training
 from client.execution import ExecutionOptions, Hardware
 from client.imaging import brain
-from client.inference import cli as clinic
 from client.inference import serve
 from client.inference.installed import activate
 from client.prediction import predict

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from client.scoring import Scores, Spacing, score_labels
-from client.surfaces import WORST_MM, compare_surfaces
+from client.scoring import Scores, score_labels
+from client.surfaces import WORST_MM, Spacing, compare_surfaces
 from common.regions import LABELS, REGIONS, labels_to_regions
 from tests.programs import named
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from client import privacy_audit
-from client.cohort import read_cohort, split
+from client.cohort.reading import read_cohort
+from client.cohort.splits import split
 from client.oversight import app
 from client.privacy_audit import AuditResult, Trial
 from client.withdrawal import LIMITS

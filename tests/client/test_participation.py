@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from client import accountant, measures, studies
+from client import accountant, measures, spending, studies
 from client.accountant import epsilon
 from client.consent import check_order
 from client.kept import Trained
@@ -60,7 +60,7 @@ class Hospital:
         return self.ask(protocol, "train", number=number, weights=weights)
 
     def facts(self) -> tuple[Fact, ...]:
-        with studies.open_ledger(self.site) as ledger:
+        with spending.open_ledger(self.site) as ledger:
             return ledger.facts()
 
 
@@ -241,7 +241,7 @@ def test_a_patients_cap_counts_over_all_studies(hospital: Hospital) -> None:
     assert [found[-1] for found in codes] == ["privacy-cap"] * 2
     facts = hospital.facts()
     assert {fact.study for fact in facts} == {protocol.study for protocol in both}
-    with studies.open_ledger(hospital.site) as ledger:
+    with spending.open_ledger(hospital.site) as ledger:
         shared = ledger.patients(study=both[0].study) & ledger.patients(study=both[1].study)
         assert shared
         for patient in ledger.patients():
@@ -623,7 +623,7 @@ def test_a_patient_whose_scans_cannot_be_read_adds_nothing_and_is_charged(
     patients = {case.patient for case in cases}
     assert len(seen) == len(patients)
     assert [vector.any() for vector in seen].count(False) == 1
-    with studies.open_ledger(site) as ledger:
+    with spending.open_ledger(site) as ledger:
         assert len(ledger.patients()) == len(patients)
 
 
@@ -694,9 +694,9 @@ def test_a_patient_without_budget_is_left_out_and_the_others_go_on(
     site = approving.site
     names = sorted(studies.training_patients(site, protocol))
     spent = frozenset(names[:1])
-    cap = studies.caps(site, protocol)[1]
-    with studies.open_ledger(site) as ledger:
-        wanted = studies.mechanism(protocol)
+    cap = spending.caps(site, protocol)[1]
+    with spending.open_ledger(site) as ledger:
+        wanted = spending.mechanism(protocol)
         room = ledger.steps_left(
             study="earlier", mechanism=wanted, patients=spent, study_cap=cap, patient_cap=cap
         )
@@ -717,7 +717,7 @@ def test_a_patient_without_budget_is_left_out_and_the_others_go_on(
     (left_out,) = events(site, "patients left out")
     assert left_out["patients"] == 1
     assert not set(names) & set(str(left_out).split("'"))
-    with studies.open_ledger(site) as ledger:
+    with spending.open_ledger(site) as ledger:
         assert ledger.patients(study=protocol.study) == frozenset(names[1:])
 
 
@@ -735,7 +735,7 @@ def test_who_has_withdrawn_is_in_no_part_and_the_rounds_are_said(
     report, _ = approving.train(protocol, number=2)
     assert report.withdrawn == (1,)
     hidden = pseudonym(patients_key(site), case.patient)
-    with studies.open_ledger(site) as ledger:
+    with spending.open_ledger(site) as ledger:
         assert {f.round for f in ledger.facts(patient=hidden)} == {1}
     text = (site.folder / "journal.jsonl").read_text()
     assert case.patient not in text

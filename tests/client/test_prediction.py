@@ -4,8 +4,8 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 
+from client.execution import ExecutionOptions
 from client.prediction import predict
-from client.training import ExecutionOptions
 from common.networks import build
 from common.protocol import NetworkOptions
 from common.segmentation_options import PredictionOptions

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from client.execution import ExecutionOptions
 from client.preemption import clinical_job, yielding
 from client.private_training import CountingCharge, train_privately
 from client.site import Site
-from client.training import ExecutionOptions, train
+from client.training import train
 from common.files import held, is_held
 from common.networks import build
 from common.protocol import NetworkOptions, PrivacyOptions

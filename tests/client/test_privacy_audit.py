@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from client import clipping, privacy_audit, private_training
 from client.accountant import epsilon
+from client.crops import Crops
+from client.noise import RandomBytes
 from client.privacy_audit import audit_privacy, check
-from client.private_training import RandomBytes
-from client.training import Crops, Learner
+from client.training import Learner
 from common.errors import PrivacyError
 from common.privacy import Mechanism
 from common.protocol import PrivacyOptions, TrainingOptions

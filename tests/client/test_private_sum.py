@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.clipping import clip
 from client.noise import MOST_CONTRIBUTIONS, grid
-from client.private_training import clip, clipped_sum, sample
+from client.private_training import clipped_sum, sample
 from common.errors import PrivacyError
 
 torch.set_num_threads(1)

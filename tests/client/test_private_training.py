@@ -12,28 +12,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client.clipping import clipper
+from client.clipping import clip, clipper
+from client.crops import Patient, draw_patient
+from client.execution import ExecutionOptions
 from client.losses import dice_bce
 from client.noise import MOST_CONTRIBUTIONS, grid
 from client.private_training import (
     CountingCharge,
     LedgerCharge,
-    clip,
     clipped_sum,
     refuse_batch_statistics,
     train_privately,
 )
-from client.training import (
-    ExecutionOptions,
-    Learner,
-    Patient,
-    Subspace,
-    TrainingResult,
-    draw_patient,
-    train,
-)
+from client.training import Learner, TrainingResult, train
 from common.errors import CaseError, PrivacyError
 from common.ledger import Ledger
+from common.low_rank import Subspace
 from common.networks import build, state_arrays
 from common.privacy import Cap, History, Mechanism
 from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions

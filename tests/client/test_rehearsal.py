@@ -12,10 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client import rehearsal, studies
-from client.phantoms import write_cohort
+from client import rehearsal, spending, studies
+from client.execution import ExecutionOptions
+from client.phantoms.cohort import write_cohort
 from client.site import Site
-from client.training import ExecutionOptions
 from common.weights import digest
 from tests.consortia import tiny_protocol
 
@@ -141,5 +141,5 @@ def test_training_alone_charges_nobody(site: Site, mode: str, private: bool) -> 
     )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert digest(weights) != digest(start)
-    with studies.open_ledger(site) as ledger:
+    with spending.open_ledger(site) as ledger:
         assert ledger.facts() == ()

@@ -12,10 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from client import cli, series, studies
+from client import cli, clinic, series, studies
 from client.checking import check_site
-from client.cohort import read_case
-from client.inference import cli as clinic
+from client.cohort.reading import read_case
 from client.participation import Participation
 from client.site import Site
 from client.withdrawal import withdraw

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from client import studies
+from client import spending, studies
+from client.crops import draw_patient
 from client.kept import Kept
 from client.losses import dice_bce
 from client.site import Site
 from client.terms import next_control
-from client.training import draw_patient
 from common import journal, versions
 from common.files import unwritable
 from common.networks import build, load_arrays, trainable_names
@@ -258,11 +258,11 @@ def test_the_steps_of_a_personal_model_are_charged(hospital: Hospital) -> None:
 def test_a_round_needs_room_for_both_models(hospital: Hospital) -> None:
     protocol = tiny_protocol(privacy={"max_epsilon": 3.0}, training={"personal_lambda": 0.1})
     patients = frozenset(studies.training_patients(hospital.site, protocol))
-    study_cap, patient_cap = studies.caps(hospital.site, protocol)
-    with studies.open_ledger(hospital.site) as ledger:
+    study_cap, patient_cap = spending.caps(hospital.site, protocol)
+    with spending.open_ledger(hospital.site) as ledger:
         room = ledger.steps_left(
             study=protocol.study,
-            mechanism=studies.mechanism(protocol),
+            mechanism=spending.mechanism(protocol),
             patients=patients,
             study_cap=study_cap,
             patient_cap=patient_cap,

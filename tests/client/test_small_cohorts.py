@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from client import cli, studies
-from client.cohort import read_cohort, split
+from client.cohort.reading import read_cohort
+from client.cohort.splits import split
 from client.participation import Participation
 from client.site import Site
 from common.weights import Arrays

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client import studies
+from client import spending, studies
 from client.site import Site
 from common.errors import CaseError, StateError
 from common.metrics import RegionScores
@@ -71,7 +71,7 @@ def test_an_unreadable_patient_costs_the_round_nothing(
     weights = studies.starting_weights(protocol)
     trained = studies.train_round(site, protocol, weights, round_number=1)
     assert trained.update
-    assert studies.privacy_spent(site, protocol).steps == 2
+    assert spending.privacy_spent(site, protocol).steps == 2
 
 
 def test_a_missing_ledger_stops_training(site: Site) -> None:

@@ -12,15 +12,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from client.crops import Patient, draw_patient
+from client.execution import ExecutionOptions
 from client.losses import LOSSES, dice_bce
 from client.private_training import CountingCharge, train_privately
 from client.terms import Terms, correction, next_control
-from client.training import ExecutionOptions, Learner, Patient, draw_patient, train
+from client.training import Learner, train
+from common.aggregation_options import AggregationOptions
 from common.low_rank import Subspace, basis
 from common.networks import build, state_arrays, trainable_names
-from common.protocol import AggregationOptions, NetworkOptions, PrivacyOptions, TrainingOptions
+from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
 from common.weights import Arrays
-from server.aggregation import RULES, control
+from server.aggregation import RULES
+from server.aggregation.scaffold import control
 from tests.client.test_training import Prepared, cohort, options, phantom
 
 torch.set_num_threads(1)

@@ -8,20 +8,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from client.crops import Patient, draw_patient
+from client.execution import ExecutionOptions
 from client.losses import LOSSES, dice_bce
 from client.schedule import Place, learning_rate
-from client.training import (
-    ExecutionOptions,
-    Learner,
-    Patient,
-    Subspace,
-    contributions,
-    draw_patient,
-    drawing,
-    train,
-)
+from client.training import Learner, contributions, drawing, train
 from common.errors import CaseError, ProtocolError
-from common.low_rank import basis, expand
+from common.low_rank import Subspace, basis, expand
 from common.networks import build, state_arrays, trainable_names
 from common.parameters import update_shapes
 from common.protocol import NetworkOptions, TrainingOptions

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from client import studies
-from client.cohort import read_cohort, split
+from client.cohort.reading import read_cohort
+from client.cohort.splits import split
 from client.imaging.cache import PreparedCache
 from client.patients import patients_key, pseudonym, withdrawn
 from client.site import Site

@@ -23,7 +23,8 @@ from typing import Final
 
 import pytest
 
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from common.errors import StateError
 from tests import children
 from tests.deploy.wheelhouse import fill

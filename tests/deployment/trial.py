@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from client import studies
+from client import spending, studies
 from common.compression import decode
 from common.journal import Entry
 from common.weights import Arrays, digest
@@ -240,7 +240,7 @@ class Trial:
                 assert (accepted is not None) == (name in entry.facts["took_part"])
                 assert accepted is None or (entry.facts["round"], accepted) in sent
             charged = Counter[int]()
-            with studies.open_ledger(self.stack.opened(name)) as ledger:
+            with spending.open_ledger(self.stack.opened(name)) as ledger:
                 for fact in ledger.facts(study=self.study):
                     charged[fact.round] += fact.steps
             assert all(charged[number] >= LOCAL_STEPS for number, _ in sent), (name, charged, sent)

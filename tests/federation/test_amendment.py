@@ -10,7 +10,7 @@ import pytest
 
 from client.participation import Participation
 from client.site import Site
-from client.studies import open_ledger
+from client.spending import open_ledger
 from common.errors import IdentityError, ProtocolError, StateError
 from common.identity import Identity, Statement
 from common.protocol import PROTOCOL, StudyProtocol

@@ -14,7 +14,7 @@ from client.participation import Participation
 from client.site import Site
 from common.networks import build, trainable_names
 from common.weights import Arrays
-from server.aggregation import control
+from server.aggregation.scaffold import control
 from server.provisioning import Consortium
 from tests.consortia import STUDY, approve, enrol, found, publish, rounds, tiny_protocol
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from client import studies
+from client import spending, studies
 from client.participation import Participation
 from client.site import Site
 from common.errors import FederationError
@@ -58,5 +58,5 @@ def test_a_hospital_trains_from_the_weights_that_it_approved(
     assert consortia.events(site, "training") == []
     (told,) = consortium.journal.events("site declined", order="train")
     assert told.facts["code"] == "initial"
-    with studies.open_ledger(site) as ledger:
+    with spending.open_ledger(site) as ledger:
         assert list(ledger.facts()) == []

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
-from client import studies
+from client import spending, studies
+from client.execution import ExecutionOptions
 from client.inference.installed import activate, active_model
 from client.inference.model import open_model
 from client.inference.segment import segment
 from client.participation import Participation
 from client.site import Site
-from client.training import ExecutionOptions
 from common.networks import NETWORKS
 from common.privacy import Mechanism
 from common.protocol import StudyProtocol
@@ -74,7 +74,7 @@ class Federation:
         return [entry.facts for entry in entries]
 
     def steps(self, name: str) -> int:
-        return studies.privacy_spent(self.sites[name], self.protocol).steps
+        return spending.privacy_spent(self.sites[name], self.protocol).steps
 
 
 @pytest.fixture
@@ -161,8 +161,8 @@ def test_a_site_over_its_cap_drops_out_and_says_so(federation: Federation) -> No
     federation.approve(*NAMES)
     west = edit(federation.sites["west"], "max_epsilon = 10.0", "max_epsilon = 8.0")
     patients = frozenset(studies.training_patients(west, federation.protocol))
-    with studies.open_ledger(west) as ledger:
-        caps = studies.caps(west, federation.protocol)
+    with spending.open_ledger(west) as ledger:
+        caps = spending.caps(west, federation.protocol)
         mechanism = Mechanism(2.0, 0.5)
         left = ledger.steps_left(
             study="earlier",

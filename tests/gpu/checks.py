@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from client.clipping import Clipping, clip, clipper
+from client.crops import draw_patient
 from client.execution import ExecutionOptions
 from client.noise import SystemRandom, grid, noise
 from client.prediction import predict
 from client.private_training import CountingCharge, clipped_sum, train_privately
-from client.training import Learner, draw_patient, train
+from client.training import Learner, train
 from tests.gpu import material
 from tests.gpu.material import CLIPPING_NORM, NOISE_MULTIPLIER, Scale, apart, flat
 

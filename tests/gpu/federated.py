@@ -8,7 +8,8 @@ from typing import Final
 import torch
 
 from client.participation import Participation
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from tests import consortia
 from tests.consortia import STUDY
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.crops import Patient
 from client.noise import RandomBytes
-from client.training import Patient
 from common.networks import build
 from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.aggregation_options import AggregationOptions
 from common.journal import Entry
-from common.protocol import AggregationOptions
 from server.deadlines import FLOOR_S, Attendance, Deadlines
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from common.errors import FederationError
 from common.wire import Content, Order, pack
-from server.aggregation import RULES, control
+from server.aggregation import RULES
 from server.aggregation.fedavg import FedAvg
+from server.aggregation.scaffold import control
 from tests.server.conftest import report
 
 

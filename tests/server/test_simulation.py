@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.aggregation_options import AggregationOptions
 from common.errors import ModelError, ProtocolError, StateError
 from common.network_shapes import shapes
-from common.protocol import AggregationOptions, NetworkOptions
+from common.protocol import NetworkOptions
 from common.weights import digest, save
 from server.aggregation import RULES
 from server.aggregation.collection import Collection

@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 
 from client.calibration import AS_IT_IS, Temperatures
+from client.execution import ExecutionOptions
 from client.imaging.case import Case
 from client.imaging.nifti import Volume
 from client.inference.installed import active_model, temperatures_of
@@ -24,7 +25,6 @@ from client.inference.model import Model
 from client.inference.result_folder import Origin, Segmentation
 from client.inference.segment import network_of, origin_of, segment_case
 from client.site import Site
-from client.training import ExecutionOptions
 from common.errors import GliofedError, ModelError
 
 LOOK_S: Final = 1.0

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from client.cohort import read_case, read_cohort, split
+from client.cohort.reading import read_case, read_cohort
+from client.cohort.splits import split
 from client.imaging.cache import PreparedCache, content_sha256
 from client.imaging.dicom import containers
 from client.imaging.images import read_image

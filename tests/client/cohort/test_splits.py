@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from client.cohort import Case, Cohort, Split, split
-from client.cohort.splits import position
+from client.cohort.reading import Cohort
+from client.cohort.splits import Split, position, split
+from client.imaging.case import Case
 
 
 def cohort_of(patients: list[str], sessions: int = 1) -> Cohort:

@@ -16,7 +16,7 @@ from client.imaging.case import Case
 from client.imaging.nifti import read_volume
 from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, digest, prepare, to_native
-from client.phantoms import PROFILES
+from client.phantoms.profiles import PROFILES
 from client.phantoms.raw import RawCase, make_raw_case
 from common.errors import CaseError
 from common.protocol import PreprocessingOptions

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from client import clinic as cli
 from client.calibration import Counts
-from client.inference import cli
 from client.inference.installed import activate, calibrate
 from client.inference.segment import segment
 from common.files import is_held

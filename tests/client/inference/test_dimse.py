@@ -28,7 +28,8 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.dimse import DIMSEServiceProvider
 
-from client.inference import cli, dimse
+from client import clinic as cli
+from client.inference import dimse
 from client.inference.pacs import fetched, send
 from common.errors import CaseError
 from tests import consortia

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from client.crops import draw_crops
+from client.execution import ExecutionOptions
 from client.imaging.absence import PARTIAL, blank, present
 from client.inference.doubt import Predict, Predictions, predictions, range_ml, uncertainty
 from client.losses import dice_bce
 from client.prediction import predict
-from client.training import ExecutionOptions, draw_crops
 from common.protocol import TrainingOptions
 from common.regions import MODALITIES, labels_to_regions
 

@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from client.execution import ExecutionOptions
 from client.imaging.absence import ABSENT
 from client.inference.explanation import explanation
 from client.inference.segment import segment
 from client.inference.verification import Given, verify
-from client.training import ExecutionOptions
 from common.regions import MODALITIES, regions_to_labels
 from tests.consortia import World
 

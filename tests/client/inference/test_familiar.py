@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.cohort import read_cohort
+from client.cohort.reading import read_cohort
 from client.imaging.absence import ABSENT
 from client.imaging.preprocessing import Prepared, prepare
 from client.inference.familiar import Cohort, Familiarity, familiarity
 from client.noised_statistics import patient_vector
-from client.phantoms import PROFILES, write_cohort
+from client.phantoms.cohort import write_cohort
+from client.phantoms.profiles import PROFILES
 from common.protocol import PreprocessingOptions
 from common.regions import MODALITIES
 from common.statistics import HISTOGRAMS

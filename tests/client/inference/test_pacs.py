@@ -19,7 +19,7 @@ import pytest
 from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
 
-from client.inference import cli
+from client import clinic as cli
 from client.inference.pacs import fetched, send
 from common.errors import CaseError
 from tests import children

@@ -18,7 +18,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from client.inference import cli
+from client import clinic as cli
 from client.inference.installed import activate
 from client.inference.revoked import take_revocations
 from common.identity import Identity

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from client.inference import cli
+from client import clinic as cli
 from client.series import cohort_of
 from client.studies import loaders
 from common import protocol as protocols
@@ -168,7 +168,7 @@ if sys.argv[2] == "SimpleITK first":
     import SimpleITK
 import hashlib
 from pathlib import Path
-from client.cohort import read_case
+from client.cohort.reading import read_case
 from client.execution import execution_for
 from client.imaging.preprocessing import prepare
 from client.prediction import predict

@@ -16,14 +16,14 @@ from matplotlib.image import imread
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy import ndimage
 
-from client.cohort import read_case
+from client.cohort.reading import read_case
+from client.execution import ExecutionOptions
 from client.inference import segment as segmenting
 from client.inference.dicom_results import written
 from client.inference.model import Model, open_model
 from client.inference.record import Result
 from client.inference.result_folder import Segmentation, volumes_ml
 from client.inference.segment import network_of, segment, segment_case
-from client.training import ExecutionOptions
 from common.errors import CaseError, ModelError, StateError
 from common.protocol import PreprocessingOptions, preprocessing_digest
 from common.regions import MODALITIES

@@ -13,10 +13,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from client.inference import cli
+from client import clinic as cli
+from client.execution import ExecutionOptions
 from client.inference.installed import activate
 from client.inference.segment import segment
-from client.training import ExecutionOptions
 from tests.consortia import World
 from tests.scanners import write_study
 

@@ -13,19 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.phantoms import (
-    MARK,
-    PROFILES,
-    PhantomCase,
-    anatomy,
-    make_case,
-    session_count,
-    write_cohort,
-)
+from client.phantoms import anatomy
 from client.phantoms.anatomy import grow_anatomy, load_template
-from client.phantoms.cases import SIZES
+from client.phantoms.cases import SIZES, PhantomCase, make_case, session_count
+from client.phantoms.cohort import MARK, write_cohort
 from client.phantoms.fields import Grid
-from client.phantoms.profiles import KINDS, Kind, Profile
+from client.phantoms.profiles import KINDS, PROFILES, Kind, Profile
 from client.phantoms.scanner import mix_tissue, tissue_signals
 from client.phantoms.tumour import grow_tumour, plan_tumour
 from common.errors import CaseError, StateError
@@ -331,8 +324,10 @@ def test_phantoms_never_join_other_data(tmp_path: Path) -> None:
 
 def test_importing_is_cheap_and_silent() -> None:
     script = (
-        "import sys, client.phantoms as p; p.make_case(p.PROFILES['reference'], size=24, seed=0,"
-        " number=1); print(sorted({'torch', 'nilearn', 'sklearn', 'monai'} & set(sys.modules)))"
+        "import sys; from client.phantoms.cases import make_case; "
+        "from client.phantoms.profiles import PROFILES; "
+        "make_case(PROFILES['reference'], size=24, seed=0, number=1); "
+        "print(sorted({'torch', 'nilearn', 'sklearn', 'monai'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],

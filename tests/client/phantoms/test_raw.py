@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.imaging import grid
-from client.phantoms import PROFILES
+from client.phantoms.profiles import PROFILES
 from client.phantoms.raw import RawCase, make_raw_case
 from common.regions import MODALITIES
 from tests.raw_heads import head

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.protocol import AggregationOptions
+from common.aggregation_options import AggregationOptions
 from common.weights import Arrays
 from server.aggregation import RULES, Rule
 

@@ -15,7 +15,8 @@ from hypothesis.extra.numpy import arrays
 
 from common.errors import FederationError
 from common.weights import Arrays, digest, load, save
-from server.aggregation import RULES, control
+from server.aggregation import RULES
+from server.aggregation.scaffold import control
 from tests.server.aggregation.cases import (
     CASES,
     Case,

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from client.cohort import read_case
+from client.cohort.reading import read_case
+from client.execution import ExecutionOptions
 from client.imaging.nifti import Volume, read_volume
 from client.inference.installed import activate
 from client.inference.serve import Access, Running, serving
 from client.inference.service.server import Terms
-from client.training import ExecutionOptions
 from tests.consortia import World
 
 PLAIN = ExecutionOptions(prefetch=0)

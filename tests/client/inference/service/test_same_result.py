@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from client import clinic as cli
 from client.execution import Hardware, execution_for
-from client.inference import cli, result_folder, verification
+from client.inference import result_folder, verification
 from client.inference.installed import activate
 from client.inference.serve import Access, serving
 from client.inference.service.server import Terms

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tritonclient.utils import InferenceServerException
 
+from client import clinic as cli
 from client.imaging.case import Case, Image
 from client.imaging.nifti import Volume
-from client.inference import cli
 from client.inference.installed import activate
 from client.inference.revoked import take_revocations
 from client.inference.segment import network_of, segment, segment_case
