@@ -28,6 +28,7 @@ from common.door.place import Place
 from common.errors import CaseError, ConsentError, StateError
 from common.files import held, is_held
 from common.identity import fingerprint
+from common.ledger import Ledger
 from common.processes import Supervisor, stop_on_signals
 from common.protocol import StudyProtocol, preprocessing_digest
 
@@ -64,7 +65,7 @@ def request(
     ] = None,
 ) -> None:
     """Make the site's folder and keys, and the request to send to the coordinator."""
-    site = sites.request(folder, name=name, data=data)
+    site = sites.request(folder, name=name, data=data, make_ledger=Ledger.create)
     console.say(
         f"Send {site.folder / 'request.json'} to the coordinator. Your fingerprint, to read to "
         f"them by telephone: {fingerprint(site.identity.public)}"

@@ -26,7 +26,7 @@ import datetime as dt
 import json
 import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +44,6 @@ from common.files import read_json, write_bytes, write_json, write_secret
 from common.identity import Identity, Statement, fingerprint
 from common.journal import Journal
 from common.kit import Kit, Request, open_kit, sign_request
-from common.ledger import Ledger
 from common.protocol import APPROVAL, PROTOCOL, NetworkName, StudyProtocol, parse_protocol
 from common.proxies import Proxy, from_environment, is_loopback, parse_proxy
 
@@ -548,8 +547,13 @@ def _check_name(folder: Path, name: str) -> None:
         )
 
 
-def request(folder: Path, *, name: str, data: Path | None) -> Site:
-    """Make a site's folder with its keys and its enrolment request; raise StateError."""
+def request(
+    folder: Path, *, name: str, data: Path | None, make_ledger: Callable[[Path], object]
+) -> Site:
+    """Make a site's folder with its keys and its enrolment request; raise StateError.
+
+    ``make_ledger`` makes the privacy ledger at a path, before the folder counts as a site's.
+    """
     if (folder / "site.toml").exists():
         raise StateError(
             f"{folder} is a site's folder already.",
@@ -576,7 +580,7 @@ def request(folder: Path, *, name: str, data: Path | None) -> Site:
         version=version("gliofed"),
     )
     sign_request(wanted, identity).save(folder / "request.json")
-    Ledger.create(folder / "ledger.sqlite")
+    make_ledger(folder / "ledger.sqlite")
     # A JSON string is a TOML string: a quote or a backslash in a path stays what it is.
     text = _SETTINGS.format(name=json.dumps(name), data=json.dumps(place, ensure_ascii=False))
     write_bytes(folder / "site.toml", text.encode())

@@ -18,6 +18,7 @@ from client.inference.model import Model, open_model
 from client.participation import Participation
 from client.site import Site
 from common.identity import Identity, Statement
+from common.ledger import Ledger
 from common.protocol import (
     PROTOCOL,
     RELEASE,
@@ -90,7 +91,7 @@ def found(folder: Path, *, name: str = "Northern Consortium") -> Consortium:
 
 def enrol(consortium: Consortium, folder: Path, *, name: str, data: Path) -> Site:
     """Return a hospital that asked, was admitted and joined."""
-    site = sites.request(folder, name=name, data=data)
+    site = sites.request(folder, name=name, data=data, make_ledger=Ledger.create)
     kit = folder.with_name(f"{name}-kit.json")
     provisioning.admit(consortium, site.folder / "request.json", kit)
     sites.join(site, kit)

@@ -16,6 +16,7 @@ from client.site import Policy, Site
 from common.errors import ConsentError, IdentityError, StateError
 from common.identity import Identity, Statement, fingerprint
 from common.kit import open_request
+from common.ledger import Ledger
 from common.protocol import PROTOCOL, StudyProtocol
 from server import provisioning
 from server.provisioning import Consortium
@@ -28,7 +29,7 @@ def signed(consortium: Consortium, protocol: StudyProtocol) -> Statement:
 
 
 def test_a_request_makes_the_folder_and_sends_only_public_keys(tmp_path: Path) -> None:
-    site = sites.request(tmp_path / "north", name="north", data=None)
+    site = sites.request(tmp_path / "north", name="north", data=None, make_ledger=Ledger.create)
     assert site.data == tmp_path / "north" / "data"
     assert stat.S_IMODE(site.folder.stat().st_mode) == 0o700
     for secret in (site.folder / "keys").iterdir():
@@ -41,7 +42,7 @@ def test_a_request_makes_the_folder_and_sends_only_public_keys(tmp_path: Path) -
     assert [entry.event for entry in site.journal.entries()] == ["site made"]
     assert site.study_names() == []
     with pytest.raises(StateError, match="is a site's folder already"):
-        sites.request(tmp_path / "north", name="other", data=None)
+        sites.request(tmp_path / "north", name="other", data=None, make_ledger=Ledger.create)
     with pytest.raises(StateError, match="has not joined"):
         _ = site.kit
 
@@ -49,13 +50,15 @@ def test_a_request_makes_the_folder_and_sends_only_public_keys(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["", "north east", 'a"b', "-a", "a/b", "ä", "x" * 64])
 def test_an_impossible_name_makes_nothing(tmp_path: Path, name: str) -> None:
     with pytest.raises(StateError, match="cannot be a site's name"):
-        sites.request(tmp_path / "north", name=name, data=None)
+        sites.request(tmp_path / "north", name=name, data=None, make_ledger=Ledger.create)
     assert not (tmp_path / "north").exists()
 
 
 @pytest.mark.parametrize("folder", ['with "quotes"', "back\\slash", "{braces}", "Größe 測"])
 def test_any_path_may_hold_the_data(tmp_path: Path, folder: str) -> None:
-    site = sites.request(tmp_path / "north", name="north", data=tmp_path / folder)
+    site = sites.request(
+        tmp_path / "north", name="north", data=tmp_path / folder, make_ledger=Ledger.create
+    )
     assert site.data == tmp_path / folder
 
 
@@ -142,7 +145,7 @@ def test_a_kit_for_another_hospital_is_refused(
 def test_a_kit_for_the_same_key_under_another_name_is_refused(
     consortium: Consortium, tmp_path: Path
 ) -> None:
-    site = sites.request(tmp_path / "a", name="north", data=None)
+    site = sites.request(tmp_path / "a", name="north", data=None, make_ledger=Ledger.create)
     kit = tmp_path / "kit.json"
     provisioning.admit(consortium, site.folder / "request.json", kit)
     renamed = replace(site, settings=site.settings.model_copy(update={"name": "south"}))

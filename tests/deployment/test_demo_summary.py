@@ -18,6 +18,7 @@ import pytest
 from client import site as sites
 from client.cohort.splits import position
 from common import console
+from common.ledger import Ledger
 from common.metrics import RegionScores
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
@@ -67,7 +68,7 @@ def hospital(name: str, split_: tuple[int, int, int]) -> None:
             for sequence in ("t1n", "t1c", "t2w", "t2f", "seg"):
                 text = f"{name} {patient} {sequence}"
                 (folder / f"{patient}-000-{sequence}.nii.gz").write_text(text)
-    sites.request(Path(name), name=name, data=data)
+    sites.request(Path(name), name=name, data=data, make_ledger=Ledger.create)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def finished(cohorts: Mapping[str, tuple[int, int, int]], ways: int) -> None:
     Path("trainers.txt").write_text("\n".join(trainers))
     Path("scorers.txt").write_text("\n".join(scorers))
     for name in cohorts:
-        sites.request(Path(name), name=name, data=None)
+        sites.request(Path(name), name=name, data=None, make_ledger=Ledger.create)
     spent = {"noise_multiplier": 1.5, "sampling_rate": 0.5, "steps": 35, "delta": 1e-3}
     study: dict[str, Any] = {
         "rounds_planned": 5,
