@@ -115,7 +115,8 @@ def segment(
     from client.inference.segment import segment as run_segment
     from client.preemption import clinical_job
     from client.series import decisions, for_once, parse
-    from client.site import Machine, Site
+    from client.settings import Machine
+    from client.site import Site
 
     try:
         decide = for_once(parse(series or []))

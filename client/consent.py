@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 
-from client.site import Decision, Policy
+from client.settings import Policy
+from client.site import Decision
 from common.errors import ConsentError
 from common.protocol import StudyProtocol
 

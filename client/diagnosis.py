@@ -25,7 +25,8 @@ from client.inference.installed import active_model
 from client.keyring import node_key
 from client.readiness import of_trial, try_out
 from client.series import cohort_of
-from client.site import Machine, Site
+from client.settings import Machine
+from client.site import Site
 from client.spending import open_ledger
 from client.threads import THREADS
 from common import machine

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import torch
 
-from client.site import Machine
+from client.settings import Machine
 from client.threads import THREADS, computing_with
 from common.errors import StateError
 

@@ -32,7 +32,7 @@ def rehearse(
     """Rehearse a study on phantoms: no patient, no ledger, no network is touched."""
     from client.execution import execution_for
     from client.rehearsal import rehearse as run_rehearsal
-    from client.site import Machine
+    from client.settings import Machine
 
     machine = Site.open(folder).settings.machine if (folder / "site.toml").exists() else Machine()
     with console.progress("Rehearsing") as told:
@@ -95,7 +95,7 @@ def pretrain(
     """Make starting weights for a study from phantoms alone, at no cost in privacy."""
     from client.execution import execution_for
     from client.rehearsal import pretrain as run_pretraining
-    from client.site import Machine
+    from client.settings import Machine
     from common.weights import digest, load, save
 
     with console.progress("Pre-training") as told:

@@ -33,7 +33,8 @@ from client.inference.record import DEVICE_NAMES, Identity, Result, computed
 from client.inference.result_folder import Segmentation, volumes_ml
 from client.inference.revoked import check_not_revoked, revocations_of
 from client.inference.segment import network_of, segment_case
-from client.site import Machine, Site
+from client.settings import Machine
+from client.site import Site
 from client.threads import THREADS
 from common.errors import CaseError, GliofedError, IdentityError, ModelError, StateError
 from common.identity import Statement, fingerprint

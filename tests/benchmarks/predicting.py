@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from client import prediction, windows
 from client.execution import ExecutionOptions, Hardware, choose
 from client.prediction import predict
-from client.site import Machine
+from client.settings import Machine
 from common.networks import build, load_arrays
 from common.protocol import NetworkOptions
 from common.weights import load

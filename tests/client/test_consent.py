@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from client.consent import check_order, check_policy, check_start
-from client.site import Decision, Policy
+from client.settings import Policy
+from client.site import Decision
 from common.errors import ConsentError
 from common.protocol import StudyProtocol
 from tests.consortia import tiny_protocol

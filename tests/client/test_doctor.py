@@ -11,7 +11,8 @@ import pytest
 from client import cli, diagnosis, keyring
 from client.diagnosis import Devices, of_devices, of_release
 from client.readiness import Trial
-from client.site import Machine, Site
+from client.settings import Machine
+from client.site import Site
 from common.files import held, write_json
 from common.findings import Finding
 from server import provisioning

@@ -23,7 +23,7 @@ from client.execution import (
     execution_for,
     slow_alone,
 )
-from client.site import Machine
+from client.settings import Machine
 from client.threads import THREADS, computing_with, pool
 from common.errors import StateError
 

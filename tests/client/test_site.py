@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from client import site as sites
-from client.site import Policy, Site
+from client.settings import Policy
+from client.site import Site
 from common.errors import ConsentError, IdentityError, StateError
 from common.identity import Identity, Statement, fingerprint
 from common.kit import open_request

@@ -172,7 +172,7 @@ from client.cohort.reading import read_case
 from client.execution import execution_for
 from client.imaging.preprocessing import prepare
 from client.prediction import predict
-from client.site import Machine
+from client.settings import Machine
 from common.networks import build
 from common.protocol import NetworkOptions, PreprocessingOptions
 options = PreprocessingOptions(input="raw", spacing_mm=4.0)
