@@ -64,7 +64,8 @@ def of_trial(found: Trial, folder: Path) -> Finding:
     if found.code == 0:
         return ok("trial", f"A step of training and a segmentation worked ({found.seconds:.0f} s).")
     told = "A step of training and a segmentation, tried on noise, "
-    again = f"`{sys.executable} -m client.readiness {folder}` repeats it and shows all it says."
+    command = f"{sys.executable} -m client.readiness {folder}"
+    again = f"`{command}` repeats it and shows all it says."
     if found.code is None:
         return problem("trial", f"{told}did not end in {found.seconds:.0f} s.", again)
     if found.code < 0:

@@ -123,12 +123,16 @@ def children(
     made = [
         Child(
             name,
-            [*own, f"server.{name}", str(folder)],
+            [*own, module, str(folder)],
             log / f"{name}.log",
             environment,
             watches=watches,
         )
-        for name, watches in (("superlink", ()), ("gateway", addresses), ("executor", addresses))
+        for name, module, watches in (
+            ("superlink", "server.superlink", ()),
+            ("gateway", "server.gateway", addresses),
+            ("executor", "server.executor", addresses),
+        )
     ]
     if dashboard is not None:
         command = [*own, "server.dashboard", str(folder), dashboard]

@@ -14,7 +14,7 @@ import torch
 
 import client
 import common
-from client import execution
+from client import execution, threads
 from client.execution import (
     ExecutionOptions,
     Hardware,
@@ -116,13 +116,13 @@ def test_the_choice_is_the_same_whatever_the_moment(monkeypatch: pytest.MonkeyPa
     clock = iter(range(10**6))
     for name in ("perf_counter", "monotonic", "process_time", "time"):
         monkeypatch.setattr(time, name, lambda: 1000.0 * next(clock) ** 2)
-    for cores, load, threads in ((1, 64.0, "1"), (128, 0.0, "128"), (2, 2.0, "7")):
+    for cores, load, number in ((1, 64.0, "1"), (128, 0.0, "128"), (2, 2.0, "7")):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load,) * 3)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 0))
-        monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        with computing_with(int(threads)):
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+        with computing_with(int(number)):
             assert execution_for(Machine(precision="bfloat16")) == calm
 
 
@@ -196,8 +196,8 @@ def test_nobody_asks_the_machines_state_who_computes() -> None:
 
 def test_the_choice_can_measure_nothing() -> None:
     """Nothing that is imported for it knows a clock, the system or another process."""
-    for name in ("execution", "threads"):
-        path = Path(str(client.__file__)).with_name(f"{name}.py")
+    for module in (execution, threads):
+        path = Path(str(module.__file__))
         imported = {
             word.split(".")[0]
             for node in ast.walk(ast.parse(path.read_text()))
