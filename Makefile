@@ -111,7 +111,7 @@ $(INSTALLED): pyproject.toml deploy/constraints.txt
 $(RUNNABLE): pyproject.toml deploy/constraints.txt
 	@echo "Installing gliofed and what it needs into $(VENV), once: a minute or two."
 	$(call install,server$(COMMA)site)
-	$(BIN)/python -W ignore -c "import client.worker, client.checking, client.inference.segment, server.executor"
+	$(BIN)/python -W ignore -c "import client.worker, client.views.cohort_check, client.clinic.segment, server.executor"
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""The Flower ClientApp: wiring only; what an order does is in ``client.participation``."""
+"""The Flower ClientApp: wiring only; what an order does is in ``client.runtime.order_handler``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.participation import Participation
+from client.runtime.order_handler import Participation
 
 app = ClientApp()
 _participations: dict[str, Participation] = {}

@@ -15,28 +15,28 @@ from typing import Any, Final, Literal
 
 import torch
 
-from client.cohort.reading import read_cohort
-from client.cohort.splits import split
-from client.crops import Patient
-from client.evaluation import evaluate
-from client.execution import ExecutionOptions
-from client.imaging.cache import PreparedCache
+from client.cohort.case_discovery import read_cohort
+from client.cohort.patient_split import split
+from client.imaging.prepared_cache import PreparedCache
+from client.networks.registry import build, load_arrays, state_arrays
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from client.private_training import CountingCharge, train_privately
-from client.schedule import Place
-from client.studies import mean_dice
-from client.training import Progress, train
-from common.low_rank import Subspace
-from common.networks import build, load_arrays, state_arrays
-from common.protocol import (
+from client.privacy.dp_sgd import CountingCharge, train_privately
+from client.segmentation.evaluation import evaluate
+from client.site.execution import ExecutionOptions
+from client.study.round_training import mean_dice
+from client.training.crops import Patient
+from client.training.loop import Progress, train
+from client.training.lr_schedule import Place
+from common.messages.low_rank import Subspace
+from common.records.weights import Arrays
+from common.study.protocol import (
     NetworkOptions,
     PreprocessingOptions,
     PrivacyOptions,
     StudyProtocol,
     TrainingOptions,
 )
-from common.weights import Arrays
 
 PHASES: Final = ((2e-3, 0.5), (1e-3, 0.3), (3e-4, 0.2))
 """Learning rate and share of the steps of each phase of pre-training."""

@@ -7,8 +7,8 @@ between rounds. Texts of failures stay at the site. Whatever happens, the SuperN
 its date is reckoned from the order's, so that a wrong clock here makes no answer look expired.
 
 A worker that dies leaves its order with the SuperNode, perhaps with half an answer, for which the
-SuperNode would wait for ever: ``client.running`` restarts both together, and the coordinator, who
-hears of it at once, orders again.
+SuperNode would wait for ever: ``client.commands.supervisor`` restarts both together, and the
+coordinator, who hears of it at once, orders again.
 
 The SuperNode is on this machine: what it is asked goes through no proxy, whatever the environment
 says.
@@ -40,14 +40,14 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from client.app import app
-from client.outbound import Reply, let_out
-from client.site import Site
-from common import logs
+from client.site.folder import Site
+from client.study.outbound import Reply, let_out
 from common.errors import ConsentError, GliofedError, StateError, UpdateError
-from common.files import write_json
-from common.processes import repeating
+from common.messages.wire_format import check_bundle, refusal, unpack_order
+from common.process import logs
+from common.process.child_processes import repeating
+from common.records.atomic_files import write_json
 from common.versions import own, skew
-from common.wire import check_bundle, refusal, unpack_order
 
 _LOG = logging.getLogger("client.worker")
 _WORDS = logs.get_logger("client.worker")

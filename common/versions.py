@@ -3,7 +3,7 @@
 Server and sites work together if they have the same major version and at most one minor version
 between them, either way: so that a consortium upgrades one machine after the other, in any order.
 A release keeps to it: what it adds to a message, the release before may leave unread
-(``common.wire``).
+(``common.messages.wire_format``).
 
 Out of scope: the formats on a disk.
 """

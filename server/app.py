@@ -1,4 +1,4 @@
-"""The Flower ServerApp: wiring only. The rounds are in ``server.rounds``."""
+"""The Flower ServerApp: wiring only. The rounds are in ``server.rounds.round_loop``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.flower import GridFleet
-from server.provisioning import Consortium
-from server.scheduler import schedule
+from server.consortium.provisioning import Consortium
+from server.rounds.study_scheduler import schedule
+from server.transport.flower_fleet import GridFleet
 
 app = ServerApp()
 

@@ -13,12 +13,12 @@ import threading
 import time
 from pathlib import Path
 
-from common import logs
 from common.errors import GliofedError, StateError
+from common.process import logs
 from server.app import app
-from server.flower import CALL_ERRORS, register_sites, run_app, start_run
-from server.provisioning import Consortium
-from server.rotation import take_renewals
+from server.consortium.key_rotation import take_renewals
+from server.consortium.provisioning import Consortium
+from server.transport.flower_fleet import CALL_ERRORS, register_sites, run_app, start_run
 
 _LOG = logging.getLogger("server.executor")
 _PAUSE_S = 1.0

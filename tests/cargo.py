@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from safetensors.numpy import load, save
 
-from common.wire import Content
+from common.messages.wire_format import Content
 
 FORMAT = "safetensors"
 

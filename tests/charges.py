@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from common.ledger import Ledger
-from common.privacy import Cap, Mechanism
+from client.privacy.ledger import Ledger
+from client.privacy.mechanism import Cap, Mechanism
 
 MECHANISM = Mechanism(1.0, 0.1)
 OTHER = Mechanism(2.0, 0.1)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from common.processes import die_with_parent
+from common.process.child_processes import die_with_parent
 
 _WITH_ITS_GROUP: Final = """\
 import ctypes, os, signal, subprocess, sys

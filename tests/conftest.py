@@ -12,16 +12,16 @@ import hypothesis
 import pytest
 import torch
 
-from client import execution
-from client.participation import Participation
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from client.site import Site
-from common.processes import die_with_parent
-from common.protocol import StudyProtocol
-from common.proxies import without_proxies
-from server.provisioning import Consortium
-from server.release import release
+from client.runtime.order_handler import Participation
+from client.site import execution
+from client.site.folder import Site
+from common.process.child_processes import die_with_parent
+from common.process.proxies import without_proxies
+from common.study.protocol import StudyProtocol
+from server.consortium.provisioning import Consortium
+from server.release.release_folder import release
 from tests import consortia, file_seconds, slow_part
 from tests.consortia import World
 

@@ -13,25 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client import site as sites
-from client.inference.model import Model, open_model
-from client.participation import Participation
-from client.site import Site
-from common.identity import Identity, Statement
-from common.ledger import Ledger
-from common.protocol import (
+from client.clinic.released_model import Model, open_model
+from client.privacy.ledger import Ledger
+from client.runtime.order_handler import Participation
+from client.site import folder as sites
+from client.site.folder import Site
+from common.messages.wire_format import Content, Order, OrderKind, Report, pack, unpack_report
+from common.records.weights import Arrays, digest
+from common.study.protocol import (
     PROTOCOL,
     RELEASE,
     PreprocessingOptions,
     StudyProtocol,
     preprocessing_digest,
 )
-from common.weights import Arrays, digest
-from common.wire import Content, Order, OrderKind, Report, pack, unpack_report
-from server import provisioning
-from server.fleet import MemoryFleet
-from server.provisioning import Consortium
-from server.rounds import Rounds
+from common.trust.identity import Identity, Statement
+from server.consortium import provisioning
+from server.consortium.provisioning import Consortium
+from server.rounds.fleet import MemoryFleet
+from server.rounds.round_loop import Rounds
 
 STUDY = "glioma-10"
 """With this name a cohort of six phantom patients splits into 4, 1 and 1."""

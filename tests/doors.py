@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from server.hub import Hub
-from server.provisioning import Consortium
+from server.consortium.provisioning import Consortium
+from server.consortium.superlink_address import Hub
 
 
 class _Nothing(BaseHTTPRequestHandler):

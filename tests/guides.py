@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from common.processes import free_port
+from common.process.child_processes import free_port
 from tests import children
 
 ROOT: Final = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from torch.overrides import TorchFunctionMode
 
-from common.networks.norm import ExactGroupNorm
+from client.networks.group_norm import ExactGroupNorm
 
 # Opacus looks for a layer by its very type.
 GradSampleModule.GRAD_SAMPLERS[ExactGroupNorm] = GradSampleModule.GRAD_SAMPLERS[torch.nn.GroupNorm]

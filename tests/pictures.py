@@ -14,22 +14,22 @@ from typing import Final
 import torch
 from playwright.sync_api import sync_playwright
 
-from client.activity import Activity
-from client.page.machine import Gpu, Machine
+from client.page.listen_address import tokens
+from client.page.machine_load import Gpu, Machine
 from client.page.pages import application as site_page
-from client.page.place import tokens
-from client.page.reading import Readings as SiteReadings
-from client.participation import Participation
+from client.page.site_status import Readings as SiteReadings
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from client.site import Site
-from common.door import Door, issue, link
-from common.files import held
-from common.wire import Order
-from server.dashboard.pages import application as dashboard
-from server.fleet import Presence
-from server.provisioning import Consortium
-from server.readings import Readings
+from client.runtime.order_handler import Participation
+from client.site.activity import Activity
+from client.site.folder import Site
+from common.messages.wire_format import Order
+from common.records.atomic_files import held
+from common.web.auth import Door, issue, link
+from server.consortium.provisioning import Consortium
+from server.reporting.dashboard.pages import application as dashboard
+from server.reporting.live_status import Readings
+from server.rounds.fleet import Presence
 from tests import consortia
 from tests.programs import needed
 from tests.served import served

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.imaging import grid, raw
+from client.imaging import grid, raw_preprocessing
 from client.imaging.case import LABELS_BRATS_2023, Case, Image
 from client.imaging.nifti import Volume, write_volume
 from client.imaging.registration import Registration
 from client.phantoms.profiles import PROFILES
-from client.phantoms.raw import RawCase, make_raw_case
+from client.phantoms.raw_head import RawCase, make_raw_case
 from common.regions import MODALITIES
 
 SPACING_MM = 4.0
@@ -65,7 +65,7 @@ def know_brain(patch: pytest.MonkeyPatch, made: RawCase, *, on: str = "t1c") -> 
     to_t1c = np.linalg.inv(made.motions[on] @ made.affines["t1c"]) @ made.affines[on]
     there = grid.sample(made.brain.astype(np.float32), to_t1c, shape, smooth=False, outside=0.0)
     truth = np.ascontiguousarray(grid.to_canonical(there >= 0.5, made.affines[on]))
-    fine = grid.Resampling(truth.shape, affine, raw.SPACING_MM)
+    fine = grid.Resampling(truth.shape, affine, raw_preprocessing.SPACING_MM)
     brain = fine.mask(truth)
 
     def extract(image: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -74,7 +74,7 @@ def know_brain(patch: pytest.MonkeyPatch, made: RawCase, *, on: str = "t1c") -> 
         found[:x, :y, :z] = brain[:x, :y, :z]
         return found
 
-    patch.setattr(raw, "extract_brain", extract)
+    patch.setattr(raw_preprocessing, "extract_brain", extract)
 
 
 def know_motions(patch: pytest.MonkeyPatch, made: RawCase) -> None:
@@ -92,5 +92,5 @@ def know_motions(patch: pytest.MonkeyPatch, made: RawCase) -> None:
         off = {name: np.abs(volume.affine - affine).max() for name, affine in affines.items()}
         return min(off, key=lambda name: off[name])
 
-    patch.setattr(raw, "register", register)
-    patch.setattr(raw, "correct_bias", lambda volume: (volume, {"step": "n4"}))
+    patch.setattr(raw_preprocessing, "register", register)
+    patch.setattr(raw_preprocessing, "correct_bias", lambda volume: (volume, {"step": "n4"}))

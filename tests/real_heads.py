@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.imaging import grid
-from client.imaging.brain import SPACING_MM, extract_brain
+from client.imaging.brain_extraction import SPACING_MM, extract_brain
 
 _BRAINS: Final = Path(__file__).with_name("client") / "imaging" / "brains.npz"
 

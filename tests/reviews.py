@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from client.clinic.result_folder import Origin, Segmentation, segment_by
 from client.imaging.case import Case
 from client.imaging.nifti import write_volume
-from client.inference.result_folder import Origin, Segmentation, segment_by
-from common.identity import Identity
 from common.regions import MODALITIES
+from common.trust.identity import Identity
 from tests.scanners import oblique
 
 SHAPE = (40, 36, 32)
@@ -52,7 +52,7 @@ def tumour() -> NDArray[np.uint8]:
 
 def by(case: Case) -> tuple[Segmentation, Origin]:
     """Segment any case of that shape as ``tumour``."""
-    from client.imaging.images import read_image
+    from client.imaging.image_reading import read_image
 
     affine = read_image(case.images[case.reference]).affine
     doubt = np.where(tumour() == 2, 0.4, 0).astype(np.float32)

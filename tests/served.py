@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from common.processes import free_port
+from common.process.child_processes import free_port
 
 
 @contextmanager

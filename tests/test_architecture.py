@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.processes import script
+from common.process.child_processes import script
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,12 +19,15 @@ HEAVY = {"torch", "monai", "opacus"}
 
 
 def test_the_coordinator_loads_no_torch() -> None:
-    assert not loaded("server.cli, server.executor, server.gateway") & {*HEAVY, "client"}
+    assert not loaded("server.commands.coordinator, server.executor, server.transport.gateway") & {
+        *HEAVY,
+        "client",
+    }
 
 
 def test_a_sites_commands_load_what_they_need_alone() -> None:
     """A person who asks for help or gives a decision waits for no network to be imported."""
-    assert not loaded("client.cli, client.clinic") & HEAVY
+    assert not loaded("client.commands.site, client.commands.clinic") & HEAVY
 
 
 def loaded(modules: str) -> set[str]:

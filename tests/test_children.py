@@ -21,7 +21,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="a promise on Linux o
 SUPERVISOR = """
 import sys
 from pathlib import Path
-from common.processes import Child, Supervisor
+from common.process.child_processes import Child, Supervisor
 sleep = (sys.executable, "-S", "-c", "import os, time; print(os.getpid()); time.sleep(60)")
 child = Child("child", sleep, Path(sys.argv[1]) / "child.log")
 def told(name, event, detail):

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from client.inference.model import open_model
-from client.participation import Participation
-from client.site import Site
-from client.spending import open_ledger
-from common import formats
+from client.clinic.released_model import open_model
+from client.privacy.budget_caps import open_ledger
+from client.runtime.order_handler import Participation
+from client.site.folder import Site
 from common.errors import StateError
-from common.identity import Statement
-from common.journal import Journal, _sealed
-from common.protocol import RELEASE
-from server.provisioning import Consortium
+from common.records import format_versions
+from common.records.journal import Journal, _sealed
+from common.study.protocol import RELEASE
+from common.trust.identity import Statement
+from server.consortium.provisioning import Consortium
 from tests import consortia
 
 ARCHIVES = sorted(Path(__file__).parent.glob("fixtures/formats/*.tar.xz"))
@@ -122,12 +122,12 @@ def test_files_of_an_older_format_are_migrated_as_they_are_read(
 ) -> None:
     root = _fixture(tmp_path)
     consortium = Consortium.open(root / "coordinator")
-    monkeypatch.setitem(formats.NEWEST, "consortium", 4)
+    monkeypatch.setitem(format_versions.NEWEST, "consortium", 4)
     steps = {
-        **formats.MIGRATIONS["consortium"],
+        **format_versions.MIGRATIONS["consortium"],
         2: lambda old: {**old, "name": old["name"] + " two"},
         3: lambda old: {**old, "name": old["name"] + " three"},
     }
-    monkeypatch.setitem(formats.MIGRATIONS, "consortium", steps)
+    monkeypatch.setitem(format_versions.MIGRATIONS, "consortium", steps)
     migrated = Consortium.open(root / "coordinator")
     assert migrated.settings.name == consortium.settings.name + " two three"

@@ -2,7 +2,8 @@
 
 As a program it runs commands of gliofed one after another, each argument one command as JSON::
 
-    python -m tests.windows '["client.clinic", "segment", ...]' '["client.clinic", "verify", ...]'
+    python -m tests.windows '["client.commands.clinic", "segment", ...]' '["client.commands.clinic",
+    "verify", ...]'
 
 and says after each how it ended: ``== exit N``. What holds in it:
 

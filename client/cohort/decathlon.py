@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from client.cohort.findings import LABEL, Finding, Found, Refusal, relative
+from client.cohort.case_assembly import LABEL, Finding, Found, Refusal, relative
 from client.imaging.case import Image
 from common.regions import LABELS, MODALITIES
 

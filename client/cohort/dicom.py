@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from client.cohort.findings import Finding, Found, Refusal, relative
+from client.cohort.case_assembly import Finding, Found, Refusal, relative
 from client.imaging.case import LABELS_EITHER
-from client.imaging.dicom.choice import Choice, Decide, choose
-from client.imaging.dicom.scan import is_zip, scan
+from client.imaging.dicom.file_scan import is_zip, scan
+from client.imaging.dicom.series_choice import Choice, Decide, choose
 from client.imaging.dicom.studies import Study, studies
 from common.errors import CaseError
 

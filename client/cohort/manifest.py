@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from client.cohort.findings import LABEL, Finding, Found, Refusal
+from client.cohort.case_assembly import LABEL, Finding, Found, Refusal
 from client.imaging.case import LABELS_EITHER, Image
 from common.errors import CaseError
 from common.regions import LABELS, MODALITIES

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from client.imaging.absence import NEEDED
+from client.imaging.missing_sequences import NEEDED
 from common.regions import MODALITIES
 
 LABELS_BRATS_2018: Final = {1: 1, 2: 2, 4: 3}
@@ -74,7 +74,8 @@ class Case:
     notes: tuple[str, ...] = ()
     """What a person should know about how the sequences were chosen."""
     reviewed: bool = False
-    """The mask is a model's that a person accepted or corrected (``client.handover``)."""
+    """The mask is a model's that a person accepted or corrected (``client.cohort.reviewed_cases``).
+    """
 
     @property
     def name(self) -> str:

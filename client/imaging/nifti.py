@@ -22,7 +22,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import DTypeLike, NDArray
 
 from common.errors import CaseError
-from common.files import write_secret
+from common.records.atomic_files import write_secret
 
 _GZIP: Final = b"\x1f\x8b"
 _KINDS: Final = {348: nib.Nifti1Image, 540: nib.Nifti2Image}  # by the header's first field

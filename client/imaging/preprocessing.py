@@ -10,7 +10,7 @@ brain and crop come from those that are there.
 
 With ``input = "brats"`` input is co-registered and skull-stripped, and a head that is plainly not
 stripped is refused. With ``"raw"`` each sequence may lie on its own grid in a whole head:
-``client.imaging.raw`` corrects, registers and finds the brain, and the grid of the
+``client.imaging.raw_preprocessing`` corrects, registers and finds the brain, and the grid of the
 contrast-enhanced T1 (without one, of the FLAIR) takes the place of the common one. Out of scope:
 atlases, denoising.
 """
@@ -28,14 +28,18 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.imaging import grid, raw
-from client.imaging.absence import ABSENT
+from client.imaging import grid, raw_preprocessing
 from client.imaging.case import Case
-from client.imaging.images import read_image
+from client.imaging.image_reading import read_image
+from client.imaging.missing_sequences import ABSENT
 from client.imaging.nifti import Volume, read_volume
 from common.errors import CaseError
-from common.protocol import PREPROCESSING_ALGORITHMS, PreprocessingOptions, preprocessing_digest
 from common.regions import MODALITIES, labels_to_regions, regions_to_labels
+from common.study.protocol import (
+    PREPROCESSING_ALGORITHMS,
+    PreprocessingOptions,
+    preprocessing_digest,
+)
 
 _MOST_NONZERO: Final = 0.75  # a stripped brain fills about a fifth of its field
 _WIDEST_BRAIN_MM: Final = 500.0
@@ -98,7 +102,7 @@ def prepare(
     volumes = read or {name: read_image(image) for name, image in case.images.items()}
     titles = {name: image.title for name, image in case.images.items()}
     if options.input == "raw":
-        aligned = raw.align(volumes, titles, case.name)
+        aligned = raw_preprocessing.align(volumes, titles, case.name)
     else:
         aligned = _as_it_is(volumes, case)
     first, native = titles[aligned.name], volumes[aligned.name]
@@ -141,7 +145,7 @@ def prepare(
         turned = grid.to_canonical(values, volumes[drawn_on].affine)
         if drawn_on in aligned.moved:
             volume = aligned.volumes[drawn_on]
-            back = raw.through(volume, aligned.motions[drawn_on], resampling.affine)
+            back = raw_preprocessing.through(volume, aligned.motions[drawn_on], resampling.affine)
             labels = _by_region(
                 turned,
                 lambda region: (
@@ -226,7 +230,7 @@ def to_native(probabilities: NDArray[np.float32], prepared: Prepared) -> NDArray
     return result
 
 
-def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw.Aligned:
+def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw_preprocessing.Aligned:
     """Return co-registered, stripped sequences as what they are: already aligned."""
     first, *others = names = [name for name in MODALITIES if name in volumes]
     native = volumes[first]
@@ -236,7 +240,7 @@ def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw.Aligned:
     images = {
         name: Volume(grid.to_canonical(volumes[name].data, native.affine), affine) for name in names
     }
-    return raw.Aligned(
+    return raw_preprocessing.Aligned(
         name=first,
         volumes=images,
         motions={},
@@ -249,19 +253,19 @@ def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw.Aligned:
 
 
 def _sampled(
-    aligned: raw.Aligned, name: str, box: grid.Box, resampling: grid.Resampling
+    aligned: raw_preprocessing.Aligned, name: str, box: grid.Box, resampling: grid.Resampling
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return a sequence on the network's grid, and where it was seen there."""
     volume = aligned.volumes[name]
     if name not in aligned.moved:
         resampled = resampling.image(np.ascontiguousarray(volume.data[box]))
         return resampled, np.ones(resampling.shape, bool)
-    to_volume = raw.through(volume, aligned.motions[name], resampling.affine)
+    to_volume = raw_preprocessing.through(volume, aligned.motions[name], resampling.affine)
     resampled = grid.sample(volume.data, to_volume, resampling.shape, smooth=True)
     return resampled, grid.within(to_volume, volume.data.shape, resampling.shape)
 
 
-def _drawn_on(case: Case, volumes: Mapping[str, Volume], aligned: raw.Aligned) -> str:
+def _drawn_on(case: Case, volumes: Mapping[str, Volume], aligned: raw_preprocessing.Aligned) -> str:
     """Return the sequence whose grid the mask lies on; the reference where it is on none."""
     if case.label is None or not aligned.moved:
         return aligned.name

@@ -14,16 +14,16 @@ from typing import Final
 
 import uvicorn
 
-from client.page.exposition import SiteFigures
+from client.page.listen_address import tokens
 from client.page.pages import application
-from client.page.place import tokens
-from client.page.reading import Readings
-from client.site import Site
-from common import logs
-from common.door import Door
-from common.door.live import SERVED
-from common.door.place import Place
-from common.exposition import expose
+from client.page.prometheus import SiteFigures
+from client.page.site_status import Readings
+from client.site.folder import Site
+from common.process import logs
+from common.web.auth import Door
+from common.web.listen_address import Place
+from common.web.live_updates import SERVED
+from common.web.prometheus import expose
 
 _POLITE: Final = 10
 

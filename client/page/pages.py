@@ -18,11 +18,11 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-from client import halt
-from client.page.reading import Readings
-from client.site import Site
-from common.door import Door, Session, environment, fields
-from common.door.live import LIVE_FOR_S, changes
+from client.page.site_status import Readings
+from client.site import stop as site_stop
+from client.site.folder import Site
+from common.web.auth import Door, Session, environment, fields
+from common.web.live_updates import LIVE_FOR_S, changes
 
 BY: Final = "the site's page"
 
@@ -61,13 +61,13 @@ def application(
             return PlainTextResponse("Nothing was stopped: it was not confirmed.", 400)
 
         def do() -> None:
-            halt.stop(Site.open(folder), by=BY, reason=form.get("reason", ""))
+            site_stop.stop(Site.open(folder), by=BY, reason=form.get("reason", ""))
 
         await run_in_threadpool(do)
         return RedirectResponse("/", status_code=303)
 
     async def resume(_request: Request) -> Response:
-        await run_in_threadpool(lambda: halt.resume(Site.open(folder), by=BY))
+        await run_in_threadpool(lambda: site_stop.resume(Site.open(folder), by=BY))
         return RedirectResponse("/", status_code=303)
 
     async def events(_request: Request) -> Response:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.phantoms.fields import Array, Grid, ramp, smooth_field
+from client.phantoms.random_fields import Array, Grid, ramp, smooth_field
 from common.errors import StateError
 
 _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.phantoms.anatomy import grow_anatomy, load_template
-from client.phantoms.fields import Grid
 from client.phantoms.profiles import KINDS, Kind, Profile
+from client.phantoms.random_fields import Grid
 from client.phantoms.scanner import mix_tissue, scan, strip_skull
 from client.phantoms.tumour import grow_tumour, plan_tumour
 from common.errors import CaseError

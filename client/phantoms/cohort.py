@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from client.phantoms.cases import make_case, session_count
 from client.phantoms.profiles import Profile
 from common.errors import StateError
-from common.files import write_bytes
-from common.processes import die_with_parent
+from common.process.child_processes import die_with_parent
+from common.records.atomic_files import write_bytes
 from common.regions import LABELS
 
 VERSION: Final = "1"

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.phantoms.anatomy import Anatomy
-from client.phantoms.fields import Array, Grid, ramp, smooth_field
 from client.phantoms.profiles import Profile, Timing
+from client.phantoms.random_fields import Array, Grid, ramp, smooth_field
 from common.regions import MODALITIES
 
 _RELAXIVITY = 4.5  # of gadolinium chelates, per second and mmol/l

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from client.phantoms.anatomy import Anatomy, Push, Template
-from client.phantoms.fields import Array, Grid, ramp, smooth_field
 from client.phantoms.profiles import Kind, Profile
+from client.phantoms.random_fields import Array, Grid, ramp, smooth_field
 from common.regions import LABELS
 
 _FAR = np.float32(1e6)

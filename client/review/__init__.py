@@ -1,7 +1,7 @@
 """The review page: look at a mask in the browser, correct it, accept or reject it.
 
     cli       the command
-    serving   its process: one result, one page, this machine alone (``common.door``)
+    serving   its process: one result, one page, this machine alone (``common.web``)
     pages     what a browser may ask
     into_cohort  what a site does with a case that was reviewed
     desk      what the page may ask of a review: show, keep a draft, decide

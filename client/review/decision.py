@@ -16,13 +16,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.imaging.nifti import write_volume
-from client.inference.change import Before, change
-from client.inference.findings import findings, labels_ml
-from client.inference.lineage import RESULT, outputs, seal, software
-from client.inference.midline import Midline
-from client.inference.record import Result, findings_json, read_result
-from client.inference.result_folder import (
+from client.clinic.lesion_measurements import findings, labels_ml
+from client.clinic.midline import Midline
+from client.clinic.provenance import RESULT, outputs, seal, software
+from client.clinic.rano_response import Before, change
+from client.clinic.result_folder import (
     MASK,
     NO_TUMOUR,
     SHOWN,
@@ -30,11 +28,13 @@ from client.inference.result_folder import (
     write_dicom,
     write_report,
 )
-from client.inference.reviewed import UNREVIEWED, Decision, Review, edit_of
-from client.review.subject import Subject
+from client.clinic.result_schema import Result, findings_json, read_result
+from client.clinic.review_outcome import UNREVIEWED, Decision, Review, edit_of
+from client.imaging.nifti import write_volume
+from client.review.review_case import Subject
 from common.errors import StateError
-from common.files import json_bytes, write_bytes
-from common.identity import Identity
+from common.records.atomic_files import json_bytes, write_bytes
+from common.trust.identity import Identity
 
 NOT_STATED: Final = "not stated"
 _LONGEST_NAME: Final = 64
@@ -146,7 +146,7 @@ def _write(
     write_report(folder, found, pictured, result, largest)
     before = _with_objects(subject)
     if before is not None and review.decision != "rejected":
-        from client.inference.dicom_results.written import reviewed_by  # not for NIfTI
+        from client.clinic.dicom_results.writer import reviewed_by  # not for NIfTI
 
         result["dicom"] = write_dicom(
             folder,

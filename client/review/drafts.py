@@ -1,7 +1,8 @@
 """The draft of a review on the disk: what was drawn and not decided yet.
 
-It lies beside the reviews, whole or not there (``common.files``), so that it outlives the process.
-Its name holds the digest of the mask that it goes on from: after a decision it is nobody's draft.
+It lies beside the reviews, whole or not there (``common.records.atomic_files``), so that it
+outlives the process. Its name holds the digest of the mask that it goes on from: after a decision
+it is nobody's draft.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from client.handover import hand_over, take_back
+from client.cohort.reviewed_cases import hand_over, take_back
+from client.cohort.series_decisions import cohort_of
 from client.review.decision import Said
-from client.review.desk import Decided
-from client.review.subject import Subject
-from client.series import cohort_of
-from client.site import Site
+from client.review.review_case import Subject
+from client.review.session import Decided
+from client.site.folder import Site
 from common.errors import CaseError, GliofedError
 
 

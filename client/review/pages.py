@@ -1,6 +1,6 @@
 """The review page's application: one page, its pictures, a draft to keep, a decision to make.
 
-What changes something comes with the session's secret in a header (``common.door``); what it
+What changes something comes with the session's secret in a header (``common.web``); what it
 carries is read to its bound and no further.
 """
 
@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from client.review.desk import CONFLICT, Desk
-from common.door import Door, Session, environment, static
+from client.review.session import CONFLICT, Desk
 from common.errors import CaseError, GliofedError, StateError
+from common.web.auth import Door, Session, environment, static
 
 HERE: Final = Path(__file__).parent
 _MOST_DECISION_BYTES: Final = 64 * 1024

@@ -1,7 +1,7 @@
 """Reviews on the disk: numbered, each whole or not there, never written over.
 
     reviews/0001/        the files of the first review; review.json is written last
-    reviews/log.jsonl    a hash-chained record (``common.journal``) of every review
+    reviews/log.jsonl    a hash-chained record (``common.records.journal``) of every review
 
 A review is made in a hidden folder, logged with the SHA-256 of its review.json, which names those
 of all its files, and only then gets its name. Killed in between, the next start finishes a review
@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from common import posix
 from common.errors import StateError
-from common.files import read_json, unwritable, write_json
-from common.journal import Entry, Journal
+from common.records.atomic_files import read_json, unwritable, write_json
+from common.records.journal import Entry, Journal
 
 RECORD: Final = "review.json"
 _SAVED: Final = "review saved"
@@ -28,7 +28,9 @@ _DO: Final = "Keep the folder, restore it from a backup, and ask who had access 
 
 
 class Versions:
-    """The reviews in ``folder``, of one result; one process at a time writes (``common.files``)."""
+    """The reviews in ``folder``, of one result; one process at a time writes
+    (``common.records.atomic_files``).
+    """
 
     def __init__(self, folder: Path) -> None:
         """Finish or remove what a killed process left; raise StateError for a changed review."""

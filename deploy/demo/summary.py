@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from client.cohort.reading import read_cohort
-from client.cohort.splits import Split, split
+from client.cohort.case_discovery import read_cohort
+from client.cohort.patient_split import Split, split
 from client.imaging.case import Case
 from client.imaging.nifti import read_volume
-from client.site import Site
-from client.spending import open_ledger
+from client.privacy.budget_caps import open_ledger
+from client.segmentation.dice import RegionScores
+from client.site.folder import Site
 from common import console
 from common.errors import GliofedError
-from common.metrics import RegionScores
-from common.protocol import read_protocol
 from common.regions import REGIONS
+from common.study.protocol import read_protocol
 
 STUDY: Final = "demo"
 FEW: Final = 10

@@ -4,11 +4,11 @@ A rule sees only arrays, and of each site its name, public weight and public num
 these come from the protocol, never from a reply. It never changes what it is given. Whatever order
 the sites answer in, the result is the same to the last bit: for rules that hold the updates
 (medians, trimmed mean, Krum) always, for those that add them up as they come and keep none within
-the limits that ``server.aggregation.mean`` names.
+the limits that ``server.aggregation.weighted_mean`` names.
 
 What a rule needs in the next round is its ``state``; a rule made from a saved state gives the bits
 that it would have given without the interruption. State belongs to the arrays as they are sent: it
-means nothing where these change their meaning from round to round (``common.low_rank``).
+means nothing where these change their meaning from round to round (``common.messages.low_rank``).
 
 Rules other than sums need each site's update in the clear; they and secure aggregation exclude one
 another.
@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from common.aggregation_options import AggregationOptions
-from common.weights import Arrays
+from common.records.weights import Arrays
+from common.study.aggregation_options import AggregationOptions
 from server.aggregation.coordinate_median import CoordinateMedian
 from server.aggregation.fedadagrad import fedadagrad
 from server.aggregation.fedadam import fedadam

@@ -8,8 +8,8 @@ Source: Reddi et al. 2021, "Adaptive Federated Optimization", ICLR; after Duchi 
 
 from __future__ import annotations
 
-from common.aggregation_options import AggregationOptions
-from common.weights import Arrays
+from common.records.weights import Arrays
+from common.study.aggregation_options import AggregationOptions
 from server.aggregation.adaptive import Adaptive, Array
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.aggregation_options import AggregationOptions
-from common.weights import Arrays
+from common.records.weights import Arrays
+from common.study.aggregation_options import AggregationOptions
 from server.aggregation.adaptive import Adaptive, Array
 
 

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.aggregation_options import AggregationOptions
-from common.weights import Arrays
-from server.aggregation.collection import Block, Collection
-from server.aggregation.intake import Intake
-from server.aggregation.state import parted
+from common.records.weights import Arrays
+from common.study.aggregation_options import AggregationOptions
+from server.aggregation.rule_state import parted
+from server.aggregation.update_buffer import Block, Collection
+from server.aggregation.update_checks import Intake
 
 
 class Krum:

@@ -14,12 +14,12 @@ an attacker that room. This bound is on a site's update and gives no privacy of 
 
 from __future__ import annotations
 
-from common.aggregation_options import AggregationOptions
 from common.errors import FederationError
-from common.weights import Arrays, norm
-from server.aggregation.intake import Intake, rounded
-from server.aggregation.mean import Mean
-from server.aggregation.state import parted
+from common.records.weights import Arrays, norm
+from common.study.aggregation_options import AggregationOptions
+from server.aggregation.rule_state import parted
+from server.aggregation.update_checks import Intake, rounded
+from server.aggregation.weighted_mean import Mean
 
 
 class NormBoundedMean:

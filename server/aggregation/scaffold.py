@@ -28,11 +28,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from common.aggregation_options import AggregationOptions
-from common.weights import Arrays
-from server.aggregation.intake import Intake, rounded
-from server.aggregation.mean import Mean
-from server.aggregation.state import joined, parted, shapes
+from common.records.weights import Arrays
+from common.study.aggregation_options import AggregationOptions
+from server.aggregation.rule_state import joined, parted, shapes
+from server.aggregation.update_checks import Intake, rounded
+from server.aggregation.weighted_mean import Mean
 
 
 class Scaffold:

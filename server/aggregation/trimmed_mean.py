@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.aggregation_options import AggregationOptions
-from common.weights import Arrays
-from server.aggregation.collection import Block, Collection, ranked
-from server.aggregation.intake import Intake
-from server.aggregation.state import parted
+from common.records.weights import Arrays
+from common.study.aggregation_options import AggregationOptions
+from server.aggregation.rule_state import parted
+from server.aggregation.update_buffer import Block, Collection, ranked
+from server.aggregation.update_checks import Intake
 
 
 class TrimmedMean:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common import console
-from common.files import write_json
+from common.records.atomic_files import write_json
 from tests.benchmarks import (
     cold_segment,
     dicom_input,

@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from common.records.weights import Arrays, norm
 from common.regions import LABELS
-from common.weights import Arrays, norm
 from tests.benchmarks.federation import Scan, Send, Update
 
 Scans = tuple[Scan, ...]

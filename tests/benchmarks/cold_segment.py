@@ -25,12 +25,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.cohort.reading import read_case
-from client.imaging.images import read_image
+from client.cohort.case_discovery import read_case
+from client.imaging.image_reading import read_image
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from common.weights import Arrays
-from server.release import release
+from common.records.weights import Arrays
+from server.release.release_folder import release
 from tests import children, consortia
 from tests.benchmarks.predicting import NETWORK, THREADS
 from tests.benchmarks.prediction import SIDE, trained
@@ -88,7 +88,7 @@ def measure(folder: Path) -> Measuring:
 
 def cold(case: Path, out: Path, model: Path) -> dict[str, Any]:
     """Segment ``case`` in a new process; return what that took."""
-    command = [sys.executable, "-m", "client.clinic", "segment", str(case)]
+    command = [sys.executable, "-m", "client.commands.clinic", "segment", str(case)]
     command += ["--out", str(out), "--model", str(model), "--threads", str(THREADS)]
     done = children.run(
         [sys.executable, "-m", "tests.benchmarks.cold_run", *command],

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from client.cohort.reading import read_case
-from client.imaging.images import read_image
+from client.cohort.case_discovery import read_case
+from client.imaging.image_reading import read_image
 from tests import children
 from tests.benchmarks.result import Measuring, Result, line
 from tests.scanners import oblique, write_study, zipped

@@ -20,21 +20,21 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.cohort.reading import read_cohort
-from client.confidence import region_confidence
-from client.execution import ExecutionOptions
+from client.clinic.ood import Cohort, Familiarity, familiarity
+from client.cohort.case_discovery import read_cohort
 from client.imaging.preprocessing import Prepared, prepare
-from client.inference.familiar import Cohort, Familiarity, familiarity
-from client.noised_statistics import noised_statistics, patient_vector
+from client.networks.registry import build, load_arrays
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from client.prediction import predict
-from common.metrics import dice
-from common.networks import build, load_arrays
-from common.protocol import NetworkOptions, PreprocessingOptions
+from client.privacy.dp_histograms import noised_statistics, patient_vector
+from client.segmentation.dice import dice
+from client.segmentation.expected_dice import region_confidence
+from client.segmentation.prediction import predict
+from client.site.execution import ExecutionOptions
+from common.records.weights import load
 from common.regions import MODALITIES, labels_to_regions, regions_to_labels
-from common.statistics import StatisticsOptions, added
-from common.weights import load
+from common.study.cohort_histograms import StatisticsOptions, added
+from common.study.protocol import NetworkOptions, PreprocessingOptions
 from tests.benchmarks.result import Measuring, Result, line
 
 PATIENTS: Final = 10

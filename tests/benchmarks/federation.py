@@ -22,21 +22,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from client.cohort.reading import read_cohort
-from client.crops import Patient
-from client.evaluation import evaluate
-from client.execution import ExecutionOptions
-from client.imaging.cache import PreparedCache
+from client.cohort.case_discovery import read_cohort
 from client.imaging.case import Case
+from client.imaging.prepared_cache import PreparedCache
+from client.networks.registry import build, load_arrays, state_arrays
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from client.training import train
-from common.compression import encode
-from common.networks import build, load_arrays, state_arrays
-from common.protocol import StudyProtocol
+from client.segmentation.evaluation import evaluate
+from client.site.execution import ExecutionOptions
+from client.training.crops import Patient
+from client.training.loop import train
+from common.messages.compression import encode
+from common.messages.wire_format import Report, pack, unpack_report
+from common.records.weights import Arrays, norm
 from common.regions import REGIONS
-from common.weights import Arrays, norm
-from common.wire import Report, pack, unpack_report
+from common.study.protocol import StudyProtocol
 from server.aggregation import RULES
 
 EXECUTION: Final = ExecutionOptions(prefetch=0)
@@ -51,7 +51,7 @@ _PRETRAINING: Final = ((2e-3, 0.6), (5e-4, 0.4))
 
 @dataclass(frozen=True)
 class Scan:
-    """A prepared case in memory; see ``client.crops.PreparedCase``."""
+    """A prepared case in memory; see ``client.training.crops.PreparedCase``."""
 
     image: NDArray[np.float32]
     labels: NDArray[np.uint8]

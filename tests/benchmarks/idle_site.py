@@ -6,10 +6,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from client import running
-from client.site import Site
+from client.commands import supervisor as site_supervisor
+from client.site.folder import Site
 from common import console
-from common.processes import Supervisor, stop_on_signals
+from common.process.child_processes import Supervisor, stop_on_signals
 
 
 def main(folder: Path) -> None:
@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
                 for word in child.command
             ],
         )
-        for child in running.children(Site.open(folder))
+        for child in site_supervisor.children(Site.open(folder))
     ]
     supervisor = Supervisor(
         children, told=lambda name, event, detail: console.say(f"{name} {event} ({detail})")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from client import studies
-from client.kept import Trained
-from client.site import Site
+from client.site.folder import Site
+from client.study import round_training
+from client.study.round_state import Trained
 from client.worker import Worker
-from common.protocol import StudyProtocol
-from common.weights import Arrays
+from common.records.weights import Arrays
+from common.study.protocol import StudyProtocol
 
 
 def _no_training(
@@ -38,5 +38,5 @@ def _no_training(
 
 
 if __name__ == "__main__":
-    studies.train_round = _no_training
+    round_training.train_round = _no_training
     Worker(Site.open(Path(sys.argv[1])), sys.argv[2]).run()

@@ -26,19 +26,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.imaging import grid, raw
-from client.imaging.absence import PARTIAL, There, blank
-from client.imaging.bias import correct_bias
+from client.clinic.uncertainty import predictions, range_ml, uncertainty
+from client.imaging import grid, raw_preprocessing
+from client.imaging.bias_field import correct_bias
+from client.imaging.missing_sequences import PARTIAL, There, blank
 from client.imaging.nifti import Volume
-from client.inference.doubt import predictions, range_ml, uncertainty
+from client.networks.registry import build, load_arrays
 from client.phantoms.profiles import PROFILES
-from client.phantoms.raw import make_raw_case
-from client.postprocessing import segmented
-from client.prediction import predict
-from common.metrics import RegionScores
-from common.networks import build, load_arrays
-from common.protocol import StudyProtocol, parse_protocol
+from client.phantoms.raw_head import make_raw_case
+from client.segmentation.dice import RegionScores
+from client.segmentation.postprocessing import segmented
+from client.segmentation.prediction import predict
 from common.regions import MODALITIES, REGIONS, labels_to_regions
+from common.study.protocol import StudyProtocol, parse_protocol
 from tests.benchmarks.federation import EXECUTION, Hospital, Scan, phantom_hospitals, pretrained
 from tests.benchmarks.result import Measuring, Result
 
@@ -207,8 +207,8 @@ def _brains() -> Iterator[tuple[str, dict[str, float]]]:
         scores = {}
         for name in ("t1n", "t1c", "t2f"):
             volume = Volume(made.images[name].astype(np.float32), made.affines[name])
-            volume, _ = correct_bias(raw._canonical(volume))
-            brain, _ = raw._brain({name: volume}, {}, name)
+            volume, _ = correct_bias(raw_preprocessing._canonical(volume))
+            brain, _ = raw_preprocessing._brain({name: volume}, {}, name)
             to_t1c = np.linalg.inv(made.motions[name] @ made.affines["t1c"]) @ volume.affine
             truth = grid.sample(
                 made.brain.astype(np.float32), to_t1c, brain.shape, smooth=False, outside=0.0

@@ -19,11 +19,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.prediction import predict
-from common.metrics import dice
-from common.networks import build, load_arrays
-from common.protocol import StudyProtocol
-from common.weights import Arrays
+from client.networks.registry import build, load_arrays
+from client.segmentation.dice import dice
+from client.segmentation.prediction import predict
+from common.records.weights import Arrays
+from common.study.protocol import StudyProtocol
 from tests.benchmarks.attacks import ATTACKS, Attack, corner, triggered
 from tests.benchmarks.federation import (
     EXECUTION,

@@ -16,13 +16,13 @@ from monai.inferers.inferer import SlidingWindowInferer
 from monai.networks.nets.segresnet import SegResNet
 from numpy.typing import NDArray
 
-from client import prediction, windows
-from client.execution import ExecutionOptions, Hardware, choose
-from client.prediction import predict
-from client.settings import Machine
-from common.networks import build, load_arrays
-from common.protocol import NetworkOptions
-from common.weights import load
+from client.networks.registry import build, load_arrays
+from client.segmentation import prediction, sliding_window
+from client.segmentation.prediction import predict
+from client.site.execution import ExecutionOptions, Hardware, choose
+from client.site.settings import Machine
+from common.records.weights import load
+from common.study.protocol import NetworkOptions
 
 NETWORK: Final = NetworkOptions(size="base")
 OVERLAP: Final = 0.5
@@ -64,7 +64,7 @@ def with_monais_windows(network: torch.nn.Module, image: Chances, side: int) -> 
         step = int(window * (1 - overlap))
         return [min(place, n - window) for place in range(0, n - window + step, step)]
 
-    windows.WHOLE, windows._starts = 1.0, starts
+    sliding_window.WHOLE, sliding_window._starts = 1.0, starts
     prediction.bounding_box = lambda mask, _: tuple(slice(0, n) for n in mask.shape)
     return with_gliofed(on_the_cpu())(network, image, side)
 

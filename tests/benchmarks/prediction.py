@@ -27,18 +27,18 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from client.cohort.reading import read_cohort
-from client.crops import Patient
-from client.execution import ExecutionOptions
-from client.imaging.cache import PreparedCache
+from client.cohort.case_discovery import read_cohort
+from client.imaging.prepared_cache import PreparedCache
+from client.networks.registry import build, state_arrays
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from client.training import train
-from common.metrics import dice
-from common.networks import build, state_arrays
-from common.protocol import PreprocessingOptions, TrainingOptions
+from client.segmentation.dice import dice
+from client.site.execution import ExecutionOptions
+from client.training.crops import Patient
+from client.training.loop import train
+from common.records.weights import Arrays, load, save
 from common.regions import REGIONS, labels_to_regions, regions_to_labels
-from common.weights import Arrays, load, save
+from common.study.protocol import PreprocessingOptions, TrainingOptions
 from tests import children
 from tests.benchmarks.predicting import NETWORK, THREADS, WAYS
 from tests.benchmarks.result import Measuring, Result

@@ -1,6 +1,7 @@
 """What preparing, measuring and drawing cases takes: memory of one of 1 mm, and several at a time.
 
-The first figure is what ``client.imaging.batch`` reckons with when it decides how many cases fit.
+The first figure is what ``client.imaging.parallel_cases`` reckons with when it decides how many
+cases fit.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from client.cohort.reading import read_cohort
-from client.imaging.batch import _BYTES_PER_VOXEL, _PROCESS_BYTES, each
+from client.cohort.case_discovery import read_cohort
+from client.cohort.quality.case_check import check_case
+from client.imaging.parallel_cases import _BYTES_PER_VOXEL, _PROCESS_BYTES, each
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from client.quality.case import check_case
-from common.protocol import PreprocessingOptions
+from common.study.protocol import PreprocessingOptions
 from tests import children
 from tests.benchmarks.result import Measuring, Result, line
 

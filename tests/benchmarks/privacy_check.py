@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from client.accountant import PldAccountant
-from common.ledger import Ledger
-from common.privacy import Cap, History, Mechanism
+from client.privacy.accountant import PldAccountant
+from client.privacy.ledger import Ledger
+from client.privacy.mechanism import Cap, History, Mechanism
 from tests import children
 from tests.benchmarks.result import Measuring, Result
 

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from common.networks import build
-from common.protocol import NetworkOptions
+from client.networks.registry import build
+from common.study.protocol import NetworkOptions
 from tests.benchmarks.result import Measuring, Result, line
 from tests.benchmarks.stepping import Cost, stepper
 from tests.benchmarks.steps import CROPS, METHODS, PATIENTS

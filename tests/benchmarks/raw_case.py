@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from client.cohort.reading import read_case
+from client.cohort.case_discovery import read_case
 from client.imaging.nifti import read_volume
 from client.imaging.preprocessing import Prepared, prepare, to_native
-from common.protocol import PreprocessingOptions
 from common.regions import labels_to_regions
+from common.study.protocol import PreprocessingOptions
 
 
 def dice(one: Any, other: Any) -> float:

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.imaging import grid
-from client.imaging.brain import extract_brain
+from client.imaging.brain_extraction import extract_brain
 from client.imaging.nifti import write_volume
 from client.phantoms.profiles import PROFILES
-from client.phantoms.raw import RawCase, make_raw_case
+from client.phantoms.raw_head import RawCase, make_raw_case
 from common.regions import MODALITIES
 from tests import children, real_heads
 from tests.benchmarks.result import Measuring, Result, line

@@ -21,7 +21,7 @@ import numpy as np
 
 from client.imaging.nifti import write_volume
 from client.phantoms.profiles import PROFILES
-from client.phantoms.raw import RawCase, make_raw_case
+from client.phantoms.raw_head import RawCase, make_raw_case
 from tests import children
 from tests.benchmarks.raw_preparation import errors_mm
 from tests.benchmarks.result import Measuring, Result

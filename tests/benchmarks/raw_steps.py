@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from client.cohort.reading import read_case
-from client.imaging import bias, grid, itk, preprocessing, raw, registration
+from client.cohort.case_discovery import read_case
+from client.imaging import bias_field, grid, itk, preprocessing, raw_preprocessing, registration
 from client.imaging.nifti import Volume, read_volume
-from common.protocol import PreprocessingOptions
 from common.regions import MODALITIES
+from common.study.protocol import PreprocessingOptions
 from tests.benchmarks.brainles_step import cpu_s, peak_mb
 
 OTHERS = [name for name in MODALITIES if name != "t1c"]
@@ -40,11 +40,11 @@ def n4(folder: Path) -> dict[str, Any]:
     """Correct T1c, timed, then the others for the steps that follow."""
     assert itk.VERSION  # SimpleITK is loaded before the clock starts
     clock = Clock()
-    image, _ = bias.correct_bias(_canonical(folder, "t1c"))
+    image, _ = bias_field.correct_bias(_canonical(folder, "t1c"))
     cost = clock.cost()
     _keep(folder, "t1c", image)
     for name in OTHERS:
-        _keep(folder, name, bias.correct_bias(_canonical(folder, name))[0])
+        _keep(folder, name, bias_field.correct_bias(_canonical(folder, name))[0])
     return cost
 
 
@@ -61,7 +61,7 @@ def register(folder: Path) -> dict[str, Any]:
 
 def brain(folder: Path) -> dict[str, Any]:
     clock = Clock()
-    found, _ = raw._brain(_kept(folder, MODALITIES), _motions(folder), "t1c")
+    found, _ = raw_preprocessing._brain(_kept(folder, MODALITIES), _motions(folder), "t1c")
     cost = clock.cost()
     np.save(folder / "brain.npy", found)
     return cost
@@ -70,8 +70,10 @@ def brain(folder: Path) -> dict[str, Any]:
 def normalise(folder: Path) -> dict[str, Any]:
     """Sample, clip and z-score: all of ``prepare`` but what aligns, which is known by now."""
     mask = np.load(folder / "brain.npy")
-    aligned = raw.Aligned("t1c", _kept(folder, MODALITIES), _motions(folder), mask, ())
-    raw.align = lambda *_: aligned
+    aligned = raw_preprocessing.Aligned(
+        "t1c", _kept(folder, MODALITIES), _motions(folder), mask, ()
+    )
+    raw_preprocessing.align = lambda *_: aligned
     case = read_case(folder)
     clock = Clock()
     preprocessing.prepare(case, PreprocessingOptions(input="raw"))

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from common.networks import build, state_arrays
-from common.protocol import NetworkOptions
+from client.networks.registry import build, state_arrays
+from common.study.protocol import NetworkOptions
 from tests.benchmarks.result import Measuring, Result, line
 from tests.benchmarks.stock import seconds_per_round
 from tests.deployment.stack import PROTOCOL, Stack, running_stack

@@ -17,16 +17,16 @@ from typing import Final
 
 import numpy as np
 
-from common.identity import Identity, Statement
-from common.kit import Request, sign_request
-from common.protocol import APPROVAL, StudyProtocol, parse_protocol
-from common.weights import Arrays
-from common.wire import Content, Order, OrderKind, Report, pack
-from server import provisioning
-from server.fleet import MemoryFleet
-from server.provisioning import Consortium
-from server.rounds import Rounds
-from server.studies import keep_initial
+from common.messages.wire_format import Content, Order, OrderKind, Report, pack
+from common.records.weights import Arrays
+from common.study.protocol import APPROVAL, StudyProtocol, parse_protocol
+from common.trust.enrolment import Request, sign_request
+from common.trust.identity import Identity, Statement
+from server.consortium import provisioning
+from server.consortium.provisioning import Consortium
+from server.consortium.published_study import keep_initial
+from server.rounds.fleet import MemoryFleet
+from server.rounds.round_loop import Rounds
 from tests import children
 from tests.benchmarks.result import Measuring, Result, line
 

@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from client.terms import NO_TERMS, Terms, correction, next_control
-from client.training import train
-from common.networks import build, load_arrays, state_arrays
-from common.protocol import StudyProtocol, parse_protocol
-from common.weights import Arrays
+from client.networks.registry import build, load_arrays, state_arrays
+from client.training.drift_correction import NO_TERMS, Terms, correction, next_control
+from client.training.loop import train
+from common.records.weights import Arrays
+from common.study.protocol import StudyProtocol, parse_protocol
 from server.aggregation import RULES
 from server.aggregation.scaffold import control
 from tests.benchmarks.federation import (

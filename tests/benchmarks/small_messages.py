@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import torch
 
-from common.protocol import StudyProtocol
-from common.weights import Arrays
+from common.records.weights import Arrays
+from common.study.protocol import StudyProtocol
 from tests.benchmarks.federation import (
     Federation,
     Hospital,

@@ -1,8 +1,9 @@
 """What one small volume costs on a CPU, alone and as one of two: why windows come in pairs.
 
 One thread, float32, channels last; the best of several turns. The same volume goes through the
-network alone and twice in a batch. ``client.execution.slow_alone`` has a lone volume of at most
-48^3 voxels computed twice; ``client.prediction`` looks at windows of at most 64^3 two at a time.
+network alone and twice in a batch. ``client.site.execution.slow_alone`` has a lone volume of at
+most 48^3 voxels computed twice; ``client.segmentation.prediction`` looks at windows of at most 64^3
+two at a time.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Final, Literal
 
 import torch
 
-from client.execution import ExecutionOptions, computing, slow_alone
-from common.networks import build
-from common.protocol import NetworkOptions
+from client.networks.registry import build
+from client.site.execution import ExecutionOptions, computing, slow_alone
+from common.study.protocol import NetworkOptions
 from tests.benchmarks.result import Measuring, Result, line
 
 TURNS: Final = 5

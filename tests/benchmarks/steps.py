@@ -19,12 +19,12 @@ from opacus.grad_sample import prepare_module
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
-from client.crops import Patient, draw_patient
-from client.execution import ExecutionOptions
-from client.losses import dice_bce
-from client.private_training import CountingCharge, train_privately
-from common.networks import build
-from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
+from client.networks.registry import build
+from client.privacy.dp_sgd import CountingCharge, train_privately
+from client.site.execution import ExecutionOptions
+from client.training.crops import Patient, draw_patient
+from client.training.losses import dice_bce
+from common.study.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
 from tests.opacus_ready import OutOfPlace
 
 PATIENTS: Final = 4

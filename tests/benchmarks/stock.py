@@ -32,8 +32,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from common.processes import Child, Supervisor, free_port, script
-from server import provisioning
+from common.process.child_processes import Child, Supervisor, free_port, script
+from server.consortium import provisioning
 from tests.deployment.stack import until
 
 _PROJECT = """\

@@ -9,9 +9,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
-from client.participation import Participation
-from client.site import Site
-from common.wire import MESSAGE_TYPES, Content
+from client.runtime.order_handler import Participation
+from client.site.folder import Site
+from common.messages.wire_format import MESSAGE_TYPES, Content
 
 
 @pytest.mark.parametrize("kind", MESSAGE_TYPES)

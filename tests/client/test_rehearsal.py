@@ -12,11 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from client import rehearsal, spending, studies
-from client.execution import ExecutionOptions
+from client import rehearsal
 from client.phantoms.cohort import write_cohort
-from client.site import Site
-from common.weights import digest
+from client.privacy import budget_caps
+from client.site.execution import ExecutionOptions
+from client.site.folder import Site
+from client.study import round_training
+from common.records.weights import digest
 from tests.consortia import tiny_protocol
 
 PLAIN = ExecutionOptions(prefetch=0)
@@ -114,7 +116,7 @@ def test_pretraining_gives_weights_and_their_scores(tmp_path: Path) -> None:
         execution=PLAIN,
         progress=lambda step, *_: told.append(step),
     )
-    start = studies.starting_weights(protocol)
+    start = round_training.starting_weights(protocol)
     assert {name: a.shape for name, a in weights.items()} == {
         name: a.shape for name, a in start.items()
     }
@@ -129,17 +131,17 @@ def test_pretraining_gives_weights_and_their_scores(tmp_path: Path) -> None:
 )
 def test_training_alone_charges_nobody(site: Site, mode: str, private: bool) -> None:
     protocol = tiny_protocol(privacy={"mode": mode})
-    start = studies.starting_weights(protocol)
+    start = round_training.starting_weights(protocol)
     told: list[tuple[int, int]] = []
     weights = rehearsal.train_alone(
         protocol,
         start,
-        list(studies.training_patients(site, protocol).values()),
+        list(round_training.training_patients(site, protocol).values()),
         private=private,
         execution=PLAIN,
         progress=lambda *done: told.append(done),
     )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert digest(weights) != digest(start)
-    with spending.open_ledger(site) as ledger:
+    with budget_caps.open_ledger(site) as ledger:
         assert ledger.facts() == ()

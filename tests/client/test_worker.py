@@ -17,13 +17,20 @@ from flwr.cli.build import build_fab_from_files
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 
 from client import app as flower_app
-from client import studies, worker
-from client.site import Site
+from client import worker
+from client.site.folder import Site
+from client.study import round_training
 from client.worker import Worker
-from common.files import read_json
-from common.protocol import StudyProtocol
-from common.wire import MESSAGE_TYPES, Content, Report, bundle_sources, unpack_report
-from server.provisioning import Consortium
+from common.messages.wire_format import (
+    MESSAGE_TYPES,
+    Content,
+    Report,
+    bundle_sources,
+    unpack_report,
+)
+from common.records.atomic_files import read_json
+from common.study.protocol import StudyProtocol
+from server.consortium.provisioning import Consortium
 from tests.consortia import approve, events, order
 
 SECRET = "patient Anna Tamm"
@@ -146,7 +153,7 @@ def test_an_order_is_answered_by_the_installed_code(
     assert not reply.has_error()
     report, arrays = unpack_report(reply.content, template=None, max_norm=1e6, any_arrays=True)
     assert (report.kind, report.status) == ("initial", "done")
-    assert arrays.keys() == studies.starting_weights(protocol).keys()
+    assert arrays.keys() == round_training.starting_weights(protocol).keys()
     assert [token for token, _ in node.ended] == ["one"]
 
 
@@ -154,7 +161,9 @@ def test_an_order_is_answered_by_the_installed_code(
 def test_every_kind_of_order_reaches_the_site(
     site: Site, node: SuperNode, consortium: Consortium, protocol: StudyProtocol, kind: Any
 ) -> None:
-    content = order(consortium.identity, protocol, kind, weights=studies.starting_weights(protocol))
+    content = order(
+        consortium.identity, protocol, kind, weights=round_training.starting_weights(protocol)
+    )
     node.give("one", kind, content)
     work(site)
     record = node.reply().content.config_records["gliofed"]
@@ -221,7 +230,7 @@ def test_an_unforeseen_failure_leaves_as_a_code_and_its_kind_is_in_the_log(
     assert len(failed) == 2  # the worker went on to the second order
     assert (failed[0]["code"], failed[0]["error"]) == ("internal", "RuntimeError")
     assert SECRET not in site.journal.path.read_text()
-    # Its text is left out by the form of the worker's log: ``common.logs``.
+    # Its text is left out by the form of the worker's log: ``common.process.logs``.
     assert [one.exc_info[0] for one in caplog.records if one.exc_info] == [RuntimeError] * 2
 
 
@@ -283,7 +292,7 @@ def test_an_answer_goes_back_even_if_the_journal_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("common.journal._write", full)
+    monkeypatch.setattr("common.records.journal._write", full)
     node.fab = FOREIGN["code in it"]
     node.give("one", "initial", initial)
     work(site)

@@ -11,8 +11,8 @@ import pytest
 
 from common import posix
 from common.errors import StateError
-from common.files import held, is_held, write_bytes
-from common.journal import Journal
+from common.records.atomic_files import held, is_held, write_bytes
+from common.records.journal import Journal
 from tests import windows
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.journal import Journal
+from common.records.journal import Journal
 from tests.guides import GUIDES, ROOT, blocks, commands, story
 
 HERE = Path(sys.executable).parent

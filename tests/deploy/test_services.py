@@ -17,8 +17,8 @@ import httpx
 import pytest
 import yaml
 
-from common.processes import free_port
-from server.provisioning import Consortium
+from common.process.child_processes import free_port
+from server.consortium.provisioning import Consortium
 from tests import children
 from tests.deployment.stack import until
 from tests.doors import door

@@ -9,12 +9,13 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from client.site import Site
+from client.site.folder import Site
 from tests.unnamed import NUMBER, unnamed
 
 COORDINATOR = """
 import getpass
-import server.cli, server.dashboard.__main__, server.executor, server.gateway, server.report_chart
+import server.commands.coordinator, server.executor, server.transport.gateway
+import server.reporting.dashboard.__main__, server.reporting.study_chart
 import matplotlib
 matplotlib.get_cachedir()
 print(getpass.getuser())
@@ -42,7 +43,7 @@ def test_a_coordinator_whose_home_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_site_without_a_home_trains_and_segments(site: Site, tmp_path: Path) -> None:
-    done = unnamed(["python", "-m", "client.readiness", site.folder], writable=tmp_path)
+    done = unnamed(["python", "-m", "client.views.compute_check", site.folder], writable=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Matplotlib" not in done.stderr  # it found a folder for its cache
 

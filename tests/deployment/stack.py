@@ -23,14 +23,14 @@ from typing import Any
 
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
-from client.site import Site
-from client.studies import starting_weights
-from common.journal import Journal
-from common.processes import free_port
-from common.protocol import read_protocol
-from common.weights import save
-from server import provisioning
-from server.provisioning import Consortium
+from client.site.folder import Site
+from client.study.round_training import starting_weights
+from common.process.child_processes import free_port
+from common.records.journal import Journal
+from common.records.weights import save
+from common.study.protocol import read_protocol
+from server.consortium import provisioning
+from server.consortium.provisioning import Consortium
 from tests import children, consortia
 
 _SCRIPTS = Path(sys.executable).parent

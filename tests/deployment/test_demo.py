@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.networks import NETWORKS
+from client.networks.registry import NETWORKS
 from tests import children
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo" / "demo.sh"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import site as sites
-from client.cohort.splits import position
+from client.cohort.patient_split import position
+from client.privacy.ledger import Ledger
+from client.segmentation.dice import RegionScores
+from client.site import folder as sites
 from common import console
-from common.ledger import Ledger
-from common.metrics import RegionScores
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 SUMMARY = DEMO / "summary.py"

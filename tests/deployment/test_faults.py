@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from common.files import write_secret
+from common.records.atomic_files import write_secret
 from tests import children, proxies
 from tests.certificates import expired
 from tests.deployment.stack import running_stack, until

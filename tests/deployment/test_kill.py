@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from client.spending import open_ledger
+from client.privacy.budget_caps import open_ledger
 from tests.deployment.stack import Stack, alive, running_stack, until
 
 pytestmark = pytest.mark.slow

@@ -2,8 +2,8 @@
 
 Three network namespaces (``wires``): the hospital, the box that translates, the coordinator. The
 hospital knows the box alone, and so does the coordinator. It takes minutes of real processes, so
-that it is run with the slow tests; what it rests on is in tests/server/test_listening.py and
-test_gateway.py.
+that it is run with the slow tests; what it rests on is in
+tests/server/consortium/test_listen_address.py and test_gateway.py.
 """
 
 from __future__ import annotations

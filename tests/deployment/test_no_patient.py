@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from common.processes import free_port, script
+from common.process.child_processes import free_port, script
 from tests.deployment.stack import Stack, running_stack, until
 from tests.names import names_in, names_of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import write_secret
+from common.records.atomic_files import write_secret
 from tests import proxies
 from tests.deployment.stack import Stack, running_stack, until
 from tests.proxies import ConnectProxy, serving

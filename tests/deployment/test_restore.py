@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from client.spending import open_ledger
-from common.weights import digest
+from client.privacy.budget_caps import open_ledger
+from common.records.weights import digest
 from tests.deployment.stack import PROTOCOL, Stack, running_stack, until
 
 pytestmark = pytest.mark.slow

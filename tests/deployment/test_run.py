@@ -27,11 +27,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from client.audit import audit
-from common.identity import Statement
-from common.wire import bundle_sources
-from server.flower import GridFleet, run_app
-from server.gateway import FLEET_CALLS
+from client.views.journal_audit import audit
+from common.messages.wire_format import bundle_sources
+from common.trust.identity import Statement
+from server.transport.flower_fleet import GridFleet, run_app
+from server.transport.gateway import FLEET_CALLS
 from tests.deployment.stack import Stack, running_stack, until
 
 SITES = ("north", "south", "silent")

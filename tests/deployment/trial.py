@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from client import spending, studies
-from common.compression import decode
-from common.journal import Entry
-from common.weights import Arrays, digest
+from client.privacy import budget_caps
+from client.study import round_training
+from common.messages.compression import decode
+from common.records.journal import Entry
+from common.records.weights import Arrays, digest
 from tests import children
 from tests.deployment.stack import Stack, until
 from tests.deployment.wires import Wire, Wires
@@ -240,7 +241,7 @@ class Trial:
                 assert (accepted is not None) == (name in entry.facts["took_part"])
                 assert accepted is None or (entry.facts["round"], accepted) in sent
             charged = Counter[int]()
-            with spending.open_ledger(self.stack.opened(name)) as ledger:
+            with budget_caps.open_ledger(self.stack.opened(name)) as ledger:
                 for fact in ledger.facts(study=self.study):
                     charged[fact.round] += fact.steps
             assert all(charged[number] >= LOCAL_STEPS for number, _ in sent), (name, charged, sent)
@@ -278,7 +279,7 @@ class Trial:
         number = closed.facts["round"]
         folder = self.stack.site(name) / "outbox" / self.study
         body = (folder / f"{number:04d}-{digest(base)}.safetensors").read_bytes()
-        update = decode(body, studies.update_shapes(protocol, base), protocol.messages)
+        update = decode(body, round_training.update_shapes(protocol, base), protocol.messages)
         assert [digest(update)] == self._accepted(closed, name)
         return update
 

@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 
-from client.participation import Participation
-from client.site import Site
-from client.spending import open_ledger
+from client.privacy.budget_caps import open_ledger
+from client.runtime.order_handler import Participation
+from client.site.folder import Site
 from common.errors import IdentityError, ProtocolError, StateError
-from common.identity import Identity, Statement
-from common.protocol import PROTOCOL, StudyProtocol
-from common.wire import Content, unpack_order
-from server import approvals, rotation, scheduler
-from server.amending import amend_study
-from server.fleet import MemoryFleet
-from server.provisioning import Consortium
-from server.report import study_report
+from common.messages.wire_format import Content, unpack_order
+from common.study.protocol import PROTOCOL, StudyProtocol
+from common.trust.identity import Identity, Statement
+from server.commands.amend import amend_study
+from server.consortium import key_rotation
+from server.consortium.provisioning import Consortium
+from server.reporting.study_report import study_report
+from server.rounds import approvals, study_scheduler
+from server.rounds.fleet import MemoryFleet
 from tests import consortia
 from tests.conftest import MakeSite
 from tests.consortia import STUDY, copied, events, tiny_protocol
@@ -71,7 +72,7 @@ def run(
 
     study = consortium.study(STUDY)
     study.want("running")
-    scheduler.run_study(consortium, study, MemoryFleet({name: reply(name) for name in sites}))
+    study_scheduler.run_study(consortium, study, MemoryFleet({name: reply(name) for name in sites}))
     closed = consortium.journal.events("round closed", study=STUDY)
     return [(e.facts["round"], e.facts["took_part"]) for e in closed]
 
@@ -164,13 +165,13 @@ def test_two_persons_sign_an_amendment(
 ) -> None:
     other = Identity.create(tmp_path / "other.key")
     keys = {"first": consortium.identity.public, "second": other.public}
-    assert rotation.change_coordinators(consortium, keys, needed=2, by="Ada") is not None
+    assert key_rotation.change_coordinators(consortium, keys, needed=2, by="Ada") is not None
     study = consortium.study(STUDY)
     study.statement.cosigned(other).save(study.folder / "protocol.json")
     new, enough = amend_study(consortium, STUDY, write(consortium, **NEW))
     assert (new.version, enough, consortium.study(STUDY).amendment) == (2, False, None)
     draft = Statement.load(consortium.folder / "drafts" / f"{STUDY}.json", what="draft")
-    said = rotation.take_countersigned(consortium, draft.cosigned(other))
+    said = key_rotation.take_countersigned(consortium, draft.cosigned(other))
     assert said == f"{STUDY} is amended from its next round on."
     staged = consortium.study(STUDY).amendment
     assert staged is not None
@@ -215,7 +216,7 @@ def test_taking_force_survives_a_kill(consortium: Consortium, sites: dict[str, S
     assert amendment is not None
     study.amend()
     amendment.save(study.folder / "amendment.json")  # killed before it was removed
-    following = scheduler.in_force(consortium, consortium.study(STUDY))
+    following = study_scheduler.in_force(consortium, consortium.study(STUDY))
     assert (following.protocol.version, following.amendment) == (2, None)
     kept = Statement.load(study.folder / "versions" / "0001.json", what="version")
     assert kept == study.statement

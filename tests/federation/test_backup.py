@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client import cli, halt, keeping, restored
-from client.participation import Participation
-from client.site import Site
-from client.spending import open_ledger
-from common import backup
+from client.commands import backup
+from client.commands import site as site_commands
+from client.privacy.budget_caps import open_ledger
+from client.runtime.order_handler import Participation
+from client.site import stop
+from client.site.folder import Site
+from client.study import restore_reconciliation
+from common.backup import folder_backup
 from common.errors import ConsentError, FederationError, GliofedError, StateError
-from common.files import held
-from common.weights import Arrays, digest
-from common.wire import Content, unpack_order
-from server import keeping as server_keeping
-from server.provisioning import Consortium
+from common.messages.wire_format import Content, unpack_order
+from common.records.atomic_files import held
+from common.records.weights import Arrays, digest
+from server.commands import backup as server_keeping
+from server.consortium.provisioning import Consortium
 from tests import consortia
 from tests.consortia import STUDY, events
 
@@ -83,8 +86,8 @@ def private(consortium: Consortium, site: Site) -> tuple[Consortium, Site]:
 
 
 def saved(consortium: Consortium, site: Site, to: Path) -> tuple[Path, Path]:
-    backup.write(server_keeping.source(consortium), to / "c.backup", passphrase=PASSPHRASE)
-    backup.write(keeping.source(site), to / "s.backup", passphrase=None)
+    folder_backup.write(server_keeping.source(consortium), to / "c.backup", passphrase=PASSPHRASE)
+    folder_backup.write(backup.source(site), to / "s.backup", passphrase=None)
     return to / "c.backup", to / "s.backup"
 
 
@@ -97,16 +100,16 @@ def test_both_sides_restored_between_rounds_end_as_if_nothing_had_happened(
     shutil.rmtree(consortium.folder)
     shutil.rmtree(site.folder)
     consortium = server_keeping.restore(ours, tmp_path / "c2", passphrase=PASSPHRASE)
-    site = keeping.restore(theirs, tmp_path / "s2", data=site.data)
+    site = backup.restore(theirs, tmp_path / "s2", data=site.data)
     assert steps(site) == before
     go_on(consortium, site)
     assert [e.facts["round"] for e in consortium.journal.events("round closed")] == [1, 2, 3]
     assert consortium.journal.events("study finished")
     assert [s for s in steps(site) if s[3] == "reserved"] == [], "nothing was charged twice"
     assert sum(s[2] for s in steps(site)) == 3 * 2
-    (settled,) = events(site, restored.SETTLED)
+    (settled,) = events(site, restore_reconciliation.SETTLED)
     assert settled["charged"] == []
-    assert restored.pending(site) is None
+    assert restore_reconciliation.pending(site) is None
     assert not list(site.folder.rglob("*.key.*"))
     assert (site.folder / "keys" / "identity.key").stat().st_mode & 0o777 == 0o600
 
@@ -120,7 +123,7 @@ def test_what_a_site_spent_after_its_backup_is_charged_when_it_is_restored(
     with open_ledger(site) as ledger:
         true = ledger.spent(1e-5).epsilon
     shutil.rmtree(site.folder)
-    site = keeping.restore(theirs, tmp_path / "s2", data=site.data)
+    site = backup.restore(theirs, tmp_path / "s2", data=site.data)
     with open_ledger(site) as ledger:
         assert ledger.spent(1e-5).epsilon < true, "the backup does not know"
     go_on(consortium, site)
@@ -131,7 +134,7 @@ def test_what_a_site_spent_after_its_backup_is_charged_when_it_is_restored(
     assert [(n, s) for _, n, s, state in spent if state == "reserved"] == [(2, 2), (3, 2)]
     with open_ledger(site) as ledger:
         assert ledger.spent(1e-5).epsilon >= true
-    assert events(site, restored.SETTLED)[0]["lost_head"]
+    assert events(site, restore_reconciliation.SETTLED)[0]["lost_head"]
 
 
 def test_a_site_moves_and_its_old_folder_works_no_more(
@@ -141,28 +144,28 @@ def test_a_site_moves_and_its_old_folder_works_no_more(
     moved = tmp_path / "moving.backup"
     command = ["backup", str(site.folder), "--to", str(moved), "--retire"]
     with held(site.lock, what="it runs"):
-        running = CliRunner().invoke(cli.app, command)
+        running = CliRunner().invoke(site_commands.app, command)
     assert isinstance(running.exception, StateError)
     assert running.exception.code == "in-use"
     assert not site.retired.exists()
-    assert CliRunner().invoke(cli.app, command).exit_code == 0
-    start = CliRunner().invoke(cli.app, ["run", str(site.folder)])
+    assert CliRunner().invoke(site_commands.app, command).exit_code == 0
+    start = CliRunner().invoke(site_commands.app, ["run", str(site.folder)])
     assert isinstance(start.exception, ConsentError)
     assert "old folder" in start.exception.message
     with pytest.raises(ConsentError) as refused:
-        halt.check_not_halted(site)
-    assert refused.value.code == halt.RETIRED
+        stop.check_not_halted(site)
+    assert refused.value.code == stop.RETIRED
 
-    elsewhere = keeping.restore(moved, tmp_path / "elsewhere", data=site.data)
+    elsewhere = backup.restore(moved, tmp_path / "elsewhere", data=site.data)
     go_on(consortium, elsewhere)
     assert consortium.journal.events("study finished")
     assert sum(s[2] for s in steps(elsewhere)) == 3 * 2
-    (settled,) = events(elsewhere, restored.SETTLED)
+    (settled,) = events(elsewhere, restore_reconciliation.SETTLED)
     assert settled["charged"] == []
 
     again = tmp_path / "again.backup"
-    backup.write(keeping.source(site), again, passphrase=None)
-    third = keeping.restore(again, tmp_path / "third", data=site.data)
+    folder_backup.write(backup.source(site), again, passphrase=None)
+    third = backup.restore(again, tmp_path / "third", data=site.data)
     assert not third.retired.exists()
 
 
@@ -171,14 +174,16 @@ def test_a_person_charges_where_no_account_comes(
 ) -> None:
     consortium, site = private
     _, theirs = saved(consortium, site, tmp_path)
-    site = keeping.restore(theirs, tmp_path / "s2", data=site.data)
+    site = backup.restore(theirs, tmp_path / "s2", data=site.data)
     with pytest.raises(GliofedError, match="person's name"):
-        restored.charge_by_hand(site, {STUDY: 1}, by=" ")
-    assert [c["steps"] for c in restored.charge_by_hand(site, {STUDY: 1}, by="Dr. Tamm")] == [2]
+        restore_reconciliation.charge_by_hand(site, {STUDY: 1}, by=" ")
+    assert [
+        c["steps"] for c in restore_reconciliation.charge_by_hand(site, {STUDY: 1}, by="Dr. Tamm")
+    ] == [2]
     with pytest.raises(StateError, match="nothing to settle"):
-        restored.charge_by_hand(site, {STUDY: 1}, by="Dr. Tamm")
+        restore_reconciliation.charge_by_hand(site, {STUDY: 1}, by="Dr. Tamm")
     go_on(consortium, site)
-    assert events(site, restored.SETTLED)[0]["by"] == "Dr. Tamm"
+    assert events(site, restore_reconciliation.SETTLED)[0]["by"] == "Dr. Tamm"
     assert sum(s[2] for s in steps(site)) == 4 * 2
 
 
@@ -220,13 +225,13 @@ def test_a_damaged_backup_is_refused_and_nothing_is_written(
     passphrase: bytes | None,
 ) -> None:
     path = tmp_path / "s.backup"
-    backup.write(keeping.source(site), path, passphrase=passphrase)
-    assert backup.verify(path, kind="site", passphrase=passphrase).name == "north"
+    folder_backup.write(backup.source(site), path, passphrase=passphrase)
+    assert folder_backup.verify(path, kind="site", passphrase=passphrase).name == "north"
     path.write_bytes(change(path.read_bytes()))
     if passphrase is not None:
         words += "|passphrase does not open"
     with pytest.raises(GliofedError, match=words):
-        keeping.restore(path, tmp_path / "s2", data=None, passphrase=passphrase)
+        backup.restore(path, tmp_path / "s2", data=None, passphrase=passphrase)
     assert not (tmp_path / "s2").exists()
     assert not list(tmp_path.glob(".*restoring"))
 
@@ -242,11 +247,11 @@ def test_what_does_not_fit_is_refused_with_words(
     with pytest.raises(GliofedError, match="backup of a site"):
         server_keeping.restore(theirs, tmp_path / "n")
     with pytest.raises(GliofedError, match="signed by"):
-        keeping.restore(theirs, tmp_path / "n", data=None, signed_by="0000-0000-0000-0000-0000")
+        backup.restore(theirs, tmp_path / "n", data=None, signed_by="0000-0000-0000-0000-0000")
     with pytest.raises(GliofedError, match="is not empty"):
-        keeping.restore(theirs, site.folder, data=None)
+        backup.restore(theirs, site.folder, data=None)
     with pytest.raises(GliofedError, match="exists already"):
-        backup.write(keeping.source(site), theirs, passphrase=None)
+        folder_backup.write(backup.source(site), theirs, passphrase=None)
     assert not (tmp_path / "n").exists()
 
 
@@ -256,7 +261,7 @@ def test_no_image_is_in_a_backup(site: Site, tmp_path: Path) -> None:
     (site.folder / "look").mkdir()
     (site.folder / "look" / "quality.html").write_text("a patient")
     (site.folder / "stopped.json").write_text("{}")
-    made = backup.write(keeping.source(site), tmp_path / "s.backup", passphrase=None)
+    made = folder_backup.write(backup.source(site), tmp_path / "s.backup", passphrase=None)
     assert {"cache", "look"} <= set(made.left_out)
     assert {"stopped.json", "ledger.sqlite", "keys/patients.key"} <= made.files.keys()
     assert not [name for name in made.files if name.startswith(("cache", "look"))]
@@ -265,17 +270,17 @@ def test_no_image_is_in_a_backup(site: Site, tmp_path: Path) -> None:
 def test_a_folder_that_changes_while_it_is_copied_is_copied_again(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, times = backup._write, []
+    real, times = folder_backup._write, []
 
-    def write(*words: object) -> backup.Manifest:
+    def write(*words: object) -> folder_backup.Manifest:
         made = real(*words)  # type: ignore[arg-type]
         times.append(1)
         if len(times) == 1:
             (site.folder / "request.json").write_text("another")
         return made
 
-    monkeypatch.setattr(backup, "_write", write)
-    made = backup.write(keeping.source(site), tmp_path / "s.backup", passphrase=None)
+    monkeypatch.setattr(folder_backup, "_write", write)
+    made = folder_backup.write(backup.source(site), tmp_path / "s.backup", passphrase=None)
     assert len(times) == 2
     assert made.files["request.json"].size == len("another")
 
@@ -284,18 +289,18 @@ def test_a_full_disk_leaves_nothing(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "s.backup"
-    backup.write(keeping.source(site), path, passphrase=None)
+    folder_backup.write(backup.source(site), path, passphrase=None)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("common.backup.os.fsync", full)
+    monkeypatch.setattr("common.backup.folder_backup.os.fsync", full)
     with pytest.raises(StateError, match="disk is full"):
-        keeping.restore(path, tmp_path / "s2", data=None)
+        backup.restore(path, tmp_path / "s2", data=None)
     monkeypatch.undo()
-    monkeypatch.setattr("common.backup._write", full)
+    monkeypatch.setattr("common.backup.folder_backup._write", full)
     with pytest.raises(StateError, match="disk is full"):
-        backup.write(keeping.source(site), tmp_path / "other.backup", passphrase=None)
+        folder_backup.write(backup.source(site), tmp_path / "other.backup", passphrase=None)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "coordinator",
         "north",
@@ -308,10 +313,10 @@ def test_a_killed_restore_is_begun_again(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "s.backup"
-    backup.write(keeping.source(site), path, passphrase=None)
+    folder_backup.write(backup.source(site), path, passphrase=None)
     (tmp_path / ".s2.restoring" / "keys").mkdir(parents=True)
     (tmp_path / ".s2.restoring" / "keys" / "half").write_text("")
-    assert keeping.restore(path, tmp_path / "s2", data=tmp_path).data == tmp_path
+    assert backup.restore(path, tmp_path / "s2", data=tmp_path).data == tmp_path
     assert not (tmp_path / "s2" / "keys" / "half").exists()
     assert not (tmp_path / ".s2.restoring").exists()
 
@@ -327,6 +332,6 @@ def test_without_noise_the_bits_are_those_of_the_undisturbed_run(
     shutil.rmtree(consortium.folder)
     shutil.rmtree(site.folder)
     consortium = server_keeping.restore(ours, tmp_path / "c2", passphrase=PASSPHRASE)
-    site = keeping.restore(theirs, tmp_path / "s2", data=data)
+    site = backup.restore(theirs, tmp_path / "s2", data=data)
     go_on(consortium, site)
     assert digest(final(consortium)) == undisturbed

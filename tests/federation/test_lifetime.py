@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from client import renewal
-from client.participation import Participation
-from client.site import Site
+from client.runtime.order_handler import Participation
+from client.site import key_renewal
+from client.site.folder import Site
 from common.errors import IdentityError, StateError
-from common.identity import Identity, Statement
-from common.wire import unpack_report
-from server import certificates, rotation
-from server.provisioning import Consortium
+from common.messages.wire_format import unpack_report
+from common.trust.identity import Identity, Statement
+from server.consortium import certificates, key_rotation
+from server.consortium.provisioning import Consortium
 from tests import consortia
 from tests.consortia import events, order, tiny_protocol
 
@@ -38,7 +38,7 @@ def approved(consortium: Consortium, site: Site) -> Site:
 
 def test_a_site_follows_a_new_coordinator_key(consortium: Consortium, approved: Site) -> None:
     old = consortium.identity
-    assert rotation.rotate_key(consortium, by=BY) is not None
+    assert key_rotation.rotate_key(consortium, by=BY) is not None
     assert consortium.identity.public != old.public
     assert offer(consortium, approved) == ""
     site = Site.open(approved.folder)
@@ -53,8 +53,8 @@ def test_a_site_follows_a_new_coordinator_key(consortium: Consortium, approved: 
 
 
 def test_a_site_that_was_away_follows_two_changes(consortium: Consortium, approved: Site) -> None:
-    rotation.rotate_key(consortium, by=BY)
-    rotation.rotate_key(consortium, by=BY)
+    key_rotation.rotate_key(consortium, by=BY)
+    key_rotation.rotate_key(consortium, by=BY)
     assert offer(consortium, approved) == ""
     assert Site.open(approved.folder).coordinators.number == 2
 
@@ -67,17 +67,17 @@ def test_a_stranger_changes_nothing(consortium: Consortium, approved: Site, tmp_
     chain = [stranger.sign("consortium-charter", charter.model_dump(mode="json"))]
     for charters in ([], chain):
         with pytest.raises(IdentityError):
-            renewal.take_kit(approved, forged, charters)
+            key_renewal.take_kit(approved, forged, charters)
     assert Site.open(approved.folder).kit.coordinator_key == consortium.identity.public
     assert not events(approved, "kit renewed", "coordinators changed")
 
 
 def test_a_sites_new_keys_are_taken_over(consortium: Consortium, approved: Site) -> None:
     old = {p.name: p.read_bytes() for p in (approved.folder / "keys").glob("*.key")}
-    wanted = renewal.begin(approved, by="Bo")
+    wanted = key_renewal.begin(approved, by="Bo")
     assert offer(consortium, approved) == ""
     assert approved.identity.public != wanted.signer, "not used before the coordinator has them"
-    rotation.take_renewals(consortium)
+    key_rotation.take_renewals(consortium)
     assert set(consortium.sites.node_keys().values()) == {"north"}
     assert len(consortium.sites.node_keys()) == 2, "old and new are let in"
     assert offer(consortium, approved) == "", "an approval of before counts on"
@@ -88,7 +88,7 @@ def test_a_sites_new_keys_are_taken_over(consortium: Consortium, approved: Site)
     assert decided[1].signer == wanted.signer
     changed = {n for n, b in old.items() if (site.folder / "keys" / n).read_bytes() != b}
     assert changed == {"identity.key", "node.key"}, "the patients' pseudonyms stay"
-    assert renewal.pending(site) == ""
+    assert key_renewal.pending(site) == ""
     consortium.sites.left("north")
     assert len(consortium.sites.node_keys()) == 1
 
@@ -96,7 +96,7 @@ def test_a_sites_new_keys_are_taken_over(consortium: Consortium, approved: Site)
 def test_new_keys_without_the_old_ones_signature_are_refused(
     consortium: Consortium, approved: Site
 ) -> None:
-    wanted = renewal.begin(approved, by="Bo")
+    wanted = key_renewal.begin(approved, by="Bo")
     alone = Statement(wanted.kind, wanted.body, wanted.signer, wanted.signature)
     with pytest.raises(IdentityError, match="not signed by its key"):
         consortium.sites.offer_renewal("north", alone)
@@ -107,9 +107,9 @@ def test_taking_new_keys_survives_a_kill(
     consortium: Consortium, approved: Site, after: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is killed after the named file was written; the next one finishes."""
-    renewal.begin(approved, by="Bo")
+    key_renewal.begin(approved, by="Bo")
     offer(consortium, approved)
-    rotation.take_renewals(consortium)
+    key_rotation.take_renewals(consortium)
     real_replace = Path.replace
 
     def replace(path: Path, target: Path) -> Path:
@@ -133,16 +133,16 @@ def test_a_new_authority_waits_for_every_site(
     north, south = make_site("north"), make_site("south")
     for site in (north, south):
         consortia.approve(site, consortium, tiny_protocol())
-    rotation.begin_authority(consortium, by=BY)
+    key_rotation.begin_authority(consortium, by=BY)
     with pytest.raises(StateError, match="is being changed already"):
-        rotation.begin_authority(consortium, by=BY)
+        key_rotation.begin_authority(consortium, by=BY)
     assert offer(consortium, north) == ""
     assert (north.folder / "ca.crt").read_bytes().count(b"BEGIN CERTIFICATE") == 2
     with pytest.raises(StateError, match="south") as refused:
-        rotation.finish_authority(consortium, by=BY, without=frozenset())
+        key_rotation.finish_authority(consortium, by=BY, without=frozenset())
     assert refused.value.code == "kits"
     assert offer(consortium, south) == ""
-    rotation.finish_authority(consortium, by=BY, without=frozenset())
+    key_rotation.finish_authority(consortium, by=BY, without=frozenset())
     (authority,) = certificates.trusted(consortium.folder)
     certificates.certificate(consortium.folder).verify_directly_issued_by(authority)
     assert not certificates.changing_authority(consortium.folder)
@@ -166,7 +166,7 @@ def test_a_study_needs_two_signatures_when_the_consortium_says_so(
     consortium: Consortium, site: Site, tmp_path: Path
 ) -> None:
     second = Identity.create(tmp_path / "second.key")
-    charter = rotation.change_coordinators(
+    charter = key_rotation.change_coordinators(
         consortium,
         {"ada": consortium.identity.public, "bo": second.public},
         needed=2,
@@ -180,8 +180,8 @@ def test_a_study_needs_two_signatures_when_the_consortium_says_so(
     draft = Statement.load(path, what="draft")
     changed = {**draft.body, "rounds": 9}
     with pytest.raises(IdentityError, match="another one than the draft"):
-        rotation.take_countersigned(consortium, second.sign(draft.kind, changed))
-    assert "published" in rotation.take_countersigned(consortium, draft.cosigned(second))
+        key_rotation.take_countersigned(consortium, second.sign(draft.kind, changed))
+    assert "published" in key_rotation.take_countersigned(consortium, draft.cosigned(second))
     (study,) = consortium.studies()
     assert Site.open(site.folder).keep_protocol(study.statement).digest == study.protocol.digest
-    assert rotation.rotate_key(consortium, by=BY) is None, "nor does one hand over alone"
+    assert key_rotation.rotate_key(consortium, by=BY) is None, "nor does one hand over alone"

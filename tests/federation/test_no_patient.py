@@ -17,31 +17,31 @@ import pytest
 from prometheus_client import generate_latest
 from starlette.testclient import TestClient
 
-from client import halt
-from client.checking import check_site
-from client.page.exposition import SiteFigures
+from client.cohort.series_decisions import cohort_of
+from client.page.listen_address import tokens
 from client.page.pages import application as site_page
-from client.page.place import tokens
-from client.page.reading import Readings as SiteReadings
-from client.participation import Participation
-from client.series import cohort_of
-from client.site import Site
-from client.withdrawal import withdraw
-from common import logs
-from common.chronicle import Chronicle
-from common.door import Door, issue
-from common.door.live import changes
-from common.exposition import registry
-from common.protocol import PreprocessingOptions
-from server.dashboard.pages import application as dashboard
-from server.dashboard.tables import OF_A_STUDY
-from server.exposition import Consortium as Figures
-from server.fleet import Presence
-from server.provisioning import Consortium
-from server.readings import Readings
-from server.release import release
-from server.report import full_report
-from server.report_page import markdown
+from client.page.prometheus import SiteFigures
+from client.page.site_status import Readings as SiteReadings
+from client.runtime.order_handler import Participation
+from client.site import stop
+from client.site.folder import Site
+from client.study.withdrawal import withdraw
+from client.views.cohort_check import check_site
+from common.process import logs
+from common.process.supervisor_log import Chronicle
+from common.study.protocol import PreprocessingOptions
+from common.web.auth import Door, issue
+from common.web.live_updates import changes
+from common.web.prometheus import registry
+from server.consortium.provisioning import Consortium
+from server.release.release_folder import release
+from server.reporting.dashboard.csv_tables import OF_A_STUDY
+from server.reporting.dashboard.pages import application as dashboard
+from server.reporting.live_status import Readings
+from server.reporting.markdown_report import markdown
+from server.reporting.prometheus import Consortium as Figures
+from server.reporting.study_report import full_report
+from server.rounds.fleet import Presence
 from tests.consortia import approve, publish, rounds, tiny_protocol
 from tests.logging_state import restored
 from tests.names import names_in, names_of
@@ -100,7 +100,7 @@ def test_nothing_that_is_shown_or_said_names_a_patient(
 
     rounds(consortium, study, {"north": Participation(site)}).run()
     release(consortium, study, tmp_path / "model")
-    halt.stop(site, by="Bo", reason="a drill")
+    stop.stop(site, by="Bo", reason="a drill")
     site_facts()
     own_facts()
 

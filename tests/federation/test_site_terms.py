@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client import studies
-from client.kept import Kept
-from client.participation import Participation
-from client.site import Site
-from common.networks import build, trainable_names
-from common.weights import Arrays
+from client.networks.registry import build, trainable_names
+from client.runtime.order_handler import Participation
+from client.site.folder import Site
+from client.study import round_training
+from client.study.round_state import Kept
+from common.records.weights import Arrays
 from server.aggregation.scaffold import control
-from server.provisioning import Consortium
+from server.consortium.provisioning import Consortium
 from tests.consortia import STUDY, approve, enrol, found, publish, rounds, tiny_protocol
 
 NAMES = ("north", "south")
@@ -75,7 +75,7 @@ def test_each_site_has_layers_of_its_own(tmp_path: Path, cohorts: tuple[Path, ..
     consortium, sites = hospitals(tmp_path, cohorts, training={"local": ["norms"]})
     weights = run(consortium, sites)
     protocol = consortium.study(STUDY).protocol
-    start = studies.starting_weights(protocol)
+    start = round_training.starting_weights(protocol)
     local = set(trainable_names(build(protocol.network, seed=0), ("norms",)))
     own = {name: Kept(site, STUDY).own("local") for name, site in sites.items()}
     for name, value in weights.items():
@@ -85,8 +85,8 @@ def test_each_site_has_layers_of_its_own(tmp_path: Path, cohorts: tuple[Path, ..
     evaluated = consortium.journal.events("evaluated", study=STUDY)[-1].facts["dice"]
     for name, site in sites.items():
         used = {**weights, **own[name]}
-        cases = studies.read_split(site, protocol).validation
-        scores = studies.mean_dice(studies.score(site, protocol, used, cases))
+        cases = round_training.read_split(site, protocol).validation
+        scores = round_training.mean_dice(round_training.score(site, protocol, used, cases))
         assert evaluated.get(name, {}) == scores
 
 

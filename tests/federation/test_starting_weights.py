@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from client import spending, studies
-from client.participation import Participation
-from client.site import Site
+from client.privacy import budget_caps
+from client.runtime.order_handler import Participation
+from client.site.folder import Site
+from client.study import round_training
 from common.errors import FederationError
-from common.weights import Arrays, digest
-from server import provisioning
-from server.provisioning import Consortium
-from server.studies import Study
+from common.records.weights import Arrays, digest
+from server.consortium import provisioning
+from server.consortium.provisioning import Consortium
+from server.consortium.published_study import Study
 from tests import consortia
 
 
@@ -29,7 +30,7 @@ def test_a_hospital_trains_from_the_weights_that_it_approved(
 ) -> None:
     """Given as bfloat16; a coordinator that then sends others gets a refusal, at no cost."""
     protocol = consortia.tiny_protocol(rounds=1, training={"local_steps": 1}, reports=[])
-    drawn = studies.starting_weights(protocol)
+    drawn = round_training.starting_weights(protocol)
     given = {name: torch.from_numpy(value).bfloat16() for name, value in drawn.items()}
     save_file(given, tmp_path / "given.safetensors")
     (tmp_path / "study.toml").write_text(consortia.toml(protocol))
@@ -52,11 +53,11 @@ def test_a_hospital_trains_from_the_weights_that_it_approved(
         return drawn
 
     monkeypatch.setattr(Study, "given", evil)
-    monkeypatch.setattr("server.rounds._FAILED_ROUNDS", 1)
+    monkeypatch.setattr("server.rounds.round_loop._FAILED_ROUNDS", 1)
     with pytest.raises(FederationError, match="missed its quorum"):
         runs.run()
     assert consortia.events(site, "training") == []
     (told,) = consortium.journal.events("site declined", order="train")
     assert told.facts["code"] == "initial"
-    with spending.open_ledger(site) as ledger:
+    with budget_caps.open_ledger(site) as ledger:
         assert list(ledger.facts()) == []

@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
-from client import spending, studies
-from client.execution import ExecutionOptions
-from client.inference.installed import activate, active_model
-from client.inference.model import open_model
-from client.inference.segment import segment
-from client.participation import Participation
-from client.site import Site
-from common.networks import NETWORKS
-from common.privacy import Mechanism
-from common.protocol import StudyProtocol
-from common.weights import digest, load, norm
-from common.wire import Content
-from server.provisioning import Consortium
-from server.release import release
-from server.report import study_report
+from client.clinic.installed_models import activate, active_model
+from client.clinic.released_model import open_model
+from client.clinic.segment import segment
+from client.networks.registry import NETWORKS
+from client.privacy import budget_caps
+from client.privacy.mechanism import Mechanism
+from client.runtime.order_handler import Participation
+from client.site.execution import ExecutionOptions
+from client.site.folder import Site
+from client.study import round_training
+from common.messages.wire_format import Content
+from common.records.weights import digest, load, norm
+from common.study.protocol import StudyProtocol
+from server.consortium.provisioning import Consortium
+from server.release.release_folder import release
+from server.reporting.study_report import study_report
 from tests.cargo import arrays_of, with_arrays
 from tests.consortia import (
     STUDY,
@@ -74,7 +75,7 @@ class Federation:
         return [entry.facts for entry in entries]
 
     def steps(self, name: str) -> int:
-        return spending.privacy_spent(self.sites[name], self.protocol).steps
+        return budget_caps.privacy_spent(self.sites[name], self.protocol).steps
 
 
 @pytest.fixture
@@ -117,8 +118,10 @@ def test_from_approval_to_a_segmented_patient(
     assert (card["sites"], card["never_approved"]) == (["north", "south"], ["west"])
     west = federation.sites["west"]  # who did not train may still use the model
     model = open_model(tmp_path / "model", signer=west.kit.coordinator_key)
-    cases = studies.read_split(west, model.protocol).test
-    scores = studies.mean_dice(studies.score(west, model.protocol, model.weights, cases))
+    cases = round_training.read_split(west, model.protocol).test
+    scores = round_training.mean_dice(
+        round_training.score(west, model.protocol, model.weights, cases)
+    )
     assert activate(west, model, {"cases": len(cases), "dice": scores}).active
     case = min(path for path in cohorts[2].iterdir() if path.is_dir())
     result = segment(
@@ -146,7 +149,7 @@ def test_another_network_is_another_word_in_the_protocol(
     site = federation.sites["west"]
     model = open_model(tmp_path / "model", signer=site.kit.coordinator_key)
     assert model.protocol.private
-    folder = studies.read_split(site, model.protocol).test[0].images["t1c"].path.parent
+    folder = round_training.read_split(site, model.protocol).test[0].images["t1c"].path.parent
     result = segment(
         folder,
         tmp_path / "result",
@@ -160,9 +163,9 @@ def test_another_network_is_another_word_in_the_protocol(
 def test_a_site_over_its_cap_drops_out_and_says_so(federation: Federation) -> None:
     federation.approve(*NAMES)
     west = edit(federation.sites["west"], "max_epsilon = 10.0", "max_epsilon = 8.0")
-    patients = frozenset(studies.training_patients(west, federation.protocol))
-    with spending.open_ledger(west) as ledger:
-        caps = spending.caps(west, federation.protocol)
+    patients = frozenset(round_training.training_patients(west, federation.protocol))
+    with budget_caps.open_ledger(west) as ledger:
+        caps = budget_caps.caps(west, federation.protocol)
         mechanism = Mechanism(2.0, 0.5)
         left = ledger.steps_left(
             study="earlier",

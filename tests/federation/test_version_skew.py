@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord
 
-from client.participation import Participation
+from client.runtime.order_handler import Participation
 from common.errors import FederationError, UpdateError
-from common.protocol import StudyProtocol
+from common.messages.wire_format import Content, unpack_order
+from common.study.protocol import StudyProtocol
 from common.versions import own
-from common.wire import Content, unpack_order
-from server.provisioning import Consortium
+from server.consortium.provisioning import Consortium
 from tests import consortia
 from tests.conftest import MakeSite
 

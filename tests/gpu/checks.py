@@ -1,7 +1,7 @@
 """Each check compares what the device computes with what a CPU computes in float32.
 
 A check gives a number, and a limit that it must not be above. The limits for training are those of
-``tests/client/test_training.py`` on a CPU: what differs is the order of sums, and the eight
+``tests/client/training/test_loop.py`` on a CPU: what differs is the order of sums, and the eight
 bits of bfloat16.
 """
 
@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.clipping import Clipping, clip, clipper
-from client.crops import draw_patient
-from client.execution import ExecutionOptions
-from client.noise import SystemRandom, grid, noise
-from client.prediction import predict
-from client.private_training import CountingCharge, clipped_sum, train_privately
-from client.training import Learner, train
+from client.privacy.clipping import Clipping, clip, clipper
+from client.privacy.dp_sgd import CountingCharge, clipped_sum, train_privately
+from client.privacy.secure_noise import SystemRandom, grid, noise
+from client.segmentation.prediction import predict
+from client.site.execution import ExecutionOptions
+from client.training.crops import draw_patient
+from client.training.loop import Learner, train
 from tests.gpu import material
 from tests.gpu.material import CLIPPING_NORM, NOISE_MULTIPLIER, Scale, apart, flat
 

@@ -11,10 +11,10 @@ from typing import Final, Literal
 
 import torch
 
-from client.execution import ExecutionOptions
-from client.prediction import predict
-from client.private_training import CountingCharge, train_privately
-from client.training import train
+from client.privacy.dp_sgd import CountingCharge, train_privately
+from client.segmentation.prediction import predict
+from client.site.execution import ExecutionOptions
+from client.training.loop import train
 from tests.benchmarks.stepping import Meter
 from tests.gpu import material
 from tests.gpu.material import CROPS, PATIENTS, Scale

@@ -7,9 +7,9 @@ from typing import Final
 
 import torch
 
-from client.participation import Participation
 from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
+from client.runtime.order_handler import Participation
 from tests import consortia
 from tests.consortia import STUDY
 

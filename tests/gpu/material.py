@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.crops import Patient
-from client.noise import RandomBytes
-from common.networks import build
-from common.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
+from client.networks.registry import build
+from client.privacy.secure_noise import RandomBytes
+from client.training.crops import Patient
+from common.study.protocol import NetworkOptions, PrivacyOptions, TrainingOptions
 
 PATIENTS: Final = 4
 CROPS: Final = 2

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.execution import ExecutionOptions
-from client.noise import grid
+from client.privacy.secure_noise import grid
+from client.site.execution import ExecutionOptions
 from common.versions import proven
 from tests import consortia
 from tests.gpu import __main__ as command

@@ -14,11 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from common.errors import ConsentError, FederationError, GliofedError
-from common.identity import Identity, Statement
-from common.kit import Request, sign_request
-from common.protocol import APPROVAL, PROTOCOL, StudyProtocol
-from common.weights import Arrays, digest
-from common.wire import (
+from common.messages.wire_format import (
     CONTROL,
     Content,
     Order,
@@ -29,11 +25,15 @@ from common.wire import (
     refusal,
     unpack_order,
 )
-from server import provisioning
-from server.fleet import Delivery, MemoryFleet
-from server.provisioning import Consortium
-from server.rounds import Rounds
-from server.studies import Study, keep_initial
+from common.records.weights import Arrays, digest
+from common.study.protocol import APPROVAL, PROTOCOL, StudyProtocol
+from common.trust.enrolment import Request, sign_request
+from common.trust.identity import Identity, Statement
+from server.consortium import provisioning
+from server.consortium.provisioning import Consortium
+from server.consortium.published_study import Study, keep_initial
+from server.rounds.fleet import Delivery, MemoryFleet
+from server.rounds.round_loop import Rounds
 
 SHAPES = {"conv_final.0.weight": (3,), "conv_final.2.weight": (2, 3)}
 

@@ -7,7 +7,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 import server.app
-from server.flower import GridFleet
+from server.transport.flower_fleet import GridFleet
 
 
 def test_the_app_serves_the_consortium_that_the_executor_names(

@@ -1,8 +1,8 @@
 """DICOM in: studies found in folders and zip files, each series told apart, its voxels read.
 
-The door in to pydicom and highdicom; ``client.inference.dicom_results`` is the door out. What
-passes it: voxels, geometry, and the technical facts of ``client.imaging.dicom.facts``; patient and
-study identify a case and go no further than that.
+The door in to pydicom and highdicom; ``client.clinic.dicom_results`` is the door out. What
+passes it: voxels, geometry, and the technical facts of ``client.imaging.dicom.series_facts``;
+patient and study identify a case and go no further than that.
 
     containers   files and zip members, and which of them are safe to open
     headers      one file -> instance: where its slices lie and how they were acquired

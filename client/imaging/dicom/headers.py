@@ -26,7 +26,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 
 from client.imaging.case import Part
-from client.imaging.dicom.facts import Facts
+from client.imaging.dicom.series_facts import Facts
 from common.errors import CaseError
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

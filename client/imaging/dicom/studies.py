@@ -19,10 +19,10 @@ from typing import Final
 import numpy as np
 
 from client.imaging.case import Image, Part
-from client.imaging.dicom.containers import Digests, digests
-from client.imaging.dicom.facts import Facts
-from client.imaging.dicom.geometry import Fault, directions, fault, missing_end
+from client.imaging.dicom.files_and_zips import Digests, digests
 from client.imaging.dicom.headers import Instance, Slice
+from client.imaging.dicom.series_facts import Facts
+from client.imaging.dicom.slice_geometry import Fault, directions, fault, missing_end
 
 _SAME_MS: Final = 0.5
 _MOST_ECHOES: Final = 4

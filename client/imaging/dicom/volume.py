@@ -22,9 +22,9 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from client.imaging.case import Image, Part
-from client.imaging.dicom.containers import Digests, contents, digests
-from client.imaging.dicom.geometry import REGULAR_MM, SAME_DIRECTION
+from client.imaging.dicom.files_and_zips import Digests, contents, digests
 from client.imaging.dicom.headers import DAMAGED, ENHANCED, damaged, quiet
+from client.imaging.dicom.slice_geometry import REGULAR_MM, SAME_DIRECTION
 from client.imaging.nifti import Volume
 from common.errors import CaseError
 

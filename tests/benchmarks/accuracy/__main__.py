@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 
 from common import console
-from common.processes import die_with_parent
+from common.process.child_processes import die_with_parent
 from tests.benchmarks.accuracy import table
 from tests.benchmarks.accuracy.cohorts import hospitals
 from tests.benchmarks.accuracy.plan import RUNS

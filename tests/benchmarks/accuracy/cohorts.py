@@ -12,8 +12,8 @@ import pickle
 from pathlib import Path
 from typing import Final
 
-from common.files import write_bytes
-from common.protocol import StudyProtocol
+from common.records.atomic_files import write_bytes
+from common.study.protocol import StudyProtocol
 from tests.benchmarks.federation import Hospital, data_folder, folder_hospitals, phantom_hospitals
 
 PROFILES: Final = (

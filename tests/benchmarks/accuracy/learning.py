@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from client.private_training import CountingCharge, train_privately
-from client.schedule import Place
-from client.training import train
-from common.low_rank import Subspace, expand
-from common.networks import build, load_arrays, state_arrays
-from common.protocol import StudyProtocol
-from common.weights import Arrays
+from client.networks.registry import build, load_arrays, state_arrays
+from client.privacy.dp_sgd import CountingCharge, train_privately
+from client.training.loop import train
+from client.training.lr_schedule import Place
+from common.messages.low_rank import Subspace, expand
+from common.records.weights import Arrays
+from common.study.protocol import StudyProtocol
 from server.aggregation import RULES
 from tests.benchmarks.federation import EXECUTION, Hospital, Scan, loaders
 

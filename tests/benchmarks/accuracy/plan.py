@@ -11,9 +11,9 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from client.accountant import epsilon
-from common.privacy import Mechanism
-from common.protocol import StudyProtocol, parse_protocol
+from client.privacy.accountant import epsilon
+from client.privacy.mechanism import Mechanism
+from common.study.protocol import StudyProtocol, parse_protocol
 
 SEEDS: Final = (1, 2, 3)
 ONE_SEED: Final = (1,)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.evaluation import evaluate
-from common.files import write_json
-from common.networks import build, load_arrays
-from common.protocol import StudyProtocol
+from client.networks.registry import build, load_arrays
+from client.segmentation.evaluation import evaluate
+from common.records.atomic_files import write_json
+from common.records.weights import Arrays
 from common.regions import REGIONS
-from common.weights import Arrays
+from common.study.protocol import StudyProtocol
 from tests.benchmarks.accuracy.cohorts import hospitals
 from tests.benchmarks.accuracy.learning import LEARN, loaded, seed_of, started
 from tests.benchmarks.accuracy.plan import START_STEPS, Run
@@ -34,7 +34,7 @@ def path_of(run: Run, seed: int) -> Path:
 def done(run: Run, seed: int, work: Path) -> str:
     """Do one run, write its file, and return a line about it."""
     torch.set_num_threads(1)
-    logging.getLogger("client.private_training").setLevel(logging.ERROR)
+    logging.getLogger("client.privacy.dp_sgd").setLevel(logging.ERROR)
     began = time.process_time()
     protocol = run.protocol
     there = hospitals(run.cohort, work, protocol)

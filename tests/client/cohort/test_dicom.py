@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from client.cohort.reading import read_case, read_cohort
-from client.cohort.splits import split
-from client.imaging.cache import PreparedCache, content_sha256
-from client.imaging.dicom import containers
-from client.imaging.images import read_image
+from client.cohort.case_discovery import read_case, read_cohort
+from client.cohort.patient_split import split
+from client.imaging.dicom import files_and_zips
+from client.imaging.image_reading import read_image
+from client.imaging.prepared_cache import PreparedCache, content_sha256
 from client.imaging.preprocessing import prepare
 from common.errors import CaseError
-from common.protocol import PreprocessingOptions
 from common.regions import MODALITIES
+from common.study.protocol import PreprocessingOptions
 from tests.scanners import (
     DATE,
     NAME,
@@ -288,10 +288,10 @@ def test_the_cache_finds_a_series_by_what_its_files_hold(study: Path, tmp_path: 
 def test_files_that_were_read_are_not_read_again(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from client.imaging.dicom import scan
+    from client.imaging.dicom import file_scan
 
     read_cohort(study.parent)
-    monkeypatch.setattr(scan, "read_header", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(file_scan, "read_header", lambda *_: pytest.fail("read again"))
     assert len(read_cohort(study.parent).cases) == 1
 
 
@@ -321,7 +321,7 @@ def test_a_study_of_nobody_knows_whom_is_read_but_never_trained_on(
 def test_a_zip_too_large_for_anything_is_refused(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(containers, limit, 9)
+    monkeypatch.setattr(files_and_zips, limit, 9)
     with pytest.raises(CaseError) as caught:
         read_case(zipped(study, tmp_path / "study.zip"))
     assert caught.value.code == "case-zip"

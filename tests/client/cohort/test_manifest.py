@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.cohort.reading import read_cohort
+from client.cohort.case_discovery import read_cohort
 from common.errors import CaseError
 
 HEADER = "patient,session,t1n,t1c,t2w,t2f,label\n"

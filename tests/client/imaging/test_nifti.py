@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from client.imaging.nifti import read_volume, write_volume
-from common import files
 from common.errors import CaseError, StateError
+from common.records import atomic_files
 
 DATA = np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5)
 AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -3], [0, 0, 3.0, 7], [0, 0, 0, 1]])
@@ -192,7 +192,7 @@ def test_a_failed_write_leaves_the_old_file(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic_files.os, "fsync", full)
     with pytest.raises(StateError, match="disk is full"):
         write_volume(path, DATA + 1, AFFINE)
     assert path.read_bytes() == before

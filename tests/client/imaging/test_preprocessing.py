@@ -11,13 +11,13 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from scipy import ndimage
 
 from client.imaging import grid
-from client.imaging.absence import ABSENT, PARTIAL, present
 from client.imaging.case import LABELS_BRATS_2018, LABELS_EITHER
+from client.imaging.missing_sequences import ABSENT, PARTIAL, present
 from client.imaging.nifti import read_volume
 from client.imaging.preprocessing import Prepared, digest, prepare, to_native
 from common.errors import CaseError
-from common.protocol import PreprocessingOptions
 from common.regions import MODALITIES, labels_to_regions, regions_to_labels
+from common.study.protocol import PreprocessingOptions
 
 from .conftest import MakeCase, anatomy
 

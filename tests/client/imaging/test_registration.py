@@ -12,7 +12,7 @@ from client.imaging import registration
 from client.imaging.nifti import Volume
 from client.imaging.plausibility import judge_registration
 from client.imaging.registration import Registration, register
-from client.phantoms.raw import RawCase
+from client.phantoms.raw_head import RawCase
 from common.errors import CaseError
 from tests.raw_heads import head
 

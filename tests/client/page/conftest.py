@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from client import studies
-from client.page.machine import Gpu, Machine
-from client.page.reading import Readings
-from client.participation import Participation
-from client.site import Site
-from common.protocol import StudyProtocol
-from server.provisioning import Consortium
+from client.page.machine_load import Gpu, Machine
+from client.page.site_status import Readings
+from client.runtime.order_handler import Participation
+from client.site.folder import Site
+from client.study import round_training
+from common.study.protocol import StudyProtocol
+from server.consortium.provisioning import Consortium
 from tests.consortia import answer, approve, order
 
 MACHINE = Machine(
@@ -30,7 +30,7 @@ MACHINE = Machine(
 def trained(site: Site, consortium: Consortium, protocol: StudyProtocol) -> Site:
     """The site after one round and one refusal."""
     approve(site, consortium, protocol)
-    weights = studies.starting_weights(protocol)
+    weights = round_training.starting_weights(protocol)
     for number in (1, 99):
         content = order(consortium.identity, protocol, "train", number=number, weights=weights)
         answer(Participation(site), content)

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from client import halt, studies
+from client.page.listen_address import tokens
 from client.page.pages import application
-from client.page.place import tokens
-from client.page.reading import Readings
-from client.participation import Participation
-from client.site import Site
-from common.door import Door, issue, link
-from common.files import held
-from common.protocol import StudyProtocol
-from common.wire import Report
-from server.provisioning import Consortium
+from client.page.site_status import Readings
+from client.runtime.order_handler import Participation
+from client.site import stop
+from client.site.folder import Site
+from client.study import round_training
+from common.messages.wire_format import Report
+from common.records.atomic_files import held
+from common.study.protocol import StudyProtocol
+from common.web.auth import Door, issue, link
+from server.consortium.provisioning import Consortium
 from tests.consortia import answer, approve, order
 from tests.programs import needed
 from tests.served import served
@@ -36,7 +37,7 @@ def test_it_watches_the_training_and_stops_it(
 ) -> None:
     chromium = needed("chromium")
     approve(site, consortium, protocol)
-    weights = studies.starting_weights(protocol)
+    weights = round_training.starting_weights(protocol)
     content = order(consortium.identity, protocol, "train", number=1, weights=weights)
     one_step, pressed = threading.Event(), threading.Event()
     reports: list[Report] = []
@@ -46,9 +47,9 @@ def test_it_watches_the_training_and_stops_it(
         if one_step.is_set():
             assert pressed.wait(60)
         one_step.set()
-        halt.check_not_halted(of)
+        stop.check_not_halted(of)
 
-    monkeypatch.setattr("client.preemption.check_not_halted", look)
+    monkeypatch.setattr("client.site.preemption.check_not_halted", look)
     work = threading.Thread(target=lambda: reports.append(answer(Participation(site), content)[0]))
     asked: list[str] = []
     said: list[str] = []
@@ -75,7 +76,7 @@ def test_it_watches_the_training_and_stops_it(
             page.screenshot(path=str(tmp_path / "running.png"), full_page=True)
             page.get_by_text("Stop this site ...").click()
             page.get_by_role("button", name="STOP").click()
-            assert halt.halted(site) is None, "a browser asks for the confirmation first"
+            assert stop.halted(site) is None, "a browser asks for the confirmation first"
             page.get_by_label("Reason").fill("a fire drill")
             page.get_by_label("Yes, stop this site.").check()
             page.screenshot(path=str(tmp_path / "asks.png"), full_page=True)
@@ -85,7 +86,7 @@ def test_it_watches_the_training_and_stops_it(
             pressed.set()
             work.join()
         assert [one.code for one in reports] == ["site-stopped"]
-        assert halt.halted(Site.open(site.folder)) is not None
+        assert stop.halted(Site.open(site.folder)) is not None
         sync_api.expect(page.locator("#stopped")).to_contain_text("a fire drill")
         page.screenshot(path=str(tmp_path / "stopped.png"), full_page=True)
         page.emulate_media(color_scheme="dark")
@@ -96,7 +97,7 @@ def test_it_watches_the_training_and_stops_it(
         page.get_by_role("button", name="Resume").click()
         sync_api.expect(now).to_have_text("idle")
         browser.close()
-    assert halt.halted(site) is None
+    assert stop.halted(site) is None
     assert asked
     assert not [url for url in asked if not url.startswith(address)]
     assert not said, said  # a broken policy would be told on the console

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from client import halt
+from client.page.listen_address import note_page, noted_page, page_link, read_place, tokens
 from client.page.pages import application
-from client.page.place import note_page, noted_page, page_link, read_place, tokens
-from client.page.reading import Readings
-from client.site import Site
-from common.door import Door, issue
+from client.page.site_status import Readings
+from client.site import stop
+from client.site.folder import Site
 from common.errors import StateError
-from common.files import held
+from common.records.atomic_files import held
+from common.web.auth import Door, issue
 from tests.consortia import STUDY, events
 
 
@@ -67,7 +67,7 @@ def test_nobody_presses_anything_without_a_session(
     client: TestClient, site: Site, path: str
 ) -> None:
     assert client.post(path, data={"confirm": "yes"}).status_code == 401
-    assert halt.halted(site) is None
+    assert stop.halted(site) is None
 
 
 def test_the_stop_needs_the_sessions_form_and_a_confirmation(
@@ -79,9 +79,9 @@ def test_the_stop_needs_the_sessions_form_and_a_confirmation(
     assert inside.post("/stop", data=good, headers=foreign).status_code == 403
     assert inside.post("/stop", data={**good, "confirm": ""}).status_code == 400
     assert inside.get("/stop").status_code == 405
-    assert halt.halted(site) is None
+    assert stop.halted(site) is None
     assert inside.post("/stop", data=good).status_code == 200
-    standing = halt.halted(site)
+    standing = stop.halted(site)
     assert standing is not None
     assert (standing.by, standing.reason) == ("the site's page", "a test")
     said = words(inside)
@@ -90,12 +90,12 @@ def test_the_stop_needs_the_sessions_form_and_a_confirmation(
     assert "Stop this site" not in said
     assert inside.post("/resume", data={"csrf": "x"}).status_code == 403
     assert inside.post("/resume", data={"csrf": good["csrf"]}).status_code == 200
-    assert halt.halted(site) is None
+    assert stop.halted(site) is None
     assert [len(events(site, f"site {e}")) for e in ("stopped", "resumed")] == [1, 1]
 
 
 def test_a_reason_is_text(inside: TestClient, site: Site) -> None:
-    halt.stop(site, by="Bo", reason="<b>x</b>")
+    stop.stop(site, by="Bo", reason="<b>x</b>")
     assert "<b>x" not in inside.get("/").text
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_journal_leaves_the_button(inside: TestClient, site: Site) -> 
     assert "This needs a person." in words(inside)
     answer = inside.post("/stop", data={"csrf": csrf(inside), "confirm": "yes"})
     assert answer.status_code in {200, 503}
-    assert halt.halted(site) is not None, "stopped, whatever the journal takes"
+    assert stop.halted(site) is not None, "stopped, whatever the journal takes"
 
 
 def test_it_brings_no_script_or_style_of_its_own(trained: Site, inside: TestClient) -> None:

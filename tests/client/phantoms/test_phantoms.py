@@ -17,8 +17,8 @@ from client.phantoms import anatomy
 from client.phantoms.anatomy import grow_anatomy, load_template
 from client.phantoms.cases import SIZES, PhantomCase, make_case, session_count
 from client.phantoms.cohort import MARK, write_cohort
-from client.phantoms.fields import Grid
 from client.phantoms.profiles import KINDS, PROFILES, Kind, Profile
+from client.phantoms.random_fields import Grid
 from client.phantoms.scanner import mix_tissue, tissue_signals
 from client.phantoms.tumour import grow_tumour, plan_tumour
 from common.errors import CaseError, StateError

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from client.review.desk import Desk
 from client.review.pages import application
-from common.door import Door, issue
+from client.review.session import Desk
+from common.web.auth import Door, issue
 from tests.reviews import write_result
 
 Visit = Callable[[Desk], TestClient]

@@ -15,10 +15,10 @@ import pytest
 import uvicorn
 
 from client.imaging.nifti import read_volume
-from client.review.desk import Desk
 from client.review.pages import application
-from common.door import Door, issue, link
-from common.processes import free_port
+from client.review.session import Desk
+from common.process.child_processes import free_port
+from common.web.auth import Door, issue, link
 from tests.programs import needed
 from tests.reviews import GRIDS, tumour, write_result
 

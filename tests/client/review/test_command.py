@@ -20,15 +20,15 @@ import numpy as np
 import pydicom
 import pytest
 
-from client import clinic
-from client.handover import reviewed_cases
-from client.imaging.images import read_image
-from client.inference.result_folder import segment_by
-from client.inference.verification import Given, exit_code, verify
-from client.review.desk import Desk
+from client.clinic.result_folder import segment_by
+from client.clinic.result_verification import Given, exit_code, verify
+from client.cohort.reviewed_cases import reviewed_cases
+from client.cohort.series_decisions import cohort_of
+from client.commands import clinic
+from client.imaging.image_reading import read_image
 from client.review.into_cohort import into_cohort
-from client.series import cohort_of
-from client.site import Site
+from client.review.session import Desk
+from client.site.folder import Site
 from tests import children
 from tests.client.review.conftest import Visit
 from tests.client.review.test_pages import decide, drawn, put
@@ -48,7 +48,14 @@ def run(command: Run) -> Run:
 @contextlib.contextmanager
 def started(result: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run the command in a process of its own; yield it and the link that it printed."""
-    arguments = [sys.executable, "-m", "client.clinic", "review", str(result), "--no-browser"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "client.commands.clinic",
+        "review",
+        str(result),
+        "--no-browser",
+    ]
     with children.start(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

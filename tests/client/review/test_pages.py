@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from client.clinic.result_schema import read_result
+from client.clinic.review_outcome import UNREVIEWED
 from client.imaging.nifti import read_volume
-from client.inference.record import read_result
-from client.inference.reviewed import UNREVIEWED
-from client.review.desk import Desk
+from client.review.session import Desk
 from client.review.versions import Versions
 from common.errors import CaseError, StateError
 from tests.client.review.conftest import Visit
@@ -230,7 +230,7 @@ def test_a_full_disk_is_said_and_the_draft_stays(
         patch.setattr("client.review.decision.write_report", full)
         answer = decide(page, "corrected")
         assert (answer.status_code, "disk is full" in answer.json()["error"]) == (503, True)
-        patch.setattr("common.files.os.fsync", full)
+        patch.setattr("common.records.atomic_files.os.fsync", full)
         answer = put(page, drawn(9))
         assert (answer.status_code, "disk is full" in answer.json()["error"]) == (503, True)
     assert Versions(result / "reviews").numbers == []

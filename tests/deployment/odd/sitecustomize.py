@@ -21,10 +21,10 @@ if (spoilt := os.environ.get("ODD_REPLY")) and "client.worker" in sys.orig_argv:
     import numpy as np
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-    from client import participation
-    from common.compression import decode, plain
+    from client.runtime import order_handler
+    from common.messages.compression import decode, plain
 
-    honest = participation.let_out
+    honest = order_handler.let_out
 
     def let_out(site: Any, order: Any, protocol: Any, reply: Any) -> Any:
         content = honest(site, order, protocol, reply)
@@ -41,4 +41,4 @@ if (spoilt := os.environ.get("ODD_REPLY")) and "client.worker" in sys.orig_argv:
         content["arrays"] = ArrayRecord({"safetensors": array})
         return content
 
-    participation.let_out = let_out
+    order_handler.let_out = let_out

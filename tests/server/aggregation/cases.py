@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.aggregation_options import AggregationOptions
-from common.weights import Arrays
+from common.records.weights import Arrays
+from common.study.aggregation_options import AggregationOptions
 from server.aggregation import RULES, Rule
 
 Vector = NDArray[np.float64]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from common.aggregation_options import AggregationOptions
+from common.study.aggregation_options import AggregationOptions
 from tests.server.aggregation.cases import CASES
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from common.errors import FederationError
-from common.weights import Arrays, digest, load, save
+from common.records.weights import Arrays, digest, load, save
 from server.aggregation import RULES
 from server.aggregation.scaffold import control
 from tests.server.aggregation.cases import (

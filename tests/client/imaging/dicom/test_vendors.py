@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from client.imaging.dicom.choice import Choice, choose
-from client.imaging.dicom.scan import scan
+from client.imaging.dicom.file_scan import scan
+from client.imaging.dicom.sequence_recognition import SURE
+from client.imaging.dicom.series_choice import Choice, choose
 from client.imaging.dicom.studies import studies
-from client.imaging.dicom.weighting import SURE
 from tests.scanners import write_series
 
 ORIGINAL = ["ORIGINAL", "PRIMARY", "M", "ND"]

@@ -16,10 +16,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLSLossless, RLELossless
 
 from client.imaging.case import Image, Part
-from client.imaging.dicom.scan import scan
+from client.imaging.dicom.file_scan import scan
 from client.imaging.dicom.studies import Series, studies
 from client.imaging.dicom.volume import read_series
-from client.imaging.images import read_image
+from client.imaging.image_reading import read_image
 from client.imaging.nifti import Volume, read_volume
 from common.errors import CaseError
 from tests.programs import needed

@@ -1,0 +1,144 @@
+"""What a site measures for a study beside training: scores of its models, histograms of its cohort.
+
+With noise, it is charged to the ledger of every patient who may be in it before it is measured; who
+has no budget for it is left out. Everything here stays at the site;
+``client.runtime.order_handler`` decides what leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.imaging.case import Case
+from client.imaging.preprocessing import Prepared
+from client.privacy.budget_caps import caps, open_ledger, with_room
+from client.privacy.dp_dice import SENSITIVITY, NoisedDice, noised_dice
+from client.privacy.dp_histograms import SENSITIVITY as STATISTICS_SENSITIVITY
+from client.privacy.dp_histograms import noised_statistics, patient_vector
+from client.privacy.mechanism import Mechanism, Patients, Purpose
+from client.site.folder import Site
+from client.study.round_training import (
+    by_patient,
+    loaders,
+    mean_dice,
+    read_split,
+    score,
+    with_local_layers,
+)
+from common.errors import CaseError
+from common.records.weights import Arrays
+from common.regions import REGIONS
+from common.study.protocol import StudyProtocol
+
+_LOG = logging.getLogger(__name__)
+
+
+def validation_dice(site: Site, protocol: StudyProtocol, weights: Arrays) -> dict[str, float]:
+    """Return the mean Dice per region on the validation patients; empty without any.
+
+    What is scored are the global weights with this site's own local layers, if the study has such.
+    """
+    used = with_local_layers(site, protocol, weights)
+    return mean_dice(score(site, protocol, used, read_split(site, protocol).validation))
+
+
+def noised_validation_dice(
+    site: Site, protocol: StudyProtocol, weights: Arrays, *, round_number: int
+) -> NoisedDice:
+    """Return the means over the validation patients with noise.
+
+    Scored is what ``validation_dice`` scores. Raises PrivacyError (code ``privacy-cap``) when the
+    budget of no patient allows it.
+    """
+    patients = by_patient(site, read_split(site, protocol).validation)
+    multiplier = protocol.privacy.dice_noise_multiplier
+    used = with_local_layers(site, protocol, weights)
+    scores: list[dict[str, float | None]] = []
+    with _charged(
+        site,
+        protocol,
+        frozenset(patients),
+        Mechanism(multiplier, 1.0),
+        purpose="metrics",
+        round_number=round_number,
+        sensitivity=SENSITIVITY,
+    ) as names:
+        for name in sorted(names):
+            found = score(site, protocol, used, patients[name])
+            scores.append({region: found.mean(region) for region in REGIONS})
+        return noised_dice(scores, noise_multiplier=multiplier)
+
+
+def noised_cohort_statistics(site: Site, protocol: StudyProtocol) -> dict[str, list[float]]:
+    """Return the histograms of the training patients that the protocol asks for, with noise.
+
+    A patient whose scans cannot be read adds nothing: that must not show. Raises PrivacyError (code
+    ``privacy-cap``) when the budget of no patient allows it.
+    """
+    patients = by_patient(site, read_split(site, protocol).train)
+    options = protocol.statistics
+    with _charged(
+        site,
+        protocol,
+        frozenset(patients),
+        Mechanism(options.noise_multiplier, 1.0),
+        purpose="statistics",
+        round_number=0,
+        sensitivity=STATISTICS_SENSITIVITY,
+    ) as names:
+        vectors = (_vector(site, protocol, patients, name) for name in sorted(names))
+        return noised_statistics(vectors, options)
+
+
+def _vector(
+    site: Site, protocol: StudyProtocol, patients: Mapping[str, list[Case]], name: str
+) -> NDArray[np.float64]:
+    scans: list[Prepared] = []
+    for load in loaders(site, protocol.preprocessing, patients[name]):
+        try:
+            scans.append(load())
+        except CaseError as error:
+            _LOG.warning("A scan of patient %s is not counted: %s", name, error)
+    return patient_vector(scans, protocol.statistics.histograms)
+
+
+@contextmanager
+def _charged(
+    site: Site,
+    protocol: StudyProtocol,
+    patients: Patients,
+    release: Mechanism,
+    *,
+    purpose: Purpose,
+    round_number: int,
+    sensitivity: float,
+) -> Iterator[Patients]:
+    """Charge one ``release`` to those of ``patients`` who have room for it, and yield them.
+
+    It is confirmed when the block ends well; otherwise it was reserved, and counts as spent.
+    """
+    if not patients:
+        yield patients
+        return
+    study_cap, patient_cap = caps(site, protocol)
+    with open_ledger(site) as ledger:
+        names = with_room(ledger, protocol, release, 1, patients, (study_cap, patient_cap))
+        number = ledger.reserve(
+            study=protocol.study,
+            protocol=protocol.digest,
+            round_number=round_number,
+            purpose=purpose,
+            patients=names,
+            mechanism=release,
+            clipping_norm=sensitivity,
+            steps=1,
+            study_cap=study_cap,
+            patient_cap=patient_cap,
+        )
+        yield names
+        ledger.confirm(number)

@@ -1,0 +1,222 @@
+"""What a study would cost and send, before anybody approves it.
+
+The answer is about this site: its patients, what they have spent in other studies, its policy. It
+starts nothing and writes nothing. Numbers of patients are exact: the plan is for the hospital.
+
+Source of the noise's length: a step releases the mean clipped gradient plus Gaussian noise of
+standard deviation sigma C / (q n) in each of P parameters, which has the length
+sigma C sqrt(P) / (q n); n is the public number of patients in the protocol. Abadi et al. 2016,
+arXiv:1607.00133.
+
+Out of scope: how long a step takes, which `gliofed-site rehearse` measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from client.cohort.series_decisions import cohort_of
+from client.imaging import preprocessing
+from client.privacy.budget_caps import accountant, mechanism, open_ledger
+from client.privacy.mechanism import Accountant, Mechanism
+from client.site.folder import Site
+from client.study.consent import check_policy
+from client.study.outbound import may_report
+from client.study.round_training import read_split, starting_weights, trained_shapes, update_shapes
+from client.views.budget import ADJACENCY, histograms, patients_now, room
+from common.errors import CaseError, ConsentError
+from common.study.protocol import StudyProtocol
+
+STRICT_DELTA: Final = 1e-5
+"""Epsilon is told at this delta too, so that studies with unlike deltas can be compared."""
+
+_FLOAT_BYTES: Final = 4
+
+
+def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
+    """Return what the study would cost each patient, whether it fits, and what would leave.
+
+    A protocol that was not published yet counts as one for the preprocessing installed here.
+    Raises StateError, and CaseError for a cohort that cannot be read.
+    """
+    if not protocol.preprocessing_sha256:
+        own = preprocessing.digest(protocol.preprocessing)
+        protocol = protocol.model_copy(update={"preprocessing_sha256": own})
+    weights = starting_weights(protocol)
+    trained = sum(math.prod(shape) for shape in trained_shapes(protocol, weights).values())
+    sent = sum(math.prod(shape) for shape in update_shapes(protocol, weights).values())
+    return {
+        "site": site.name,
+        "study": protocol.study,
+        "title": protocol.title,
+        "private": protocol.private,
+        "policy": _policy(site, protocol),
+        "patients": _patients(site, protocol),
+        "cases_that_lack_sequences_left_out": _left_out(site, protocol),
+        "network": {
+            "name": protocol.network.name,
+            "parameters": sum(array.size for array in weights.values()),
+            "trained_parameters": trained,
+            "trained_groups": list(protocol.training.trainable),
+            "sent_parameters": sent,
+        },
+        "rounds": protocol.rounds,
+        "steps_per_round": protocol.training.steps_per_round,
+        "starts_from": protocol.start,
+        "initial_sha256": protocol.initial_sha256,
+        "leaves": _leaves(site, protocol, sent),
+        "privacy": _privacy(site, protocol, trained) if protocol.private else None,
+    }
+
+
+def _policy(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
+    try:
+        check_policy(protocol, site.settings.policy, preprocessing_sha256=_installed(protocol))
+    except ConsentError as error:
+        return {"allowed": False, "reason": error.message, "do": error.do}
+    return {"allowed": True, "reason": "", "do": ""}
+
+
+def _installed(protocol: StudyProtocol) -> str:
+    return preprocessing.digest(protocol.preprocessing)
+
+
+def _patients(site: Site, protocol: StudyProtocol) -> dict[str, int]:
+    try:
+        return read_split(site, protocol).patients
+    except CaseError as error:
+        if error.code != "case-none":
+            raise
+        return {"train": 0, "validation": 0, "test": 0}
+
+
+def _left_out(site: Site, protocol: StudyProtocol) -> int:
+    """Return how many labelled cases lack a sequence that the study cannot do without."""
+    if protocol.training.sequence_dropout:
+        return 0
+    try:
+        return sum(bool(case.missing) for case in cohort_of(site).labelled)
+    except CaseError as error:
+        if error.code != "case-none":
+            raise
+        return 0
+
+
+def _leaves(site: Site, protocol: StudyProtocol, sent: int) -> list[dict[str, Any]]:
+    """Return what would leave, how often, and what protects the patients in it."""
+    noise = "differentially private" if protocol.private else "NO PRIVACY: exact"
+    dice = {
+        "exact": "exact: not covered by epsilon",
+        "noised": "with noise, charged to the validation patients",
+        "never": "does not leave",
+    }[site.settings.policy.dice]
+    rows: list[tuple[str, int, str, int]] = [
+        ("the signed approval, with the name of who decided", 1, "holds no patient's data", 0),
+        ("weight update", protocol.rounds, noise, _FLOAT_BYTES * sent),
+        ("hash of the site's journal, salted", protocol.rounds, "tells nothing of its lines", 0),
+    ]
+    reports = {
+        "dice": ("mean Dice of the validation patients", _evaluations(protocol), dice),
+        "case_count": ("number of training cases", protocol.rounds, "a range, not by epsilon"),
+        "privacy_spent": ("epsilon and steps so far", protocol.rounds, "of the worst patient"),
+        "withdrawals": ("rounds that saw who withdrew", protocol.rounds, "rounds, no patient"),
+    }
+    about = ", ".join(protocol.statistics.about)
+    if may_report(site, protocol, "statistics"):
+        protection = "with noise, charged to the training patients"
+        rows.append((f"histograms of the training patients ({about})", 1, protection, 0))
+    rows += [(*row, 0) for what, row in reports.items() if may_report(site, protocol, what)]
+    return [
+        {"what": what, "times": times, "protection": protection, "bytes": size or None}
+        for what, times, protection, size in rows
+    ]
+
+
+def _evaluations(protocol: StudyProtocol) -> int:
+    return math.ceil(protocol.rounds / protocol.evaluate_every)
+
+
+def _privacy(site: Site, protocol: StudyProtocol, trained: int) -> dict[str, Any]:
+    options = protocol.privacy
+    known, step = accountant(site), mechanism(protocol)
+    patients = patients_now(site, protocol)
+    with open_ledger(site) as ledger:
+        left = room(site, protocol, ledger, patients)
+        facts = ledger.facts(study=protocol.study)
+    done = max((fact.round for fact in facts if fact.purpose == "training"), default=0)
+    expected = options.sampling_rate * options.nominal_patients
+    noise = options.noise_multiplier * options.clipping_norm * math.sqrt(trained) / expected
+    return {
+        "unit": ADJACENCY,
+        "noise_multiplier": options.noise_multiplier,
+        "sampling_rate": options.sampling_rate,
+        "clipping_norm": options.clipping_norm,
+        "delta": options.delta,
+        "one_over_patients": 1 / len(patients) if patients else None,
+        "delta_fits": options.delta * len(patients) < 1,
+        "epsilon": _epsilons(site, protocol, known, step),
+        "study_cap": options.max_epsilon,
+        "patient_cap": site.settings.policy.max_epsilon,
+        "rounds_done": done,
+        "last_rounds": _last_rounds(protocol, left, done),
+        "patients_per_step": options.sampling_rate * len(patients),
+        "patients_per_step_divided_by": expected,
+        "noise_norm": noise,
+        "noise_over_clipping_norm": noise / options.clipping_norm,
+        "dice": _dice_cost(site, protocol, known),
+        "statistics": _statistics_cost(site, protocol, known),
+    }
+
+
+def _epsilons(
+    site: Site, protocol: StudyProtocol, known: Accountant, step: Mechanism
+) -> list[dict[str, float]]:
+    rounds = protocol.rounds
+    rows = sorted({1, *(max(1, round(rounds * quarter / 4)) for quarter in (1, 2, 3, 4))})
+    found = []
+    besides = [(release, 1) for release in histograms(site, protocol)]
+    for number in rows:
+        taken = [(step, number * protocol.training.steps_per_round), *besides]
+        at = {
+            delta: known.epsilon(taken, delta) for delta in (protocol.privacy.delta, STRICT_DELTA)
+        }
+        found.append(
+            {
+                "round": number,
+                "steps": taken[0][1],
+                "at_delta": round(at[protocol.privacy.delta], 4),
+                "at_strict_delta": round(at[STRICT_DELTA], 4),
+            }
+        )
+    return found
+
+
+def _last_rounds(
+    protocol: StudyProtocol, left: Mapping[str, int], done: int
+) -> list[dict[str, int]]:
+    """Return for how many patients which round would be the last, the earliest first; 0 is none."""
+    last = Counter(
+        min(protocol.rounds, done + steps // protocol.training.steps_per_round)
+        for steps in left.values()
+    )
+    return [{"last_round": number, "patients": last[number]} for number in sorted(last)]
+
+
+def _statistics_cost(site: Site, protocol: StudyProtocol, known: Accountant) -> float | None:
+    """Return what the cohort's histograms alone cost each training patient; None if none leave."""
+    releases = histograms(site, protocol)
+    if not releases:
+        return None
+    return round(known.epsilon([(one, 1) for one in releases], protocol.privacy.delta), 4)
+
+
+def _dice_cost(site: Site, protocol: StudyProtocol, known: Accountant) -> dict[str, Any] | None:
+    """Return what noised Dice would cost the validation patients; None if it is not noised."""
+    if site.settings.policy.dice != "noised" or not may_report(site, protocol, "dice"):
+        return None
+    release = Mechanism(protocol.privacy.dice_noise_multiplier, 1.0)
+    spent = known.epsilon([(release, _evaluations(protocol))], protocol.privacy.delta)
+    return {"times": _evaluations(protocol), "epsilon": round(spent, 4)}
