@@ -1,6 +1,8 @@
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +69,44 @@ def test_nothing_is_imported_for_others_to_import() -> None:
         f"{module}: __all__" for module, tree in trees.items() if "__all__" in defines(tree.body)
     ]
     assert not [*aliases, *lists]
+
+
+def test_every_room_is_small_and_says_what_belongs_in_it() -> None:
+    """A stranger finds a concept in one guess: by few names, each in a room that is described."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    files = modules()
+    for room in (module for module, path in files.items() if path.name == "__init__.py"):
+        inside = [
+            module
+            for module, path in files.items()
+            if module.rpartition(".")[0] == room and path.name != "__init__.py"
+        ]
+        assert len(inside) <= 20, room
+        assert ast.get_docstring(ast.parse(files[room].read_text("utf-8"))), room
+        assert f"`{room.rpartition('.')[2]}`" in guide, f"CONTRIBUTING.md does not name {room}"
+
+
+def test_strings_that_name_modules_name_modules_that_are_there() -> None:
+    """Processes are started, and programs found, by names that no checker follows."""
+    files = modules()
+    name = re.compile(r"(?:server|client|common)(?:\.\w+)+")
+    in_code = {
+        node.value
+        for path in files.values()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if name.fullmatch(node.value)
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    programs = {entry.partition(":")[0] for entry in project["scripts"].values()}
+    made = set(name.findall((ROOT / "Makefile").read_text("utf-8")))
+    assert "server.executor" in in_code, "nothing was found"
+    keys = {"server.crt", "server.key", "server.next.key"}
+    assert {*in_code, *programs, *made} - files.keys() == keys
+
+
+def test_monai_is_imported_after_what_it_asks_of_the_account() -> None:
+    assert "common.process.account_environment" in loaded("client.networks")
 
 
 def modules() -> dict[str, Path]:
