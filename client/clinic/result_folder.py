@@ -6,8 +6,8 @@ with a ``result.json`` is complete::
     segmentation.nii.gz   uint8, 0 background, 1 NCR, 2 ED, 3 ET, on the input's own grid (of raw
                           input, the grid of the contrast-enhanced T1, without it of the FLAIR)
     uncertainty.nii.gz    uint8 on the same grid, 0 (sure) to 100 (``client.clinic.uncertainty``)
-    explanation.nii.gz    uint8, where it was asked for: how much the model's chances of each voxel
-                          change, 0 to 100, as each sequence is hidden: one volume for each
+    explanation.nii.gz    uint8, where it was asked for: how much the model's probabilities of each
+                          voxel change, 0 to 100, as each sequence is hidden: one volume for each
     overview.png          contours on FLAIR and contrast-enhanced T1, or the one that is there
     report.html           all that a clinician reads on one page, in one file (``report.content``)
     report.pdf            the same on paper

@@ -102,7 +102,7 @@ def segment_case(
     if options.input == "brats":  # of raw input the brain was judged when it was found
         judge_stripped((prepared.image != 0).any(axis=0), options.spacing_mm, case.name)
 
-    def chances(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def probabilities(image: NDArray[np.float32]) -> NDArray[np.float32]:
         return predict(
             networks,
             image,
@@ -112,7 +112,7 @@ def segment_case(
         )
 
     watch.done("prepare")
-    found = predictions(chances, prepared.image)
+    found = predictions(probabilities, prepared.image)
     watch.done("predict")
     raw = options.input == "raw"
     voxel_mm3 = abs(float(np.linalg.det(prepared.native_affine[:3, :3])))
@@ -126,7 +126,7 @@ def segment_case(
             prepared.image,
             found.there,
             labels,
-            predict=chances,
+            predict=probabilities,
             to_grid=lambda values: to_native(values, prepared),
             segmented=lambda values: segmented(
                 values, model.protocol.postprocessing, voxel_mm3=voxel_mm3

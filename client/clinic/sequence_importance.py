@@ -52,8 +52,9 @@ class Explained(_Part):
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """``changed`` (X, Y, Z, sequences) is how much the chances of a voxel changed at most, 0 to 1,
-    in the order of ``told.without``; on the grid of the labels."""
+    """``changed`` (X, Y, Z, sequences) is how much the probabilities of a voxel changed at most, 0
+    to 1, in the order of ``told.without``; on the grid of the labels.
+    """
 
     told: Explained
     changed: Floats
@@ -70,10 +71,10 @@ def explanation(
     dropout: bool,
     voxel_ml: float,
 ) -> Explanation:
-    """Explain ``labels`` (X, Y, Z), which came of the chances ``whole`` of ``image`` (4, ...).
+    """Explain ``labels`` (X, Y, Z), from the probabilities ``whole`` of ``image`` (4, ...).
 
     ``predict`` is what gave them, ``to_grid`` maps (C, ...) to the labels' grid, where
-    ``segmented`` makes labels of chances. ``dropout`` says whether the model was trained with
+    ``segmented`` makes labels of probabilities. ``dropout`` says whether the model was trained with
     sequences missing.
     """
     inside = (image != 0).any(axis=0)
@@ -82,10 +83,10 @@ def explanation(
     for name in names:
         hidden = image.copy()
         hidden[MODALITIES.index(name), inside] = ABSENT if dropout else _MEAN
-        chances = predict(hidden)
-        moved = np.abs(chances - whole).max(axis=0, keepdims=True)
+        probabilities = predict(hidden)
+        moved = np.abs(probabilities - whole).max(axis=0, keepdims=True)
         changed.append(to_grid(moved)[0])
-        without[name] = _regions(segmented(to_grid(chances)), labels, voxel_ml=voxel_ml)
+        without[name] = _regions(segmented(to_grid(probabilities)), labels, voxel_ml=voxel_ml)
     told = Explained.model_validate(
         {"hidden_as": "absent" if dropout else "mean", "without": without}
     )

@@ -1,6 +1,6 @@
 """How sure a segmentation is: an uncertainty of each voxel, and a range of each volume.
 
-What a network says of its own doubt is the entropy of its chances
+What a network says of its own doubt is the entropy of its probabilities
 (``client.segmentation.expected_dice``), 0 where the label is sure, 1 where all labels are equally
 likely.
 
@@ -42,7 +42,7 @@ POSSIBLE: Final = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Chances (3, X, Y, Z) from all sequences that are ``there``; ``fewer`` with one less each."""
+    """Probabilities (3, X, Y, Z) from all sequences ``there``; ``fewer`` with one less each."""
 
     there: Floats
     fewer: tuple[Floats, ...] = ()
@@ -78,10 +78,10 @@ def uncertainty(found: Predictions) -> Floats:
     return result
 
 
-def range_ml(chances: Iterable[Floats], *, voxel_ml: float) -> dict[str, tuple[float, float]]:
+def range_ml(probabilities: Iterable[Floats], *, voxel_ml: float) -> dict[str, tuple[float, float]]:
     """Return each region's least sure and most possible volume, over predictions of one case."""
     sure, possible = [], []
-    for one in chances:
+    for one in probabilities:
         nested = np.minimum.accumulate(one)
         sure.append((nested > SURE).sum(axis=(1, 2, 3)))
         possible.append((nested > POSSIBLE).sum(axis=(1, 2, 3)))

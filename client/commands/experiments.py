@@ -273,8 +273,8 @@ def try_postprocessing(
     with console.progress("Trying") as told:
         # Half precision: the probabilities of all cases are held at once.
         predicted = [
-            (chances.astype(np.float16), truth)
-            for chances, truth in work.predicted(site, protocol, arrays, cases)
+            (probabilities.astype(np.float16), truth)
+            for probabilities, truth in work.predicted(site, protocol, arrays, cases)
         ]
         options, trials = try_options(
             predicted,

@@ -291,9 +291,9 @@ def _attack(mechanism: Mechanism, steps: int, delta: float) -> float:
     drawn = np.unique(np.floor(np.linspace(*ends, 257)))
     at_least = 1 - bdtr(np.maximum(drawn - 1, 0), steps, rate)
     at_least[drawn == 0] = 1.0
-    chances = at_least - np.append(at_least[1:], 0.0)
+    probabilities = at_least - np.append(at_least[1:], 0.0)
     limits = np.linspace(-8 * deviation, ends[1] + 8 * deviation, 193)
-    present = ndtr((drawn - limits[:, None]) / deviation) @ chances
+    present = ndtr((drawn - limits[:, None]) / deviation) @ probabilities
     told = present > delta
     found = np.log(present[told] - delta) - log_ndtr(-limits[told] / deviation)
     return max(0.0, float(found.max(initial=0.0)))

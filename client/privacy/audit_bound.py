@@ -33,8 +33,8 @@ def p_value(*, canaries: int, guesses: int, correct: int, epsilon: float, delta:
     if delta and correct:
         below = np.arange(1, correct + 1)
         # P[correct > W >= correct - i] for i = 1, 2, ..., where W ~ Binomial(guesses, right).
-        chances = np.cumsum(binom.pmf(correct - below, guesses, right))
-        bound += 2 * canaries * delta * float((chances / below).max())
+        probabilities = np.cumsum(binom.pmf(correct - below, guesses, right))
+        bound += 2 * canaries * delta * float((probabilities / below).max())
     return min(1.0, bound)
 
 

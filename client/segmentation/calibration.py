@@ -21,7 +21,7 @@ from scipy import optimize
 
 from common.regions import REGIONS
 
-Chances = NDArray[np.float32]
+Probabilities = NDArray[np.float32]
 Temperatures = tuple[float, float, float]
 
 AS_IT_IS: Final[Temperatures] = (1.0, 1.0, 1.0)
@@ -48,15 +48,15 @@ class Counts:
         return cls(np.zeros((len(REGIONS), 2, _STEPS), np.int64))
 
     @classmethod
-    def of_case(cls, chances: Chances, truth: NDArray[np.bool_]) -> Counts:
+    def of_case(cls, probabilities: Probabilities, truth: NDArray[np.bool_]) -> Counts:
         """Return the counts of one case from probabilities and region masks (3, X, Y, Z).
 
         Where all regions' probabilities are 0 is no brain: ``client.segmentation.prediction`` says
         so.
         """
-        brain = chances.any(axis=0)
+        brain = probabilities.any(axis=0)
         voxels = np.empty((len(REGIONS), 2, _STEPS), np.int64)
-        for region, (chance, mask) in enumerate(zip(chances, truth, strict=True)):
+        for region, (chance, mask) in enumerate(zip(probabilities, truth, strict=True)):
             place = ((logits(chance[brain]) + _MOST) / (2 * _MOST) * _STEPS).astype(np.intp)
             place = np.clip(place, 0, _STEPS - 1)
             inside = mask[brain]
@@ -68,10 +68,10 @@ class Counts:
         return Counts(self.voxels + other.voxels)
 
 
-def logits(chances: Chances) -> Chances:
+def logits(probabilities: Probabilities) -> Probabilities:
     """Return the logits of probabilities, those of 0 and 1 at the limits of float32."""
     edge = 1e-7
-    inside = np.clip(chances, edge, 1 - edge)
+    inside = np.clip(probabilities, edge, 1 - edge)
     return np.log(inside) - np.log1p(-inside)
 
 
@@ -84,14 +84,14 @@ def fitted(counts: Counts) -> Temperatures:
     return wt, tc, et
 
 
-def calibrated(chances: Chances, temperatures: Temperatures) -> Chances:
+def calibrated(probabilities: Probabilities, temperatures: Temperatures) -> Probabilities:
     """Return the probabilities (3, ...) at the temperatures; 0 stays 0, outside the brain."""
     if temperatures == AS_IT_IS:
-        return chances
-    result = np.empty_like(chances)
+        return probabilities
+    result = np.empty_like(probabilities)
     for region, temperature in enumerate(temperatures):
-        colder = 1 / (1 + np.exp(-logits(chances[region]) / temperature))
-        result[region] = np.where(chances[region] > 0, colder, 0)
+        colder = 1 / (1 + np.exp(-logits(probabilities[region]) / temperature))
+        result[region] = np.where(probabilities[region] > 0, colder, 0)
     return result
 
 

@@ -48,10 +48,10 @@ def evaluate(
     ``spacing_mm`` is that grid's. Raises CaseError for a case that cannot be read or has no labels.
     """
     scores = RegionScores()
-    for chances, truth in predictions(
+    for probabilities, truth in predictions(
         networks, cases, crop_size=crop_size, execution=execution, prediction=prediction
     ):
-        found = segmented(chances, postprocessing, voxel_mm3=spacing_mm**3)
+        found = segmented(probabilities, postprocessing, voxel_mm3=spacing_mm**3)
         scores += RegionScores.of_case(labels_to_regions(found), labels_to_regions(truth))
     return scores
 
@@ -93,12 +93,12 @@ def evaluate_fully(
 ) -> Evaluation:
     """Return all scores of each case; see ``evaluate`` and ``client.segmentation.scores``."""
     scores, counts = [], Counts.none()
-    for chances, truth in predictions(
+    for probabilities, truth in predictions(
         networks, cases, crop_size=crop_size, execution=execution, prediction=prediction
     ):
-        found = segmented(chances, postprocessing, voxel_mm3=spacing_mm**3)
+        found = segmented(probabilities, postprocessing, voxel_mm3=spacing_mm**3)
         scores.append(score_labels(found, truth, spacing_mm=(spacing_mm,) * 3))
-        counts += Counts.of_case(chances, labels_to_regions(truth))
+        counts += Counts.of_case(probabilities, labels_to_regions(truth))
     return Evaluation(tuple(scores), counts)
 
 
@@ -122,11 +122,11 @@ def predictions(
                 do="Add its label map or leave the case out of the cohort.",
                 code="case-unlabelled",
             )
-        chances = predict(
+        probabilities = predict(
             networks,
             case.image,
             crop_size=crop_size,
             execution=execution,
             options=prediction,
         )
-        yield chances, case.labels
+        yield probabilities, case.labels

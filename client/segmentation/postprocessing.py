@@ -27,13 +27,13 @@ TOUCHING: Final = np.ones((3, 3, 3), bool)
 
 
 def segmented(
-    chances: NDArray[np.float32], options: PostprocessingOptions, *, voxel_mm3: float
+    probabilities: NDArray[np.float32], options: PostprocessingOptions, *, voxel_mm3: float
 ) -> NDArray[np.uint8]:
     """Return the label map (X, Y, Z) of the regions' probabilities (3, X, Y, Z).
 
     ``voxel_mm3`` is the volume of one voxel.
     """
-    masks = nested(thresholded(chances, options.thresholds))
+    masks = nested(thresholded(probabilities, options.thresholds))
     labels = np.zeros(masks.shape[1:], np.uint8)
     if not masks[WT].any():
         return labels
@@ -48,9 +48,11 @@ def segmented(
     return labels
 
 
-def thresholded(chances: NDArray[np.float32], thresholds: tuple[float, float, float]) -> Masks:
+def thresholded(
+    probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]
+) -> Masks:
     """Return where each region's probability is above its threshold."""
-    masks: Masks = chances > np.array(thresholds, np.float32)[:, None, None, None]
+    masks: Masks = probabilities > np.array(thresholds, np.float32)[:, None, None, None]
     return masks
 
 

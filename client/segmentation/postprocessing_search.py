@@ -55,9 +55,11 @@ def try_options(
     def score(options: PostprocessingOptions) -> float:
         scores = [
             score_labels(
-                segmented(chances, options, voxel_mm3=spacing_mm**3), truth, spacing_mm=spacing
+                segmented(probabilities, options, voxel_mm3=spacing_mm**3),
+                truth,
+                spacing_mm=spacing,
             )
-            for chances, truth in cases
+            for probabilities, truth in cases
         ]
         return float(np.mean([getattr(s[region], criterion) for s in scores for region in REGIONS]))
 

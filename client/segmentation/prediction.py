@@ -58,10 +58,10 @@ def predict(
     left in the mode in which they came.
     """
     members = [networks] if isinstance(networks, torch.nn.Module) else list(networks)
-    chances = np.zeros((len(REGIONS), *image.shape[1:]), np.float32)
+    probabilities = np.zeros((len(REGIONS), *image.shape[1:]), np.float32)
     brain = (image != 0).any(axis=0)
     if not brain.any():
-        return chances
+        return probabilities
     box = bounding_box(brain, (0, 0, 0))
     brain = brain[box]
     volume = torch.from_numpy(image[:, *box])
@@ -75,8 +75,8 @@ def predict(
                 _add(found, volume, looks, window, _mirrored(forward, options), execution)
         found.div_(len(members)).sigmoid_()
     found[:, torch.from_numpy(~brain)] = 0
-    chances[:, *box] = found.numpy()
-    return chances
+    probabilities[:, *box] = found.numpy()
+    return probabilities
 
 
 def _add(

@@ -375,8 +375,8 @@ def calibration_counts(
 ) -> Counts:
     """Return how true the probabilities of ``weights`` are over the site's ``cases``."""
     total = Counts.none()
-    for chances, truth in predicted(site, protocol, weights, cases):
-        total += Counts.of_case(chances, labels_to_regions(truth))
+    for probabilities, truth in predicted(site, protocol, weights, cases):
+        total += Counts.of_case(probabilities, labels_to_regions(truth))
     return total
 
 

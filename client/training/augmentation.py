@@ -2,7 +2,7 @@
 
 Rotation and scale sample the case itself, so that what turns into the crop is anatomy, not padding;
 then come noise, blur, brightness, contrast, low resolution, gamma and mirrors, with nnU-Net's
-chances and ranges. Rotation is to 15 degrees, since a registered head is upright.
+probabilities and ranges. Rotation is to 15 degrees, since a registered head is upright.
 
 Invariants: all chance is of the generator that is handed in; what is outside the brain stays 0, a
 sequence that the case lacks stays absent; a label is never interpolated.

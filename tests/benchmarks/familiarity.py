@@ -146,11 +146,11 @@ def measure(folder: Path) -> Measuring:
                 card.append(bool(_looked(spoilt, cohorts[profile]).unlike))
                 if number >= PREDICTED:
                     continue
-                chances = predict(
+                probabilities = predict(
                     network, spoilt.image, crop_size=CROP, execution=ExecutionOptions(prefetch=0)
                 )
-                labels = regions_to_labels(chances > 0.5)
-                expected.append(statistics.fmean(region_confidence(chances, labels).values()))
+                labels = regions_to_labels(probabilities > 0.5)
+                expected.append(statistics.fmean(region_confidence(probabilities, labels).values()))
                 had.append(_dice(labels, scan))
         count = len(alone)
         facts[way] = {

@@ -175,14 +175,14 @@ def _subset(
     network: torch.nn.Module, chosen: StudyProtocol, scans: tuple[Scan, ...], there: There
 ) -> Subset:
     voxel_ml = chosen.preprocessing.spacing_mm**3 / 1000
-    chances = functools.partial(
+    probabilities = functools.partial(
         predict, network, crop_size=chosen.training.crop_size, execution=EXECUTION
     )
     scores, unsure, hits, widths = RegionScores(), [], [], []
     for scan in scans:
         image = scan.image.copy()
         blank(image, there)
-        found = predictions(chances, image)
+        found = predictions(probabilities, image)
         truth = labels_to_regions(scan.labels)
         labels = segmented(found.there, chosen.postprocessing, voxel_mm3=1000 * voxel_ml)
         scores += RegionScores.of_case(labels_to_regions(labels), truth)

@@ -28,10 +28,10 @@ NETWORK: Final = NetworkOptions(size="base")
 OVERLAP: Final = 0.5
 THREADS: Final = 2
 
-Chances = NDArray[np.float32]
+Probabilities = NDArray[np.float32]
 
 
-def with_monai(network: torch.nn.Module, image: Chances, side: int) -> Chances:
+def with_monai(network: torch.nn.Module, image: Probabilities, side: int) -> Probabilities:
     """Return what MONAI's own network gives with these weights through its inferer."""
     stock = SegResNet(
         spatial_dims=3,
@@ -46,18 +46,20 @@ def with_monai(network: torch.nn.Module, image: Chances, side: int) -> Chances:
     inferer = SlidingWindowInferer((side, side, side), 1, overlap=OVERLAP, mode="gaussian")
     with torch.inference_mode():
         logits = inferer(torch.from_numpy(image)[None], stock)
-        found: Chances = logits[0].sigmoid_().numpy()
+        found: Probabilities = logits[0].sigmoid_().numpy()
     return found
 
 
-def with_gliofed(execution: ExecutionOptions) -> Callable[[torch.nn.Module, Chances, int], Chances]:
-    def way(network: torch.nn.Module, image: Chances, side: int) -> Chances:
+def with_gliofed(
+    execution: ExecutionOptions,
+) -> Callable[[torch.nn.Module, Probabilities, int], Probabilities]:
+    def way(network: torch.nn.Module, image: Probabilities, side: int) -> Probabilities:
         return predict(network, image, crop_size=(side, side, side), execution=execution)
 
     return way
 
 
-def with_monais_windows(network: torch.nn.Module, image: Chances, side: int) -> Chances:
+def with_monais_windows(network: torch.nn.Module, image: Probabilities, side: int) -> Probabilities:
     """Return what gliofed gives through the very windows that MONAI takes, over the whole field."""
 
     def starts(n: int, window: int, overlap: float) -> list[int]:
@@ -73,7 +75,9 @@ def on_the_cpu(precision: Literal["auto", "bfloat16"] = "auto") -> ExecutionOpti
     return choose(Machine(device="cpu", precision=precision, threads=THREADS), Hardware.here())
 
 
-WAYS: Final[Mapping[str, Callable[[], Callable[[torch.nn.Module, Chances, int], Chances]]]] = {
+WAYS: Final[
+    Mapping[str, Callable[[], Callable[[torch.nn.Module, Probabilities, int], Probabilities]]]
+] = {
     "MONAI": lambda: with_monai,
     "gliofed, MONAI's windows": lambda: with_monais_windows,
     "gliofed": lambda: with_gliofed(on_the_cpu()),
@@ -91,11 +95,11 @@ def report(folder: Path, way: str, side: int) -> dict[str, Any]:
     chosen = WAYS[way]()
     before = peak_bytes()
     began = time.perf_counter()
-    chances = chosen(network, image, side)
+    probabilities = chosen(network, image, side)
     seconds = time.perf_counter() - began
     peak = peak_bytes()
     # Outside the brain is no tumour, whoever says so: gliofed never gives any there.
-    np.save(folder / "found.npy", (chances > 0.5) & (image != 0).any(axis=0))
+    np.save(folder / "found.npy", (probabilities > 0.5) & (image != 0).any(axis=0))
     return {"seconds": seconds, "peak_bytes": peak, "before_bytes": before}
 
 

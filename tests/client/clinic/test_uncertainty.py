@@ -22,8 +22,8 @@ from common.study.protocol import TrainingOptions
 PLAIN = ExecutionOptions(prefetch=0)
 
 
-def chances(*regions: float) -> np.ndarray:
-    """Return the chances of WT, TC and ET in one voxel."""
+def probabilities(*regions: float) -> np.ndarray:
+    """Return the probabilities of WT, TC and ET in one voxel."""
     return np.array(regions, np.float32).reshape(3, 1, 1, 1)
 
 
@@ -44,13 +44,13 @@ def head(seed: int = 1) -> np.ndarray:
     ],
 )
 def test_the_entropy_is_that_of_four_classes(regions: tuple[float, ...], nats: float) -> None:
-    assert uncertainty(Predictions(chances(*regions))).item() == pytest.approx(
+    assert uncertainty(Predictions(probabilities(*regions))).item() == pytest.approx(
         nats / math.log(4), abs=1e-5
     )
 
 
 def test_predictions_that_part_are_less_sure_and_those_that_agree_are_not() -> None:
-    yes, no = chances(1, 0, 0), chances(0, 0, 0)
+    yes, no = probabilities(1, 0, 0), probabilities(0, 0, 0)
     assert uncertainty(Predictions(yes, (yes, yes))).item() == pytest.approx(0, abs=1e-5)
     assert uncertainty(Predictions(yes, (no,))).item() == pytest.approx(0.5, abs=1e-5)
 
@@ -71,7 +71,7 @@ def test_a_whole_case_is_predicted_once() -> None:
 
     def look(image: np.ndarray) -> np.ndarray:
         seen.append(image)
-        return chances(0.5, 0.5, 0.5)
+        return probabilities(0.5, 0.5, 0.5)
 
     assert predictions(look, head()).fewer == ()
     assert len(seen) == 1
@@ -86,7 +86,7 @@ def test_each_sequence_that_can_be_spared_is_taken_away_once(there: tuple[bool, 
 
     def look(image: np.ndarray) -> np.ndarray:
         seen.append(tuple(present(image).tolist()))
-        return chances(0.5, 0.5, 0.5)
+        return probabilities(0.5, 0.5, 0.5)
 
     found = predictions(look, image)
     names = {n for n, kept in zip(MODALITIES, there, strict=True) if kept}

@@ -8,12 +8,12 @@ from client.segmentation.expected_dice import entropy, region_confidence
 from common.regions import LABELS, REGIONS, labels_to_regions
 
 
-def voxel(*chances: float) -> np.ndarray:
-    return np.array(chances, np.float32).reshape(3, 1, 1, 1)
+def voxel(*probabilities: float) -> np.ndarray:
+    return np.array(probabilities, np.float32).reshape(3, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("chances", "expected"),
+    ("probabilities", "expected"),
     [
         ((0, 0, 0), 0.0),
         ((1, 1, 1), 0.0),
@@ -24,13 +24,13 @@ def voxel(*chances: float) -> np.ndarray:
         ((0.5, 0.9, 0.9), 0.5),  # no core outside the tumour
     ],
 )
-def test_entropy_of_a_voxel(chances: tuple[float, float, float], expected: float) -> None:
-    assert entropy(voxel(*chances)).item() == pytest.approx(expected, abs=1e-6)
+def test_entropy_of_a_voxel(probabilities: tuple[float, float, float], expected: float) -> None:
+    assert entropy(voxel(*probabilities)).item() == pytest.approx(expected, abs=1e-6)
 
 
 @given(arrays(np.float32, (3, 2, 3, 4), elements=st.floats(0, 1, width=32)))
-def test_entropy_lies_between_0_and_1(chances: np.ndarray) -> None:
-    found = entropy(chances)
+def test_entropy_lies_between_0_and_1(probabilities: np.ndarray) -> None:
+    found = entropy(probabilities)
     assert found.shape == (2, 3, 4)
     assert ((found >= 0) & (found <= 1)).all()
 
@@ -38,13 +38,13 @@ def test_entropy_lies_between_0_and_1(chances: np.ndarray) -> None:
 def test_confidence_is_the_dice_to_expect() -> None:
     rng = np.random.default_rng(0)
     said = rng.random((3, 40, 40, 40)).astype(np.float32) ** 3
-    chances = np.minimum.accumulate(said, axis=0)
-    labels = np.zeros(chances.shape[1:], np.uint8)
-    labels[chances[0] > 0.5] = LABELS["ED"]
-    labels[chances[1] > 0.5] = LABELS["NCR"]
-    labels[chances[2] > 0.5] = LABELS["ET"]
-    found = region_confidence(chances, labels)
-    truths = rng.random((5, *chances.shape)) < chances
+    probabilities = np.minimum.accumulate(said, axis=0)
+    labels = np.zeros(probabilities.shape[1:], np.uint8)
+    labels[probabilities[0] > 0.5] = LABELS["ED"]
+    labels[probabilities[1] > 0.5] = LABELS["NCR"]
+    labels[probabilities[2] > 0.5] = LABELS["ET"]
+    found = region_confidence(probabilities, labels)
+    truths = rng.random((5, *probabilities.shape)) < probabilities
     for region, mask, true in zip(
         REGIONS, labels_to_regions(labels), truths.swapaxes(0, 1), strict=True
     ):
@@ -55,7 +55,7 @@ def test_confidence_is_the_dice_to_expect() -> None:
 def test_sure_masks_have_confidence_1_and_empty_ones_that_nothing_was_missed() -> None:
     labels = np.zeros((6, 6, 6), np.uint8)
     labels[2:4] = LABELS["NCR"]
-    chances = labels_to_regions(labels).astype(np.float32)
-    assert region_confidence(chances, labels) == {"WT": 1.0, "TC": 1.0, "ET": 1.0}
-    chances[2, 0, 0, 0] = 0.4
-    assert region_confidence(chances, labels)["ET"] == pytest.approx(0.6)
+    probabilities = labels_to_regions(labels).astype(np.float32)
+    assert region_confidence(probabilities, labels) == {"WT": 1.0, "TC": 1.0, "ET": 1.0}
+    probabilities[2, 0, 0, 0] = 0.4
+    assert region_confidence(probabilities, labels)["ET"] == pytest.approx(0.6)

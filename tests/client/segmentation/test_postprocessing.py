@@ -30,8 +30,8 @@ def is_nested(masks: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
 def test_a_voxel_above_its_regions_threshold_is_in_it(threshold: float) -> None:
-    chances = np.full((3, 2, 2, 2), 0.5, np.float32)
-    found = thresholded(chances, (threshold, 0.5, 0.1))
+    probabilities = np.full((3, 2, 2, 2), 0.5, np.float32)
+    found = thresholded(probabilities, (threshold, 0.5, 0.1))
     assert found[0].all() == (threshold < 0.5)
     assert not found[1].any()
     assert found[2].all()
@@ -82,11 +82,11 @@ def test_a_small_part_falls_back_to_the_region_around_it() -> None:
     labels[3, 3, 3] = ET
     labels[9, 9, 9] = ET
     labels[10, 10, 10] = ET  # one part with the voxel whose corner it shares
-    chances = labels_to_regions(labels).astype(np.float32)
+    probabilities = labels_to_regions(labels).astype(np.float32)
 
     def found(*least: float) -> np.ndarray:
         options = PostprocessingOptions(smallest_part_mm3=least)
-        return segmented(chances, options, voxel_mm3=1.0)
+        return segmented(probabilities, options, voxel_mm3=1.0)
 
     assert found(0, 0, 2)[3, 3, 3] == NCR
     assert found(0, 0, 2)[9, 9, 9] == ET
@@ -113,9 +113,9 @@ def test_too_little_et_in_all_becomes_necrosis(least: float, left: int) -> None:
 
 def test_the_defaults_only_threshold_and_nest() -> None:
     rng = np.random.default_rng(0)
-    chances = rng.random((3, 9, 8, 7)).astype(np.float32)
-    masks = nested(chances > 0.5)
-    found = labels_to_regions(segmented(chances, PLAIN, voxel_mm3=1.0))
+    probabilities = rng.random((3, 9, 8, 7)).astype(np.float32)
+    masks = nested(probabilities > 0.5)
+    found = labels_to_regions(segmented(probabilities, PLAIN, voxel_mm3=1.0))
     assert np.array_equal(found, masks)
 
 

@@ -47,9 +47,9 @@ def test_thresholds_follow_a_network_that_is_too_careful() -> None:
 
 def test_a_gain_that_is_not_worth_it_changes_nothing() -> None:
     truth = tumour()
-    chances = seen(truth)
-    chances[0, 14, 4:14, 4] = 0.55  # 10 of 1000 voxels more: Dice of WT 0.995
-    ours = [(chances, truth)] + [(seen(truth), truth)] * 2
+    probabilities = seen(truth)
+    probabilities[0, 14, 4:14, 4] = 0.55  # 10 of 1000 voxels more: Dice of WT 0.995
+    ours = [(probabilities, truth)] + [(seen(truth), truth)] * 2
     found, trials = try_options(ours, spacing_mm=1.0, criterion="dice")
     best = max(t.score for t in trials if t.option == "thresholds, WT")
     default = next(t.score for t in trials if t.option == "thresholds, WT" and t.value == 0.5)

@@ -204,12 +204,12 @@ def test_prediction_does_not_follow_torchs_own_threads() -> None:
     found = set()
     for ambient in AMBIENT:
         with _torch_set_to(ambient) as both:
-            chances = both(
+            probabilities = both(
                 lambda: predict(
                     network, image, crop_size=(24, 20, 16), execution=ExecutionOptions(threads=3)
                 )
             )
-        found.add(chances.tobytes())
+        found.add(probabilities.tobytes())
     assert len(found) == 1
 
 
