@@ -332,7 +332,7 @@ def _explanation(found: Explained | None, picture: bytes | None) -> tuple[Sectio
         (
             "Each sequence was hidden in turn and the case predicted again: volumes then, and "
             "their Dice with the segmentation above (1: nothing changed). Colour is how much the "
-            "model's chances of a voxel change, from 10 of 100.",
+            "model's probabilities change in a voxel, from 0.1.",
             f"{shown} This is what the model's answer depends on. It is no cause, no finding, and "
             "no check of whether the answer is right.",
         )
