@@ -91,26 +91,20 @@ deploy/demo/initial-%.safetensors: $(INSTALLED)
 	sed 's/^name = "[a-z_]*"/name = "$*"/' deploy/demo/protocol.toml > .demo-pretraining/$*.toml
 	$(BIN)/gliofed-site pretrain .demo-pretraining/$*.toml --out $@ --work .demo-pretraining/phantoms
 
-# pip unpacks on one core, so what is large, and no part of what the coordinator needs, is unpacked beside that.
-# Nor does it compile, which takes a core longer than unpacking: Python compiles what is imported.
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-	--constraint deploy/constraints.txt
-LARGE := SimpleITK scipy torch
-COMMA := ,
-define install
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --no-deps $(LARGE) & $(PIP) --editable ".[server]" && wait $$! || { kill $$!; false; }
-	$(PIP) --editable ".[$(1)]"
-endef
-
+# pip would compile all that is installed, which takes a core longer than unpacking it; Python compiles what is
+# imported.
 $(INSTALLED): pyproject.toml deploy/constraints.txt
-	$(call install,dev)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--constraint deploy/constraints.txt --editable ".[dev]"
 	touch $@
 
 # What the demo imports is compiled once now, not later in several processes at a time.
 $(RUNNABLE): pyproject.toml deploy/constraints.txt
 	@echo "Installing gliofed and what it needs into $(VENV), once: a minute or two."
-	$(call install,server$(COMMA)site)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--constraint deploy/constraints.txt --editable ".[server,site]"
 	$(BIN)/python -W ignore -c "import client.worker, client.views.cohort_check, client.clinic.segment, server.executor"
 	touch $@
 

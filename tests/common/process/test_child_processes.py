@@ -120,7 +120,8 @@ def test_a_child_that_dies_at_once_is_given_longer_and_longer_pauses(
         patch.setattr(child_processes, "time", Time)
         supervisor.run(on_tick=tick)
     pauses = [round(b - a) for a, b in itertools.pairwise(starts)]
-    assert pauses == sorted(pauses)
+    # A child ends a moment after the clock was looked at, or before.
+    assert all(later >= sooner - 1 for sooner, later in itertools.pairwise(pauses))
     assert pauses[0] <= 3
     assert pauses[-1] in {15, 16}
 
