@@ -37,7 +37,7 @@ demo: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow" $(WORKERS) $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
 
-# In about two minutes, of every package: the cheapest files, as tests/file_seconds.py chooses them.
+# In about a minute, of every package: the cheapest files, as tests/file_seconds.py chooses them.
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow" --fast $(WORKERS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
@@ -51,13 +52,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(file_seconds.Meter())
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Pass over the files that are not cheap, so that they are not even imported."""
+    if not config.getoption("--fast") or collection_path.suffix != ".py":
+        return None
+    return collection_path.relative_to(config.rootpath).as_posix() not in _fast_files() or None
+
+
+@functools.cache
+def _fast_files() -> set[str]:
+    root = Path(__file__).parents[1]
+    there = {path.relative_to(root).as_posix() for path in root.glob("tests/**/test_*.py")}
+    return file_seconds.fast(there, file_seconds.known())
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     seconds = file_seconds.known()
-    if config.getoption("--fast"):
-        chosen = file_seconds.fast({item.nodeid.partition("::")[0] for item in items}, seconds)
-        left_out = [i for i in items if i.nodeid.partition("::")[0] not in chosen]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [i for i in items if i.nodeid.partition("::")[0] in chosen]
     items[:] = file_seconds.dearest_first(items, seconds)
 
 

@@ -17,8 +17,8 @@ from typing import Final
 import pytest
 
 SECONDS: Final = Path(__file__).with_name("file_seconds.json")
-FAST_S: Final = 80.0
-"""What ``make test-fast`` may cost, beside the start of its workers: 40 seconds of two cores."""
+FAST_S: Final = 35.0
+"""What ``make test-fast`` may cost, beside the start of its workers: 18 seconds of two cores."""
 
 PRODUCT: Final = ("server", "client", "common")
 """The folders of tests that mirror packages; the others run real processes and guides."""
