@@ -144,9 +144,9 @@ def execution_for(machine: Machine) -> ExecutionOptions:
 def slow_alone(images: torch.Tensor) -> bool:
     """Return whether a network computes these images (B, C, X, Y, Z) in less time twice than once.
 
-    For a batch of one volume with few voxels, and float32 on a CPU, torch does not use oneDNN but
-    a convolution of its own, which takes 2 to 8 times as long (``use_mkldnn`` in
-    aten/src/ATen/native/Convolution.cpp, torch 2.13).
+    For a batch of one volume with few voxels, in float32 on a CPU, torch does not use oneDNN but a
+    slower convolution of its own (``use_mkldnn`` in aten/src/ATen/native/Convolution.cpp, torch
+    2.13). The benchmark ``small_volumes`` measures by how much.
     """
     return (
         len(images) == 1

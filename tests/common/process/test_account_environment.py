@@ -77,7 +77,7 @@ LACKS: dict[str, tuple[list[Change], dict[str, str]]] = {
         {"MPLCONFIGDIR": f"gliofed-{os.getuid()}/matplotlib"},
     ),
     "a home to write, but has MPLCONFIGDIR": (
-        [_unwritable_home, lambda p: p.setenv("MPLCONFIGDIR", "/tmp/matplotlib")],  # noqa: S108
+        [_unwritable_home, lambda p: p.setenv("MPLCONFIGDIR", "/elsewhere/matplotlib")],
         {},
     ),
 }
