@@ -1,7 +1,7 @@
 """The hospital's side of gliofed: training under privacy at a site, and segmentation in the clinic.
 
-Flower refers to ``app`` and to ``worker``, which stay here. All else is in rooms, each of which
-imports only rooms below it (import-linter's contract ``client``)::
+Flower loads ``app`` by name; ``worker`` is the process that runs it. All else is in rooms, each of
+which imports only rooms below it (import-linter's contract ``client``)::
 
     commands       gliofed-site and gliofed-clinic: what people type
     page           the site's page for hospital IT, and its figures for Prometheus

@@ -1,7 +1,7 @@
 """A site that runs: Flower's SuperNode, and what is done with each order that comes through it.
 
 ``supernode`` is the process that holds the connection to the coordinator; ``order_handler`` checks
-an order, carries it out and answers. ``client.worker``, which Flower refers to, runs it.
+an order, carries it out and answers. ``client.worker`` is the process that runs it.
 
 Not here: how a study trains or scores (``client.study``), and what may leave (its ``outbound``).
 """
