@@ -16,6 +16,9 @@ HERE = Path(sys.executable).parent
 DOCUMENTS = (
     *GUIDES,
     "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "tests/benchmarks/README.md",
     *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "deploy" / "governance").glob("*.md")),
 )
 
@@ -51,6 +54,20 @@ def test_links_lead_somewhere(document: str) -> None:
             )
             slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
             assert anchor in slugs, target
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    """A threat's row is worth what its test is."""
+    there = [
+        f"/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "tests").rglob("test_*.py")
+    ]
+    named = [
+        (document, name)
+        for document in DOCUMENTS
+        for name in re.findall(r"[\w/]*test_\w+\.py", (ROOT / document).read_text())
+    ]
+    assert len({name for _, name in named}) > 20, "the threat table was not found"
+    assert not [one for one in named if not any(path.endswith("/" + one[1]) for path in there)]
 
 
 def test_joining_and_publishing_as_the_guides_say(tmp_path: Path) -> None:
