@@ -146,7 +146,8 @@ def slow_alone(images: torch.Tensor) -> bool:
 
     For a batch of one volume with few voxels, in float32 on a CPU, torch does not use oneDNN but a
     slower convolution of its own (``use_mkldnn`` in aten/src/ATen/native/Convolution.cpp, torch
-    2.13). The benchmark ``small_volumes`` measures by how much.
+    2.13). The benchmark ``small_volumes`` measures by how much. Twice takes up to twice the memory,
+    of a volume that takes little.
     """
     return (
         len(images) == 1

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.networks.registry import build, state_arrays, trainable_names
-from client.site.execution import ExecutionOptions
+from client.site.execution import ExecutionOptions, Precision
 from client.training.crops import Patient, draw_patient
 from client.training.loop import Learner, contributions, drawing, train
 from client.training.losses import LOSSES, dice_bce
@@ -138,6 +138,28 @@ def test_training_learns(optimizer: str) -> None:
     assert heard == [(step, 25) for step in range(1, 26)]
     assert (result.steps, result.unusable) == (25, 0)
     assert result.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("crops", "side", "precision", "seen"),
+    [(1, 16, "float32", 2), (2, 16, "float32", 2), (1, 49, "float32", 1), (1, 16, "bfloat16", 1)],
+)
+def test_a_lone_small_crop_is_computed_twice(
+    crops: int, side: int, precision: Precision, seen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(4, 3, 3, padding=1)  # smooth: rounding stays rounding
+    batches: list[int] = []
+    network.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    images = torch.randn(crops, 4, side, side, side)
+    regions = (images[:, :3] > 1).to(torch.uint8)
+    wanted = options(trainable=("all",), crop_size=(side,) * 3, crops_per_patient=crops)
+    learner = Learner(network, wanted, ExecutionOptions(precision=precision, prefetch=0))
+    found = learner.gradient((images, regions))
+    assert batches == [seen]
+    monkeypatch.setattr("client.training.loop.slow_alone", lambda _: False)
+    torch.testing.assert_close(learner.gradient((images, regions)), found, rtol=1e-4, atol=1e-6)
+    assert batches == [seen, crops]
 
 
 def updates(execution: ExecutionOptions, *, seed: int = 3) -> NDArray[np.float32]:
