@@ -86,6 +86,13 @@ def test_a_cpu_is_shown_small_windows_two_at_a_time(side: int, seen: set[int]) -
     np.testing.assert_allclose(found, sigmoid(image[:3]), atol=1e-6)
 
 
+def test_a_lone_window_in_bfloat16_is_seen_once() -> None:
+    network = Oracle()
+    execution = ExecutionOptions(predicts_in="bfloat16")
+    predict(network, random_image(16, 16, 16), crop_size=CROP, execution=execution)
+    assert [shape[0] for shape in network.seen] == [1]
+
+
 def test_only_the_box_of_the_brain_is_looked_at_and_windows_without_brain_are_not() -> None:
     image = np.zeros((4, 60, 50, 40), np.float32)
     image[:, 10:30, 20:40, 5:25] = 1
