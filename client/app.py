@@ -7,17 +7,23 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.runtime.authentic_orders import AuthenticOrders
 from client.runtime.order_handler import Participation
+from client.site.folder import Site
 
 app = ClientApp()
-_participations: dict[str, Participation] = {}
+_sites: dict[str, tuple[AuthenticOrders, Participation]] = {}
 
 
 def _answer(message: Message, context: Context) -> Message:
     folder = str(context.node_config["site"])
-    if folder not in _participations:
-        _participations[folder] = Participation.open(Path(folder))
-    return Message(content=_participations[folder].answer(message.content), reply_to=message)
+    if folder not in _sites:
+        site = Site.open(Path(folder))
+        _sites[folder] = AuthenticOrders(site), Participation(site)
+    orders, participation = _sites[folder]
+    nonce = orders.nonce(message.content)
+    reply = participation.answer(message.content)
+    return Message(content=orders.signed(reply, nonce=nonce), reply_to=message)
 
 
 app.train()(_answer)

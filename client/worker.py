@@ -11,13 +11,15 @@ SuperNode would wait for ever: ``client.commands.supervisor`` restarts both toge
 coordinator, who hears of it at once, orders again.
 
 The SuperNode is on this machine: what it is asked goes through no proxy, whatever the environment
-says.
+says, and each of the two shows the other the certificate of this run
+(``common.process.loopback_tls``): no other user of the machine gives an order or takes an answer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -40,9 +42,10 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from client.app import app
+from client.runtime.authentic_orders import AuthenticOrders
 from client.site.folder import Site
 from client.study.outbound import Reply, let_out
-from common.errors import ConsentError, GliofedError, StateError, UpdateError
+from common.errors import ConsentError, GliofedError, IdentityError, StateError, UpdateError
 from common.messages.wire_format import check_bundle, refusal, unpack_order
 from common.process import logs
 from common.process.child_processes import repeating
@@ -62,20 +65,18 @@ _HEARTBEAT_S: Final = 10.0
 
 
 class Worker:
-    """Works for the SuperNode whose runtime listens at ``address``."""
+    """Works for the SuperNode of ``site``, wherever on this machine it listens."""
 
-    def __init__(self, site: Site, address: str) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._address = address
+        self._orders = AuthenticOrders(site)
         self._theirs = ""
 
     def run(self) -> None:
         """Take orders until the process ends."""
         secret = load_superexec_auth_secret(secret_file=str(self._site.superexec_secret))
-        acquire = self._client(
-            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE),
-            name="SuperExec",
-        )
+        signer = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE)
+        acquire = self._client(signer, name="SuperExec")
         wanted = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         silence = Silence()
         while True:
@@ -87,7 +88,9 @@ class Worker:
                     continue
             except _CALL_ERRORS as error:
                 silence.goes_on(error)
-                time.sleep(1.0)  # the SuperNode is starting or was restarted
+                time.sleep(1.0)  # the SuperNode is starting, perhaps at another port
+                acquire.close()
+                acquire = self._client(signer, name="SuperExec")
             time.sleep(_POLL_S)
 
     def _work(self, token: str) -> None:
@@ -120,12 +123,14 @@ class Worker:
             return app(message=message, context=context)
         error = ConsentError(said, code="version")
         try:
+            nonce = self._orders.nonce(message.content)
             order, _ = unpack_order(message.content)
-        except UpdateError:  # its orders have another form
+        except (UpdateError, IdentityError):  # its orders have another form
             raise error from None
         self._note("order refused", study=order.study, code=error.code, reason=str(error))
         reply = Reply(refusal(order, error), what="a refusal", news=order.kind != "offer")
-        return Message(let_out(self._site, order, None, reply), reply_to=message)
+        content = self._orders.signed(let_out(self._site, order, None, reply), nonce=nonce)
+        return Message(content, reply_to=message)
 
     def _know(self, theirs: str) -> None:
         """Keep the coordinator's version for `gliofed-site doctor`."""
@@ -146,10 +151,10 @@ class Worker:
             del facts
 
     def _client(self, interceptor: Any, *, name: str) -> RuntimeHttpClient:
-        return _Runtime.from_server_address(
-            server_address=self._address,
-            insecure=True,
-            root_certificates=None,
+        runtime = self._site.runtime.known()
+        return _Runtime(
+            f"https://{runtime.address}",
+            verify=runtime.client_context(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name=name), interceptor],
         )
 
@@ -159,11 +164,11 @@ class _Runtime(RuntimeHttpClient):  # type: ignore[misc] # Flower has no types
 
     _client: httpx.Client
 
-    def __init__(self, base_url: str, **options: Any) -> None:
-        super().__init__(base_url, **options)
+    def __init__(self, base_url: str, *, verify: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(base_url, verify=verify, **options)
         flowers = self._client
         flowers.close()
-        self._client = httpx.Client(timeout=flowers.timeout, trust_env=False)
+        self._client = httpx.Client(verify=verify, timeout=flowers.timeout, trust_env=False)
 
 
 class Silence:
@@ -215,4 +220,4 @@ def _failure(message: Message, code: str) -> Message:
 if __name__ == "__main__":
     opened = Site.open(Path(sys.argv[1]))
     logs.configure("worker", known=lambda: [opened.name, *opened.study_names()])
-    Worker(opened, sys.argv[2]).run()
+    Worker(opened).run()

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.consortium.provisioning import Consortium
 from server.rounds.study_scheduler import schedule
 from server.transport.flower_fleet import GridFleet
+from server.transport.signed_fleet import SignedFleet
 
 app = ServerApp()
 
@@ -18,4 +19,5 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Serve the consortium whose folder the executor put into the run's settings."""
     consortium = Consortium.open(Path(str(context.run_config["consortium"])))
-    schedule(consortium, GridFleet(grid))
+    fleet = SignedFleet(GridFleet(grid), consortium.identity, consortium.sites)
+    schedule(consortium, fleet)

@@ -18,6 +18,7 @@ from client.privacy.ledger import Ledger
 from client.runtime.order_handler import Participation
 from client.site import folder as sites
 from client.site.folder import Site
+from common.messages.signatures import new_nonce, signed
 from common.messages.wire_format import Content, Order, OrderKind, Report, pack, unpack_report
 from common.records.weights import Arrays, digest
 from common.study.protocol import (
@@ -131,6 +132,14 @@ def order(
         "weights_sha256": digest(weights) if weights is not None else "",
     }
     return pack(Order(**{**fields, **changes}), weights)
+
+
+def signed_order(
+    coordinator: Identity, site: Site, protocol_: StudyProtocol, kind: OrderKind, /, **given: Any
+) -> Content:
+    """Return ``order``, signed by the coordinator for ``site``, as it travels."""
+    content = order(coordinator, protocol_, kind, **given)
+    return signed(content, coordinator, kind="order", site=site.name, nonce=new_nonce())
 
 
 def copied(content: Content) -> Content:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from client.site.folder import Site
-from common.process.child_processes import Child, free_port
+from common.process.child_processes import Child
 from common.process.proxies import variables
 from common.web.listen_address import Place
 
@@ -22,17 +22,16 @@ def children(site: Site, *, page: Place | None = None, metrics: Place | None = N
     proxy = site.proxy(os.environ)
     flower = folder / "flower"
     (flower / "home").mkdir(parents=True, exist_ok=True)
-    port = str(free_port())
+    site.runtime.create()
     node = [
         *(sys.executable, "-m", "client.runtime.supernode", str(folder)),
         *("--superlink", site.kit.address),
         *("--root-certificates", str(folder / "ca.crt")),
         *("--auth-supernode-private-key", str(folder / "keys" / "node.key")),
-        *("--host", "127.0.0.1", "--port", port),
         *("--isolation", "process"),
         *("--superexec-auth-secret-file", str(site.superexec_secret)),
     ]
-    worker = [sys.executable, "-m", "client.worker", str(folder), f"127.0.0.1:{port}"]
+    worker = [sys.executable, "-m", "client.worker", str(folder)]
     log = flower / "log"
     environment = {"FLWR_HOME": str(flower / "home")}
     watched = [folder / "ca.crt", folder / "keys" / "node.key"]

@@ -1,4 +1,4 @@
-"""The site's SuperNode: Flower's own, with six of its habits corrected.
+"""The site's SuperNode: Flower's own, with seven of its habits corrected.
 
 - It is a loop that speaks to the coordinator and a server that hands orders to the worker. When the
   loop gives up, on an answer that it does not try again, the server stays: the site would look
@@ -15,6 +15,9 @@
 - It looks for a proxy in the environment alone, and reads ``NO_PROXY`` in a way of its own. Here it
   goes the way that ``Site.proxy`` says, which is the one that `gliofed-site doctor` goes, and
   writes it down.
+- It gives its orders to whoever asks at its port, by plain HTTP. Here worker and SuperNode know
+  each other by a certificate of their own (``common.process.loopback_tls``), and the port is bound
+  before anything is served.
 - It says that a connection failed and never why, and gives up where a proxy says that the
   coordinator is away, though it goes on trying where the coordinator itself is. Here it says why,
   once, and goes on trying.
@@ -31,6 +34,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,12 +43,12 @@ from flwr.app.message import message as messages
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import node_auth_http_interceptor, start_client_internal
-from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.site.folder import Site
 from common.doctor.tls_probe import context_for
 from common.errors import GliofedError, StateError
+from common.process.loopback_tls import HOST, LoopbackAddress, uvicorn_of
 from common.process.proxies import Proxy, without_proxies
 from common.records.atomic_files import read_json, write_json
 from common.records.journal import Journal
@@ -91,7 +95,7 @@ def main() -> None:
     code = 1
     try:
         correct(folder, leaving(folder))
-        flower_supernode()
+        serve(Site.open(folder).runtime.known())
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except GliofedError as error:
@@ -101,6 +105,20 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def serve(runtime: LoopbackAddress) -> None:
+    """Run ``flower-supernode`` with a ``runtime`` for the worker alone, until its loop ends."""
+    at, listening = runtime.bound()
+    program: Any = import_module("flwr.supernode.cli.flower_supernode")
+    program.uvicorn = uvicorn_of(at, listening)
+    sys.argv += [
+        *("--host", HOST, "--port", str(at.port)),
+        *("--ssl-ca-certfile", str(at.certificate)),
+        *("--ssl-certfile", str(at.certificate)),
+        *("--ssl-keyfile", str(at.key)),
+    ]
+    program.flower_supernode()
 
 
 def correct(folder: Path, proxy: Proxy | None) -> None:

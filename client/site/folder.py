@@ -38,6 +38,7 @@ from client.site import keys
 from client.site.settings import TEMPLATE, SiteSettings
 from common import posix
 from common.errors import ConsentError, IdentityError, StateError
+from common.process.loopback_tls import LoopbackAddress
 from common.process.proxies import Proxy, from_environment, is_loopback, parse_proxy
 from common.records import format_versions
 from common.records.atomic_files import read_json, write_bytes, write_json, write_secret
@@ -149,6 +150,12 @@ class Site:
     @property
     def superexec_secret(self) -> Path:
         return self.folder / "keys" / "superexec.secret"
+
+    @property
+    def runtime(self) -> LoopbackAddress:
+        """Where the SuperNode gives its orders to the worker."""
+        folder = self.folder / "flower" / "runtime"
+        return LoopbackAddress(folder, 0, name="SuperNode", restart="gliofed-site run")
 
     @property
     def lock(self) -> Path:

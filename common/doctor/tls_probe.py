@@ -94,14 +94,15 @@ def reach(
     patience_s: float = PATIENCE_S,
     address: str | None = None,
     proxy: Proxy | None = None,
+    own: tuple[Path, Path] | None = None,
     resolve: Callable[[str, int], tuple[str, ...]] | None = None,
     now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
 ) -> Reached:
     """Go up to the door of ``host`` at ``port``; whatever goes wrong is in what is returned.
 
     ``authority`` are the certificates that are trusted. ``address`` is where to connect instead of
-    what the name stands for, ``proxy`` who is asked to connect. Every step takes ``patience_s`` at
-    most.
+    what the name stands for, ``proxy`` who is asked to connect, ``own`` the certificate and the key
+    to show to a server that asks for one. Every step takes ``patience_s`` at most.
     """
     found = Reached(host, port)
     look_up = resolve or _look_up
@@ -127,7 +128,9 @@ def reach(
                 except _Refused as refused:
                     return replace(found, through=refused.through)
                 found = replace(found, through=Through(proxy))
-            found = _secured(found, carrier, authority, patience_s=patience_s, now=now)
+            found = _secured(
+                found, carrier, authority=authority, own=own, patience_s=patience_s, now=now
+            )
         if found.tls_problem in {"chain", "name"}:
             found = _described(found, one, proxy, patience_s)
         return found
@@ -315,14 +318,17 @@ def _head(carrier: socket.socket | _Tls, patience_s: float) -> bytes:
 def _secured(
     found: Reached,
     carrier: socket.socket | _Tls,
-    authority: Path,
     *,
+    authority: Path,
+    own: tuple[Path, Path] | None,
     patience_s: float,
     now: Callable[[], dt.datetime],
 ) -> Reached:
     try:
         context = ssl.create_default_context(cafile=str(authority))
         context.verify_flags |= _NO_CHECK_TIME
+        if own is not None:
+            context.load_cert_chain(*own)
         door = _Tls(carrier, context, found.host, patience_s=patience_s)
         found = replace(_with_certificate(found, door), verified=True)
         return _asked(found, door, patience_s, now)

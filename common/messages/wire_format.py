@@ -213,9 +213,15 @@ def body_bytes(content: RecordDict) -> int:
     )
 
 
+def peek_order(content: RecordDict) -> Order:
+    """Return the order without its arrays; raise UpdateError if it is malformed."""
+    order: Order = _read(Order, content)
+    return order
+
+
 def unpack_order(content: RecordDict) -> tuple[Order, Arrays]:
     """Return the order and its arrays; raise UpdateError if it is malformed."""
-    order = _read(Order, content)
+    order = peek_order(content)
     arrays = _decode(content, None)
     if any(not np.isfinite(array).all() for array in arrays.values()):
         raise UpdateError(f"The {order.kind} order holds numbers that are not finite.")

@@ -15,10 +15,10 @@ from common.doctor.findings import Finding
 from common.doctor.tls_probe import Reached, reach
 from common.errors import StateError
 from common.process.exit_reason import last_words
+from common.process.loopback_tls import HOST
 from common.records.atomic_files import is_held
 from server.consortium.certificate_expiry import closed, outlook
 from server.consortium.provisioning import Consortium
-from server.consortium.superlink_address import HOST
 
 SILENT_S: Final = 60.0
 """The executor reaches the SuperLink every ten seconds, and waits for one that is started anew."""
@@ -48,7 +48,13 @@ def check(consortium: Consortium, *, patience_s: float = _PATIENCE_S) -> Finding
         address=at.here,
     )
     _answered("gateway", str(at), gateway, log=log / "gateway.log")
-    superlink = reach(HOST, hub.port, authority=hub.certificate, patience_s=patience_s)
+    superlink = reach(
+        HOST,
+        hub.port,
+        authority=hub.certificate,
+        own=(hub.certificate, hub.key),
+        patience_s=patience_s,
+    )
     _answered("SuperLink", hub.address, superlink, log=log / "superlink.log")
     silent_s = hub.reached_s_ago()
     if silent_s is None or silent_s > SILENT_S:

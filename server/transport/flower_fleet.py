@@ -248,7 +248,7 @@ def run_app(
     grid = HttpGrid(runtime_api_address=hub.address, token=token)
     grid._retry_invoker = _retries()
     client = grid._runtime_client
-    _call_directly(client, trust=hub.trust())
+    _call_directly(client, trust=hub.client_context())
     given = client.PullTaskInput(PullTaskInputRequest())
     TaskIdentity.task_id = given.task_id
     TaskIdentity.run_id = given.run.run_id
@@ -322,7 +322,7 @@ def _client(
     client = kind(
         f"https://{hub.address}", interceptors=interceptors, retry_invoker=retries or _retries()
     )
-    _call_directly(client, trust=hub.trust())
+    _call_directly(client, trust=hub.client_context())
     try:
         yield client
     finally:

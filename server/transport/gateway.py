@@ -181,7 +181,7 @@ def serve(consortium: Consortium) -> None:
     settle(consortium.folder)
     upstream = httpx.AsyncClient(
         base_url=f"https://{consortium.hub.address}",
-        verify=consortium.hub.trust(),
+        verify=consortium.hub.client_context(),
         timeout=httpx.Timeout(120.0, connect=5.0),
         limits=httpx.Limits(max_connections=256),
         trust_env=False,

@@ -1,39 +1,39 @@
-"""The SuperLink's process: ``python -m server.transport.superlink DIR``, which becomes Flower's
-program.
+"""The SuperLink's process, ``python -m server.transport.superlink DIR``: Flower's program, locked.
 
-The port that was chosen when `serve` started may be another process's by the time that a SuperLink
-is started anew. Then another one is chosen and noted, and what watches the note learns of it.
+Flower serves its fleet, control and runtime calls to whoever reaches its port, and its control
+calls register keys under a hospital's name. Here the port is of the loopback interface and asks
+each caller for the certificate of this consortium's own processes
+(``common.process.loopback_tls``): no other user of this machine comes past the handshake.
 
-Little is imported here: a site's answer that comes while the SuperLink is away is lost after a few
-seconds (Flower's SuperNode tries no longer), and then has to be asked for again.
+Little is imported before the port is bound: a site's answer that comes while the SuperLink is away
+is lost after a few seconds (Flower's SuperNode tries no longer), and has to be asked for again.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from common.process.child_processes import free_port, script
-from server.consortium import listen_address
-from server.consortium.superlink_address import HOST, Hub
+from common.process.loopback_tls import HOST, LoopbackAddress, uvicorn_of
+from server.consortium.superlink_address import Hub
 
 PROGRAM: Final = "flower-superlink"
 
 
-def start(folder: Path, *, become: Callable[[str, list[str]], object] = os.execv) -> None:
-    """Become the SuperLink of the coordinator's ``folder``, at its private port if that is free."""
-    hub = Hub.open(folder / "flower")
-    if listen_address.refusal(HOST, hub.port):
-        hub = hub.at(free_port())
-    become(script(PROGRAM), command(folder, hub))
+def main(folder: Path) -> None:
+    """Run the SuperLink of the coordinator's ``folder`` until told to stop."""
+    hub, listening = Hub.open(folder / "flower").bound()
+    program: Any = import_module("flwr.superlink.cli.flower_superlink")
+    program.uvicorn = uvicorn_of(hub, listening)
+    sys.argv = [PROGRAM, *arguments(folder, hub)]
+    program.flower_superlink()
 
 
-def command(folder: Path, hub: Hub) -> list[str]:
+def arguments(folder: Path, hub: LoopbackAddress) -> list[str]:
+    """Return what Flower's program is told."""
     return [
-        script(PROGRAM),
         *("--host", HOST, "--port", str(hub.port)),
         *("--ssl-ca-certfile", str(hub.certificate)),
         *("--ssl-certfile", str(hub.certificate)),
@@ -47,4 +47,4 @@ def command(folder: Path, hub: Hub) -> list[str]:
 
 
 if __name__ == "__main__":
-    start(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -26,8 +26,9 @@ def _no_training(
     *,
     round_number: int,
     control: Arrays | None,
+    progress: object,
 ) -> Trained:
-    del protocol, control
+    del protocol, control, progress
     rng = np.random.default_rng([round_number, *site.name.encode()])
     return Trained(
         {
@@ -39,4 +40,4 @@ def _no_training(
 
 if __name__ == "__main__":
     round_training.train_round = _no_training
-    Worker(Site.open(Path(sys.argv[1])), sys.argv[2]).run()
+    Worker(Site.open(Path(sys.argv[1]))).run()

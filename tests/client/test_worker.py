@@ -31,7 +31,7 @@ from common.messages.wire_format import (
 from common.records.atomic_files import read_json
 from common.study.protocol import StudyProtocol
 from server.consortium.provisioning import Consortium
-from tests.consortia import approve, events, order
+from tests.consortia import approve, events, signed_order
 
 SECRET = "patient Anna Tamm"
 NODE, RUN = 11, 22
@@ -128,7 +128,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> SuperNode:
     monkeypatch.setattr(worker, "push_message", node.push)
     monkeypatch.setattr(worker, "push_task_output", node.finish)
     monkeypatch.setattr("client.worker.time.sleep", lambda _: None)
-    monkeypatch.setattr(flower_app, "_participations", {})
+    monkeypatch.setattr(flower_app, "_sites", {})
     return node
 
 
@@ -136,12 +136,12 @@ def node(monkeypatch: pytest.MonkeyPatch) -> SuperNode:
 def initial(site: Site, consortium: Consortium, protocol: StudyProtocol) -> Content:
     """An approved order for the starting weights."""
     approve(site, consortium, protocol)
-    return order(consortium.identity, protocol, "initial")
+    return signed_order(consortium.identity, site, protocol, "initial")
 
 
 def work(site: Site) -> None:
     with pytest.raises(Ended):
-        Worker(site, "127.0.0.1:1").run()
+        Worker(site).run()
 
 
 def test_an_order_is_answered_by_the_installed_code(
@@ -161,9 +161,8 @@ def test_an_order_is_answered_by_the_installed_code(
 def test_every_kind_of_order_reaches_the_site(
     site: Site, node: SuperNode, consortium: Consortium, protocol: StudyProtocol, kind: Any
 ) -> None:
-    content = order(
-        consortium.identity, protocol, kind, weights=round_training.starting_weights(protocol)
-    )
+    weights = round_training.starting_weights(protocol)
+    content = signed_order(consortium.identity, site, protocol, kind, weights=weights)
     node.give("one", kind, content)
     work(site)
     record = node.reply().content.config_records["gliofed"]
@@ -213,7 +212,8 @@ def test_what_is_no_order_leaves_as_a_code(site: Site, node: SuperNode) -> None:
 def test_an_unforeseen_failure_leaves_as_a_code_and_its_kind_is_in_the_log(
     site: Site,
     node: SuperNode,
-    initial: Content,
+    consortium: Consortium,
+    protocol: StudyProtocol,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -221,8 +221,9 @@ def test_an_unforeseen_failure_leaves_as_a_code_and_its_kind_is_in_the_log(
         raise RuntimeError(SECRET)
 
     monkeypatch.setattr("client.app.Participation.answer", fail)
-    node.give("one", "initial", initial)
-    node.give("two", "initial", initial)
+    for token in ("one", "two"):
+        content = signed_order(consortium.identity, site, protocol, "initial")
+        node.give(token, "initial", content)
     work(site)
     assert {str(reply.error.reason) for _, reply in node.pushed} == {"internal"}
     assert SECRET not in str(node.pushed)
@@ -243,11 +244,10 @@ def test_a_supernode_that_is_away_is_waited_for(
     assert len(node.pushed) == 1
 
 
-def test_the_real_client_speaks_to_the_given_address(site: Site) -> None:
-    client = Worker(site, "127.0.0.1:1")._client(
-        RuntimeTokenHttpInterceptor("token"), name="flwr-clientapp"
-    )
-    worker._beat(client)  # nobody listens: the beat is lost without a word
+def test_a_beat_to_a_supernode_that_is_away_is_lost_without_a_word(site: Site) -> None:
+    site.runtime.create()
+    client = Worker(site)._client(RuntimeTokenHttpInterceptor("token"), name="flwr-clientapp")
+    worker._beat(client)
     client.close()
 
 

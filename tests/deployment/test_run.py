@@ -55,7 +55,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def private(stack: Stack) -> httpx.Client:
     """A client of the SuperLink's own port, which only the coordinator's machine reaches."""
     hub = stack.consortium.hub
-    return httpx.Client(base_url=f"https://{hub.address}", verify=hub.trust(), timeout=60)
+    return httpx.Client(base_url=f"https://{hub.address}", verify=hub.client_context(), timeout=60)
 
 
 def public(stack: Stack) -> httpx.Client:
@@ -155,10 +155,9 @@ def test_fleet_calls_need_the_key_of_an_admitted_hospital(stack: Stack) -> None:
 
 
 def test_nobody_takes_a_task_without_the_secret(stack: Stack) -> None:
-    client = RuntimeHttpClient.from_server_address(
-        server_address=stack.consortium.hub.address,
-        insecure=False,
-        root_certificates=stack.consortium.hub.certificate.read_bytes(),
+    client = RuntimeHttpClient(
+        f"https://{stack.consortium.hub.address}",
+        verify=stack.consortium.hub.client_context(),
         interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
     )
     wanted = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
@@ -214,10 +213,9 @@ def test_code_in_a_bundle_is_never_unpacked_nor_run(stack: Stack, tmp_path: Path
 
 def start(stack: Stack, fab: bytes) -> int:
     """Start a run of any bundle, as whoever broke into the coordinator's machine could."""
-    control = ControlHttpClient.from_server_address(
-        server_address=stack.consortium.hub.address,
-        insecure=False,
-        root_certificates=stack.consortium.hub.certificate.read_bytes(),
+    control = ControlHttpClient(
+        f"https://{stack.consortium.hub.address}",
+        verify=stack.consortium.hub.client_context(),
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
     )
     bundle = Fab(hashlib.sha256(fab).hexdigest(), fab, {})

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 import server.app
 from server.transport.flower_fleet import GridFleet
+from server.transport.signed_fleet import SignedFleet
 
 
 def test_the_app_serves_the_consortium_that_the_executor_names(
@@ -26,4 +27,5 @@ def test_the_app_serves_the_consortium_that_the_executor_names(
     server.app.app(cast("Grid", object()), context)
     ((consortium, fleet),) = served
     assert consortium.folder == folder
-    assert isinstance(fleet, GridFleet)
+    assert isinstance(fleet, SignedFleet)
+    assert isinstance(fleet.fleet, GridFleet)

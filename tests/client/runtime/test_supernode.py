@@ -27,15 +27,16 @@ from common.records.journal import Journal
 
 # A SuperNode whose loop ends in one of the ways it can while its server thread goes on.
 PROGRAM = """
-import threading, time
+import threading, time, unittest.mock
 import client.runtime.supernode as node
 
-def flower_supernode():
+def serve(runtime):
     threading.Thread(target=time.sleep, args=(600,)).start()
     {ending}
 
-node.flower_supernode = flower_supernode
+node.serve = serve
 node.leaving = lambda folder: None
+node.Site = unittest.mock.MagicMock()
 node.main()
 """
 

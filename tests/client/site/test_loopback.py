@@ -35,6 +35,7 @@ from client.worker import Worker
 from common.doctor.tls_probe import reach
 from common.errors import CaseError, FederationError
 from common.process.child_processes import free_port
+from tests import doors
 
 ROOT: Final = Path(__file__).parents[3]
 SPEAKING: Final = frozenset(
@@ -49,6 +50,7 @@ SILENT: Final = {
     "client.clinic.pacs.dimse": "by sockets of its own, which know of no proxy",
     "client.review.page_process": "serves",
     "common.process.child_processes": "looks for a free port",
+    "common.process.loopback_tls": "listens, and makes certificates",
 }
 """What holds a library that could speak, and does not speak by HTTP or gRPC."""
 
@@ -104,9 +106,15 @@ def hospital(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _worker(port: int, site: Site) -> object:
-    worker = Worker(site, f"127.0.0.1:{port}")
-    with worker._client(RuntimeTokenHttpInterceptor("token"), name="test") as client:
-        return client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    """Its SuperNode, which knows no call here, is known by a certificate."""
+    del port
+    with (
+        doors.runtime(site),
+        Worker(site)._client(RuntimeTokenHttpInterceptor("token"), name="test") as client,
+        pytest.raises(httpx.HTTPStatusError, match="404"),
+    ):
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    return True
 
 
 def _supernode(port: int, site: Site) -> object:

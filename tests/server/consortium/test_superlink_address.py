@@ -29,7 +29,7 @@ def test_whoever_looks_before_it_was_served_is_told(tmp_path: Path) -> None:
     assert "gliofed-server serve" in refused.value.do
     Hub.make(tmp_path).certificate.unlink()
     with pytest.raises(StateError, match="cannot be read"):
-        Hub.open(tmp_path).trust()
+        Hub.open(tmp_path).client_context()
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["3.11", "3.13 and later"])
@@ -37,7 +37,7 @@ def test_its_certificate_is_trusted_without_the_consortiums_authority(
     consortium: Consortium, strict: bool
 ) -> None:
     with doors.hub(consortium):
-        trust = consortium.hub.trust()
+        trust = consortium.hub.client_context()
         if strict:
             trust.verify_flags |= ssl.VERIFY_X509_STRICT
         address = f"https://{consortium.hub.address}/"
@@ -65,16 +65,11 @@ def test_the_executors_reach_is_noted_and_forgotten_at_the_next_start(tmp_path: 
     assert Hub.make(tmp_path).reached_s_ago() is None
 
 
-def started(consortium: Consortium) -> list[str]:
-    became: list[list[str]] = []
-    superlink.start(consortium.folder, become=lambda _program, words: became.append(words))
-    (words,) = became
-    return words
-
-
 def test_the_superlink_takes_the_port_that_was_chosen(consortium: Consortium) -> None:
     port = Hub.make(consortium.folder / "flower").port
-    words = started(consortium)
+    hub, listening = consortium.hub.bound()
+    listening.close()
+    words = superlink.arguments(consortium.folder, hub)
     assert words[words.index("--port") + 1] == f"{port}"
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert consortium.hub.port == port
@@ -84,8 +79,9 @@ def test_a_port_that_another_process_took_is_left_and_all_are_told(consortium: C
     before = Hub.make(consortium.folder / "flower")
     stamp = before.noted.stat()
     with faulty_doors.listening(before.port):
-        words = started(consortium)
+        hub, listening = before.bound()
+        listening.close()
     now = consortium.hub
+    assert now == hub
     assert now.port != before.port
-    assert words[words.index("--port") + 1] == f"{now.port}"
     assert before.noted.stat().st_ino != stamp.st_ino, "who watches the note sees it change"

@@ -1,0 +1,64 @@
+"""What another than the admitted site has signed is no answer of that site's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from client.site.folder import Site
+from common.messages.signatures import new_nonce, nonce_of, signed
+from common.messages.wire_format import Content, Order, Report, pack
+from common.trust.identity import Identity
+from server.consortium.provisioning import Consortium
+from server.rounds.fleet import Delivery, MemoryFleet
+from server.transport.signed_fleet import SignedFleet
+
+REPORT = Report(kind="offer", study="one", round=0, status="pending")
+ORDER = Order(kind="offer", study="one", round=0, protocol="{}")
+
+
+def collected(
+    consortium: Consortium, site: Site, answer: Callable[[Content, str], Content]
+) -> Delivery:
+    """Return what the coordinator gets where ``answer`` is given the order and its nonce."""
+
+    def reply(_: str, content: Content) -> Content:
+        keys = {consortium.identity.public}
+        return answer(content, nonce_of(content, keys, kind="order", site=site.name))
+
+    fleet = SignedFleet(MemoryFleet({site.name: reply}), consortium.identity, consortium.sites)
+    assert fleet.online() == {site.name}
+    delivery = fleet.collect(fleet.send(site.name, "offer", pack(ORDER, None), ttl_s=60.0))
+    assert delivery is not None
+    return delivery
+
+
+def by(identity: Identity, site: str, nonce: str) -> Content:
+    return signed(pack(REPORT, None), identity, kind="reply", site=site, nonce=nonce)
+
+
+def test_the_sites_own_answer_comes_through(consortium: Consortium, site: Site) -> None:
+    delivery = collected(consortium, site, lambda _, nonce: by(site.identity, site.name, nonce))
+    assert delivery.failure == ""
+    assert delivery.content is not None
+
+
+def test_an_impostors_answer_is_refused(consortium: Consortium, site: Site, tmp_path: Path) -> None:
+    impostor = Identity.create(tmp_path / "key")
+    cases: dict[str, Callable[[Content, str], Content]] = {
+        "signature": lambda _, nonce: by(impostor, site.name, nonce),
+        "unsigned": lambda _, __: pack(REPORT, None),
+        "replayed": lambda _, __: by(site.identity, site.name, new_nonce()),
+    }
+    for code, answer in cases.items():
+        assert collected(consortium, site, answer) == Delivery(None, code)
+    order_itself = collected(consortium, site, lambda content, _: content)
+    assert order_itself.content is None
+
+
+def test_a_site_that_was_revoked_meanwhile_is_not_heard(consortium: Consortium, site: Site) -> None:
+    def answer(_: Content, nonce: str) -> Content:
+        (consortium.folder / "sites" / f"{site.name}.json").unlink()
+        return by(site.identity, site.name, nonce)
+
+    assert collected(consortium, site, answer) == Delivery(None, "signature")
