@@ -205,7 +205,7 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
     """Admit the hospital of ``request`` and write its kit; raise IdentityError or StateError."""
     statement = Statement.load(request, what="enrolment request")
     wanted = open_request(statement)
-    consortium.sites.check_not_revoked(wanted)
+    check_keys(consortium, wanted)
     if other := consortium.sites.alike(wanted.site):
         raise IdentityError(
             f"{wanted.site} and {other}, which was admitted before, would be taken for one "
@@ -228,6 +228,17 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
         consortium.sites.add(statement)
     sign_kit(answer, consortium.identity).save(kit)
     return answer
+
+
+def check_keys(consortium: Consortium, request: Request) -> None:
+    """Raise IdentityError unless the keys of ``request`` are keys, and nobody else's here."""
+    consortium.sites.check_keys(request)
+    if request.identity_key in consortium.charter.keys:
+        raise IdentityError(
+            f"{request.site} asks with the key of a coordinator.",
+            do="A hospital makes its own keys with `gliofed-site request`, in a new folder.",
+            code="doubled-key",
+        )
 
 
 def kit_for(consortium: Consortium, request: Request) -> Kit:
