@@ -43,6 +43,7 @@ from server.consortium.listen_address import Listening, interface
 from server.consortium.published_study import Study, keep_initial
 from server.consortium.sites import Sites
 from server.consortium.superlink_address import Hub
+from server.consortium.watched_threads import WatchedThreads
 
 
 class ConsortiumSettings(BaseModel):
@@ -117,6 +118,11 @@ class Consortium:
     @property
     def superexec_secret(self) -> Path:
         return self.folder / "keys" / "superexec.secret"
+
+    @property
+    def threads(self) -> WatchedThreads:
+        """What the executor's threads say of themselves."""
+        return WatchedThreads(self.folder / "flower" / "threads")
 
     @property
     def lock(self) -> Path:

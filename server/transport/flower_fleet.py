@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,7 @@ from server.rounds.fault_boundary import within
 from server.rounds.fleet import Delivery, Presence
 from server.transport.reply_pull import Incoming, Tree
 
+_LOG = logging.getLogger(__name__)
 _HEARTBEAT_S: Final = 10.0
 _ONLINE: Final = "online"
 _UNREGISTERED: Final = "unregistered"
@@ -470,9 +472,13 @@ def _beat(client: RuntimeHttpClient, hub: Hub) -> None:
 
     A task that Flower no longer knows shows at the next call.
     """
-    with contextlib.suppress(*CALL_ERRORS):
+    try:
         client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
         hub.reached()
+    except CALL_ERRORS:
+        return
+    except Exception:  # noqa: BLE001  the thread's edge: without a beat `health` fails in a minute
+        _LOG.exception("The heartbeat of the run failed.")
 
 
 def _acquire(consortium: Consortium, run_id: int, *, patience_s: float) -> str:
