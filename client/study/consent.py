@@ -11,6 +11,7 @@ import datetime as dt
 from client.site.folder import Decision
 from client.site.settings import Policy
 from common.errors import ConsentError
+from common.study.drawn_weights import drawn_digest
 from common.study.protocol import StudyProtocol
 
 
@@ -51,13 +52,18 @@ def check_start(
     """Raise ConsentError if an order begins with other weights than those that people approved.
 
     Round N trains from the weights after round N - 1, and is evaluated with those after itself: the
-    start is round 0. A protocol that names no weights starts from its seed.
+    start is round 0. A protocol that names no weights starts from those that are drawn from its
+    seed, which this site draws too: no hospital and no coordinator chooses them.
     """
     after = round_number - 1 if trains else round_number
+    if after > 0:
+        return
     named = protocol.initial_sha256
-    if after <= 0 and named and weights_sha256 != named:
+    due = named or drawn_digest(protocol.network, seed=protocol.seed)
+    if weights_sha256 != due:
+        what = "the weights" if named else f"the random weights of seed {protocol.seed},"
         raise ConsentError(
-            f"Study {protocol.study} was approved to start from the weights {named[:16]}; this "
+            f"Study {protocol.study} was approved to start from {what} {due[:16]}; this "
             f"order brings {weights_sha256[:16]}.",
             do="Ask the coordinator why its first round starts from other weights.",
             code="initial",

@@ -41,6 +41,7 @@ from common.messages.low_rank import Subspace
 from common.records.weights import Arrays
 from common.regions import REGIONS, labels_to_regions
 from common.study import trained_parameters
+from common.study.drawn_weights import draw
 from common.study.protocol import PreprocessingOptions, StudyProtocol, TrainingOptions
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ _PERSONAL_SEED: Final = 2**31
 
 def starting_weights(protocol: StudyProtocol) -> Arrays:
     """Return the random weights that the protocol's network and seed determine."""
-    return state_arrays(build(protocol.network, seed=protocol.seed))
+    return draw(protocol.network, seed=protocol.seed)
 
 
 def update_shapes(protocol: StudyProtocol, weights: Arrays) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, RecordDict
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import (
     ConsentError,
@@ -41,8 +41,10 @@ from common.errors import (
     ProtocolError,
     UpdateError,
 )
+from common.foreign_text import printable
 from common.messages.compression import opened, plain, restored
 from common.records.weights import Arrays, check_like
+from common.study.cohort_histograms import MOST_COUNT
 from common.study.protocol import MessageOptions, StudyId
 from common.versions import own, release, skew
 
@@ -79,13 +81,25 @@ Head = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 Version = Annotated[str, Field(max_length=40, pattern=r"^[0-9A-Za-z.+!-]*$")]
 """Of the sender's gliofed; empty if it does not say."""
 
+Round = Annotated[int, Field(ge=0, le=10_000)]
+"""No protocol has more rounds."""
+
+Count = Annotated[float, Field(ge=-MOST_COUNT, le=MOST_COUNT)]
+"""Of a bin of a histogram, with its noise."""
+
+Words = Annotated[str, AfterValidator(printable)]
+"""Text of the sender that people read."""
+
+MOST_EPSILON: Final = 1e6
+"""Of what a patient was charged: a thousand times what a protocol may allow."""
+
 
 class Given(_Frozen):
     """An order that the coordinator gave a site, and how often."""
 
     study: StudyId
     kind: OrderKind
-    round: int = Field(ge=0)
+    round: Round
     times: int = Field(default=1, ge=1, le=1_000_000)
 
 
@@ -94,7 +108,7 @@ class Order(_Frozen):
 
     kind: OrderKind
     study: StudyId
-    round: int = Field(ge=0)
+    round: Round
     protocol: str = Field(max_length=200_000)
     weights_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     coordinator_head: Head = ""
@@ -107,7 +121,7 @@ class Order(_Frozen):
         default=(), max_length=100
     )
     """The signed charters of the consortium since its first, as JSON texts."""
-    folded_round: int = Field(default=0, ge=0)
+    folded_round: Round = 0
     """The last round that this site trained for and whose update is part of the model; 0 if none:
     with SCAFFOLD the site's control variate follows that update, and no other."""
     version: Version = ""
@@ -118,11 +132,11 @@ class Order(_Frozen):
 class PrivacySpent(_Frozen):
     """What the study has cost its worst patient at the site: facts, and epsilon at ``delta``."""
 
-    noise_multiplier: float = Field(gt=0)
+    noise_multiplier: float = Field(gt=0, le=1e4)
     sampling_rate: float = Field(gt=0, le=1)
-    steps: int = Field(ge=0)
+    steps: int = Field(ge=0, le=1_000_000_000)
     delta: float = Field(gt=0, lt=1)
-    epsilon: float = Field(ge=0)
+    epsilon: float = Field(ge=0, le=MOST_EPSILON)
 
 
 class Report(_Frozen):
@@ -130,21 +144,23 @@ class Report(_Frozen):
 
     kind: OrderKind
     study: StudyId
-    round: int = Field(ge=0)
+    round: Round
     status: Status
     code: str = Field(default="", max_length=60, pattern=r"^[a-z0-9-]*$")
-    reason: str = Field(default="", max_length=2000)
+    reason: Words = Field(default="", max_length=2000)
     approval: str = Field(default="", max_length=20_000)
     dice: dict[Literal["WT", "TC", "ET"], Annotated[float, Field(ge=0, le=1)]] | None = None
-    dice_noise: float | None = Field(default=None, gt=0)
+    dice_noise: float | None = Field(default=None, gt=0, le=1e6)
     """About the standard deviation of the noise in ``dice``; None if the scores are exact."""
-    statistics: dict[str, tuple[float, ...]] | None = None
+    statistics: dict[str, tuple[Count, ...]] | None = None
     """Noised histograms of the cohort (``common.study.cohort_histograms``), which the protocol
     asked for.
     """
     case_count: str | None = Field(default=None, pattern=r"^(0|\d{1,5}-\d{1,5}|\d{1,5}\+)$")
     privacy_spent: PrivacySpent | None = None
-    withdrawn: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), max_length=10_000)
+    withdrawn: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        default=(), max_length=10_000
+    )
     """Rounds that saw patients who have withdrawn since."""
     renewal: str = Field(default="", max_length=10_000)
     """A request with new keys of the site, signed by the old one as well, as JSON text."""

@@ -5,6 +5,8 @@ public halves, in a request signed by its identity key. The coordinator answers 
 by the consortium's key: where to connect, whom to trust, and which keys were admitted. A kit holds
 no secret: for anyone but its hospital it is useless.
 
+Keys are read where they enter the consortium (``check_keys``), and not again afterwards.
+
 A site that renews its keys sends a new request, which the old identity key signed as well; a
 consortium that renews something sends new kits with its orders.
 """
@@ -19,6 +21,7 @@ from common.errors import IdentityError
 from common.study.aggregation_options import SiteName
 from common.trust.coordinator_charter import Charter
 from common.trust.identity import Identity, Statement, fingerprint
+from common.trust.public_keys import check_identity_key, check_node_key
 
 REQUEST = "enrolment-request"
 KIT = "site-kit"
@@ -33,8 +36,8 @@ class Request(BaseModel):
 
     site: SiteName
     identity_key: str = Field(pattern=r"^[0-9a-f]{64}$")
-    node_key: str = Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$")
-    version: str
+    node_key: str = Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]+$", max_length=1000)
+    version: str = Field(max_length=40, pattern=r"^[0-9A-Za-z.+!-]*$")
 
 
 class Kit(BaseModel):
@@ -70,6 +73,12 @@ def open_request(statement: Statement) -> Request:
             do="Ask the hospital to run `gliofed-site request` again.",
         )
     return request
+
+
+def check_keys(request: Request) -> None:
+    """Raise IdentityError (code ``key``) unless both keys of ``request`` are keys to rely on."""
+    check_identity_key(request.identity_key, whose=request.site)
+    check_node_key(request.node_key, whose=request.site)
 
 
 def sign_kit(kit: Kit, coordinator: Identity) -> Statement:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from common.errors import IdentityError, StateError
 from common.records.atomic_files import read_json, write_json, write_secret
+from common.trust.public_keys import is_weak
 
 _TEXT: Final = re.compile(r"[!-~]{1,200}")
 """Kind, signer and signature: short and printable, since they are shown before they are checked."""
@@ -62,6 +63,8 @@ class Statement:
         return replace(self, signer=first[0], signature=first[1], cosignatures=others)
 
     def _fits(self, key: str, signature: str) -> bool:
+        if is_weak(key):
+            return False  # anybody may have signed
         try:
             public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
             public.verify(bytes.fromhex(signature), _payload(self.kind, self.body))
@@ -83,6 +86,12 @@ class Statement:
                 f"This {kind} is signed by key {fingerprint(self.signer)}, "
                 f"not by {fingerprint(signer)}.",
                 do="Compare the fingerprints with the sender by telephone.",
+            )
+        if is_weak(signer):
+            raise IdentityError(
+                f"This {kind} is signed by a key by which anybody can sign.",
+                do="Ask the sender for a new key, made by gliofed.",
+                code="key",
             )
         if not self._fits(signer, self.signature):
             raise IdentityError(

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 from common.errors import IdentityError, StateError
+from common.foreign_text import printable
 from common.records.atomic_files import write_json
 from common.study.protocol import PROTOCOL, parse_protocol
 from common.trust.coordinator_charter import CHARTER, Charter
@@ -27,6 +28,7 @@ from common.trust.identity import Identity, Statement, fingerprint
 from server.consortium import certificates
 from server.consortium.provisioning import (
     Consortium,
+    check_keys,
     drafts,
     keep_settings,
     kit_for,
@@ -222,9 +224,24 @@ def renew_kit(consortium: Consortium, name: str) -> None:
 
 
 def take_renewals(consortium: Consortium) -> None:
-    """Take over the keys that sites sent, and tell each by a new kit."""
-    for path, statement in consortium.sites.renewals():
-        wanted = open_request(statement)
+    """Take over the keys that sites sent, and tell each by a new kit.
+
+    What is no key, or another's, is refused: the site keeps the keys that it has.
+    """
+    for path in consortium.sites.renewals():
+        try:
+            statement = Statement.load(path, what="new keys")
+            wanted = open_request(statement)
+            check_keys(consortium, wanted)
+        except IdentityError as error:
+            consortium.journal.append(
+                "site keys refused",
+                site=path.stem,
+                code=error.code,
+                reason=printable(error.message),
+            )
+            path.unlink()
+            continue
         consortium.sites.replace(statement)
         consortium.journal.append(
             "site keys renewed", site=wanted.site, key=wanted.identity_key, version=wanted.version

@@ -43,6 +43,7 @@ from server.consortium.listen_address import Listening, interface
 from server.consortium.published_study import Study, keep_initial
 from server.consortium.sites import Sites
 from server.consortium.superlink_address import Hub
+from server.consortium.watched_threads import WatchedThreads
 
 
 class ConsortiumSettings(BaseModel):
@@ -117,6 +118,11 @@ class Consortium:
     @property
     def superexec_secret(self) -> Path:
         return self.folder / "keys" / "superexec.secret"
+
+    @property
+    def threads(self) -> WatchedThreads:
+        """What the executor's threads say of themselves."""
+        return WatchedThreads(self.folder / "flower" / "threads")
 
     @property
     def lock(self) -> Path:
@@ -205,7 +211,7 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
     """Admit the hospital of ``request`` and write its kit; raise IdentityError or StateError."""
     statement = Statement.load(request, what="enrolment request")
     wanted = open_request(statement)
-    consortium.sites.check_not_revoked(wanted)
+    check_keys(consortium, wanted)
     if other := consortium.sites.alike(wanted.site):
         raise IdentityError(
             f"{wanted.site} and {other}, which was admitted before, would be taken for one "
@@ -228,6 +234,17 @@ def admit(consortium: Consortium, request: Path, kit: Path) -> Kit:
         consortium.sites.add(statement)
     sign_kit(answer, consortium.identity).save(kit)
     return answer
+
+
+def check_keys(consortium: Consortium, request: Request) -> None:
+    """Raise IdentityError unless the keys of ``request`` are keys, and nobody else's here."""
+    consortium.sites.check_keys(request)
+    if request.identity_key in consortium.charter.keys:
+        raise IdentityError(
+            f"{request.site} asks with the key of a coordinator.",
+            do="A hospital makes its own keys with `gliofed-site request`, in a new folder.",
+            code="doubled-key",
+        )
 
 
 def kit_for(consortium: Consortium, request: Request) -> Kit:

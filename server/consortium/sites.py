@@ -23,7 +23,7 @@ from typing import Any, Final
 from common.errors import IdentityError, StateError
 from common.records.atomic_files import read_json, write_bytes, write_json
 from common.records.journal import Entry, Journal
-from common.trust.enrolment import Request, open_request
+from common.trust.enrolment import Request, check_keys, open_request
 from common.trust.identity import Statement
 
 _VERSION_EVENTS: Final = frozenset({"site admitted", "site keys renewed", "site version"})
@@ -132,16 +132,15 @@ class Sites:
                 do="Ask the hospital to run `gliofed-site rotate-keys` again.",
                 code="renewal",
             )
-        self.check_not_revoked(wanted)
+        self.check_keys(wanted)
         path = self._folder / "renewals" / f"{name}.json"
         if not path.exists() or Statement.load(path, what="new keys") != statement:
             self._journal.append("site keys offered", site=name, key=wanted.identity_key)
             statement.save(path)
 
-    def renewals(self) -> list[tuple[Path, Statement]]:
-        """Return the new keys that wait to be taken over."""
-        paths = sorted((self._folder / "renewals").glob("*.json"))
-        return [(path, Statement.load(path, what="new keys")) for path in paths]
+    def renewals(self) -> list[Path]:
+        """Return the files with new keys that wait to be taken over, each named after its site."""
+        return sorted((self._folder / "renewals").glob("*.json"))
 
     def replace(self, request: Statement) -> None:
         """Let a site's new keys take the place of its old ones, which are let in for a while."""
@@ -207,6 +206,29 @@ class Sites:
         path.unlink()
         for folder in ("leaving", "renewals", "kits", "suspended"):
             (self._folder / folder / f"{name}.json").unlink(missing_ok=True)
+
+    def check_keys(self, request: Request) -> None:
+        """Raise IdentityError unless the keys of ``request`` are keys, and nobody else's.
+
+        Codes: ``key``, ``doubled-key``, ``revoked``.
+        """
+        check_keys(request)
+        for site, known in self._known():
+            shared = {known.identity_key, known.node_key} & {request.identity_key, request.node_key}
+            if site != request.site and shared:
+                raise IdentityError(
+                    f"{request.site} asks with a key that is {site}'s.",
+                    do="Find out who sent this request. A hospital makes its own keys with "
+                    "`gliofed-site request`, in a new folder.",
+                    code="doubled-key",
+                )
+        self.check_not_revoked(request)
+
+    def _known(self) -> Iterator[tuple[str, Request]]:
+        """Yield each request whose keys count now, did until lately, or wait to count."""
+        for folder in (self._folder, self._folder / "leaving", self._folder / "renewals"):
+            for path in sorted(folder.glob("*.json")):
+                yield path.stem, open_request(Statement.load(path, what="enrolment request"))
 
     def check_not_revoked(self, request: Request) -> None:
         """Raise IdentityError if one of the keys of ``request`` was revoked under any name."""

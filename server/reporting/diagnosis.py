@@ -110,6 +110,7 @@ def _serving(consortium: Consortium, *, patience_s: float) -> list[Finding]:
         of_listening("gateway", here, log=log / "gateway.log"),
         of_listening("SuperLink", superlink, log=log / "superlink.log"),
         of_executor(hub.reached_s_ago(), log=log / "executor.log"),
+        *of_threads(consortium.threads.troubles(), log=log / "executor.log"),
         *of_public(outside, at),
     ]
 
@@ -137,6 +138,11 @@ def of_executor(silent_s: float | None, *, log: Path) -> Finding:
         f"The executor has not reached the SuperLink {since}: no order can be given.{_ends(log)}",
         f"It may be starting; else read {log}.",
     )
+
+
+def of_threads(troubles: Sequence[str], *, log: Path) -> list[Finding]:
+    """Judge what the executor's threads say of themselves."""
+    return [problem("serving", trouble, f"See {log}.") for trouble in troubles]
 
 
 def _ends(log: Path) -> str:

@@ -1,9 +1,9 @@
 """Whether a coordinator that should serve can give orders: for a container's health check.
 
 Asked are the supervisor's lock, both doors (the gateway where it listens, and the SuperLink behind
-it), whether hospitals accept the certificate, and whether the executor reaches the SuperLink. What
-a door answers does not matter, that it answers does. No proxy is asked: the doors are this
-machine's own.
+it), whether hospitals accept the certificate, whether the executor reaches the SuperLink, and
+whether its threads live (``server.consortium.watched_threads``). What a door answers does not
+matter, that it answers does. No proxy is asked: the doors are this machine's own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check(consortium: Consortium, *, patience_s: float = _PATIENCE_S) -> Finding
     """Return what is to be said of the certificate's days.
 
     Raises StateError (code ``not-serving``, or ``certificate`` once that has expired) if no order
-    can be given to a hospital.
+    can be given to a hospital, ``thread`` if a thread of the executor has ended or fails.
     """
     folder, log = consortium.folder, consortium.folder / "flower" / "log"
     if not is_held(consortium.lock):
@@ -60,6 +60,8 @@ def check(consortium: Consortium, *, patience_s: float = _PATIENCE_S) -> Finding
     if silent_s is None or silent_s > SILENT_S:
         since = "yet" if silent_s is None else f"for {silent_s:.0f} s"
         raise _silent(f"The executor has not reached the SuperLink {since}", log / "executor.log")
+    for trouble in consortium.threads.troubles():
+        raise StateError(trouble, do=f"See {log / 'executor.log'}.", code="thread")
     return outlook(folder)
 
 

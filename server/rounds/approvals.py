@@ -27,6 +27,12 @@ OFFER_S: Final = 60.0
 OFFER_AGAIN_S: Final = 30.0
 """How often a site that has not decided is asked while the study runs."""
 
+APPROVED: Final = "approve"
+"""The decision in a signed statement that makes an approval of it; any other is none."""
+
+_WORDS: Final = ("by", "why", "time", "study")
+"""Of a signed decision, what people read."""
+
 TAKEN_BACK: Final = frozenset({"refused-by-site", "not-approved"})
 """Codes by which a site that approved declines an order because it does not any more."""
 
@@ -155,6 +161,14 @@ class Approvals:
         body = statement.opened(kind=APPROVAL, signer=signer)
         if body.get("protocol") != self._protocol.digest or body.get("site") != site:
             raise IdentityError(f"The approval of {site} is for another protocol.")
+        if body.get("decision") != APPROVED:
+            raise IdentityError(
+                f"What {site} signed is no approval: it decided otherwise.",
+                do=f"Ask {site} what it decided: `gliofed-site approve` there approves.",
+                code="not-approved",
+            )
+        if not all(isinstance(body.get(key, ""), str) for key in _WORDS):
+            raise IdentityError(f"The approval of {site} does not say in words who decided, when.")
 
     def _record(self, event: str, **facts: Any) -> None:
         self._journal.append(event, study=self._protocol.study, **facts)

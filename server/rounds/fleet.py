@@ -1,7 +1,8 @@
 """How orders reach sites: the seam between the rounds and the network.
 
 ``Fleet`` is what ``server.rounds.round_loop`` needs of it; ``server.transport.flower_fleet`` is a
-fleet over Flower, and ``MemoryFleet`` one in this process. ``Clock`` is the time that the rounds go
+fleet over Flower, and ``MemoryFleet`` one in this process. A fleet holds no more of a reply than
+the limit of its order. ``Clock`` is the time that the rounds go
 by, which is the coordinator's own: no deadline depends on the clock of a site, or on the date.
 """
 
@@ -11,7 +12,8 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from common.errors import GliofedError
+from common.errors import GliofedError, IdentityError, UpdateError
+from common.messages.reply_limits import ReplyLimit
 from common.messages.wire_format import Content, OrderKind
 
 
@@ -30,6 +32,8 @@ class Delivery(NamedTuple):
 
     content: Content | None
     failure: str
+    refused: UpdateError | IdentityError | None = None
+    """Why a reply that did come was refused before its content was known."""
 
 
 class Presence(NamedTuple):
@@ -45,8 +49,10 @@ class Fleet(Protocol):
     def online(self) -> set[str]:
         """Return the names of the sites that can be reached now."""
 
-    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
-        """Send an order and return a ticket for its reply."""
+    def send(
+        self, site: str, kind: OrderKind, content: Content, *, ttl_s: float, limit: ReplyLimit
+    ) -> str:
+        """Send an order and return a ticket for its reply, which is refused beyond ``limit``."""
 
     def collect(self, ticket: str) -> Delivery | None:
         """Return what came back, or None if nothing did yet."""
@@ -66,8 +72,10 @@ class MemoryFleet:
     def online(self) -> set[str]:
         return set(self._sites)
 
-    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
-        del ttl_s
+    def send(
+        self, site: str, kind: OrderKind, content: Content, *, ttl_s: float, limit: ReplyLimit
+    ) -> str:
+        del ttl_s, limit  # nothing is lost on the way, and the reply is in this process already
         self._count += 1
         ticket = f"{site}/{self._count}"
         own = copy.deepcopy(content)  # a site empties what it reads; the bytes are shared

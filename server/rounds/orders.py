@@ -1,7 +1,8 @@
 """Give an order to several sites: send, collect, check each reply, order again what was lost.
 
-Every reply is checked before anything of it is used; one that does not pass drops its site from
-this order, and the journal says why. Each order carries the last head of that site's journal that
+Every reply is checked before anything of it is used, ``within`` the boundary of
+``server.rounds.fault_boundary``; one that does not pass drops its site from this order, whatever it
+did, and the journal says why. Each order carries the last head of that site's journal that
 the coordinator heard, and each reply the last head of the coordinator's that the site heard: a
 journal that was changed on either side shows.
 
@@ -21,7 +22,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from common.errors import FederationError, IdentityError, UpdateError
+from common.errors import FederationError, IdentityError, StateError, UpdateError
+from common.messages.reply_limits import reply_limit
 from common.messages.wire_format import (
     RESTORED,
     Content,
@@ -34,12 +36,13 @@ from common.messages.wire_format import (
     unpack_report,
 )
 from common.records.journal import Journal
-from common.records.weights import digest
+from common.records.weights import Arrays, digest
 from common.versions import own, skew
 from server.consortium.published_study import Study
 from server.consortium.sites import Sites
 from server.rounds.deadlines import Attendance, Deadlines
-from server.rounds.fleet import Clock, Fleet
+from server.rounds.fault_boundary import reason, within
+from server.rounds.fleet import Clock, Delivery, Fleet
 from server.rounds.journal_heads import Heads
 from server.rounds.late_updates import Sent
 from server.rounds.order_state import Accept, Answer, Exchange, Goal, Late, Task
@@ -52,7 +55,6 @@ NO_TIME: Final = frozenset({"policy-hours", "busy", STOPPED})
 """Codes by which a site puts an order off."""
 
 _ATTEMPTS: Final = 8
-_INITIAL_NORM: Final = 1e6
 _LEAST_S: Final = 60.0
 _CLOCKS_S: Final = 310.0
 """By which Flower lets the clock of a site differ from the coordinator's. Flower compares the date
@@ -247,7 +249,13 @@ class Orders:
                     **self._sites.newer_kit(site),
                 }
             )
-            ticket = self._fleet.send(site, task.kind, readdressed(content, own), ttl_s=lives_s)
+            ticket = self._fleet.send(
+                site,
+                task.kind,
+                readdressed(content, own),
+                ttl_s=lives_s,
+                limit=reply_limit(task.template, self._study.protocol.messages),
+            )
             exchange.sent[site] = Sent(ticket, own, task.template, now, now + lives_s)
             exchange.began_s[site] = now
             exchange.attempts[site] = exchange.attempts.get(site, 0) + 1
@@ -260,10 +268,10 @@ class Orders:
             if delivery is None:
                 continue
             del exchange.sent[site]
-            if delivery.content is None:
+            if delivery.content is None and delivery.refused is None:
                 self._lost(site, sent.order, delivery.failure, exchange)
                 continue
-            report, refused = self._read(site, sent, delivery.content, accept)
+            report, refused = self._read(site, sent, delivery, accept)
             if task.lasting and report is not None and report.code in NO_TIME:
                 self._put_off(site, sent.order, report, exchange, told)
                 continue
@@ -340,58 +348,79 @@ class Orders:
             if delivery is None and self._clock.monotonic() < sent.until_s:
                 continue
             del self._under_way[site]
-            if delivery is None or delivery.content is None:
+            if delivery is None or (delivery.content is None and delivery.refused is None):
                 self._fleet.forget(sent.ticket)
-                reason = delivery.failure if delivery else "expired"
-                self._record(site, sent.order, "order lost", reason=reason)
+                why = delivery.failure if delivery else "expired"
+                self._record(site, sent.order, "order lost", reason=why)
                 continue
-            report, _ = self._read(site, sent, delivery.content, accept)
+            report, _ = self._read(site, sent, delivery, accept)
             self._attendance.heard(site)
             if report is not None and report.status != "done":
                 self._declined(site, sent.order, report, None)
 
     def _read(
-        self, site: str, sent: Sent, content: Content, accept: Accept
+        self, site: str, sent: Sent, delivery: Delivery, accept: Accept
     ) -> tuple[Report | None, str]:
-        """Check a reply and hand a good one to ``accept``; return it, or None and why not."""
-        order, nbytes = sent.order, body_bytes(content)
+        """Check a reply and hand a good one to ``accept``; return it, or None and why not.
+
+        Only what is not the site's doing passes: a disk of ours (StateError), and what another
+        journal says after a restore (FederationError).
+        """
+        order = sent.order
         seconds = round(self._clock.monotonic() - sent.at_s, 3)
-        protocol, initial = self._study.protocol, order.kind == "initial"
         try:
-            report, arrays = unpack_report(
-                content,
-                template=sent.template,
-                max_norm=_INITIAL_NORM if initial else protocol.aggregation.max_update_norm,
-                any_arrays=initial,
-                options=protocol.messages,
-            )
-            if (report.kind, report.study, report.round) != (order.kind, order.study, order.round):
-                raise UpdateError("The reply is to another order.", code="update-form")
-            theirs = report.version or own()
-            if report.status == "done" and (said := skew(site=theirs, coordinator=own())):
-                raise UpdateError(said, code="version")
-            self._heads.heard(site, report.site_head)
-            self._sites.heard(
-                site,
-                kit_sha256=report.kit_sha256,
-                renewal=report.renewal,
-                version=report.version,
-            )
-            if not self._heads.owns(report.coordinator_head):
-                # The replies are what they are; but this journal is not what the sites saw.
-                self._record(site, order, "journal fork", head=report.coordinator_head)
-                if self._heads.restored:
-                    self._ahead = site
-                    if order.kind != "offer":
-                        self._check_ahead()
+            if delivery.refused is not None or delivery.content is None:
+                raise delivery.refused or UpdateError("There is no reply.", code="update-form")
+            content = delivery.content
+            nbytes = within(lambda: body_bytes(content))
+            report, arrays = within(lambda: self._opened(sent, content))
+            within(lambda: self._heard(site, report), passes=(StateError,))
+            self._compare_heads(site, order, report)
             if report.status == "done":
-                accept(Answer(site, order, report, arrays, seconds, nbytes))
+                answer = Answer(site, order, report, arrays, seconds, nbytes)
+                within(lambda: accept(answer), passes=(StateError,))
                 self._deadlines.learn(order.kind, site, seconds)
         except (UpdateError, IdentityError) as error:
-            reason = error.message[:500]
-            self._record(site, order, "reply refused", code=error.code, reason=reason)
+            self._record(site, order, "reply refused", code=error.code, reason=reason(error))
             return None, error.code
         return report, ""
+
+    def _opened(self, sent: Sent, content: Content) -> tuple[Report, Arrays]:
+        """Return the report and the arrays of a reply; raise UpdateError."""
+        order, protocol = sent.order, self._study.protocol
+        report, arrays = unpack_report(
+            content,
+            template=sent.template,
+            max_norm=protocol.aggregation.max_update_norm,
+            options=protocol.messages,
+        )
+        if (report.kind, report.study, report.round) != (order.kind, order.study, order.round):
+            raise UpdateError("The reply is to another order.", code="update-form")
+        theirs = report.version or own()
+        if report.status == "done" and (said := skew(site=theirs, coordinator=own())):
+            raise UpdateError(said, code="version")
+        return report, arrays
+
+    def _heard(self, site: str, report: Report) -> None:
+        """Take note of what a site says of itself; raise IdentityError."""
+        self._heads.heard(site, report.site_head)
+        self._sites.heard(
+            site,
+            kit_sha256=report.kit_sha256,
+            renewal=report.renewal,
+            version=report.version,
+        )
+
+    def _compare_heads(self, site: str, order: Order, report: Report) -> None:
+        """Say that a site knows another journal of ours; raise FederationError (``restored``)."""
+        if self._heads.owns(report.coordinator_head):
+            return
+        # The replies are what they are; but this journal is not what the sites saw.
+        self._record(site, order, "journal fork", head=report.coordinator_head)
+        if self._heads.restored:
+            self._ahead = site
+            if order.kind != "offer":
+                self._check_ahead()
 
     def _declined(
         self, site: str, order: Order, report: Report, told: dict[str, str] | None

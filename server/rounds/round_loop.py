@@ -27,6 +27,7 @@ from common.messages.low_rank import expand
 from common.messages.wire_format import CONTROL
 from common.records.journal import Entry, Journal
 from common.records.weights import Arrays, digest, norm
+from common.study.drawn_weights import draw, drawn_digest
 from common.study.trained_parameters import update_shapes
 from server.aggregation import RULES, Rule
 from server.aggregation.scaffold import control
@@ -38,7 +39,7 @@ from server.rounds.evaluation_orders import Surveys
 from server.rounds.fleet import Clock, Fleet
 from server.rounds.late_updates import FORGOTTEN, discount, forgotten
 from server.rounds.order_state import Answer, Task
-from server.rounds.orders import ASK_AGAIN_S, NO_TIME, Orders
+from server.rounds.orders import NO_TIME, Orders
 from server.rounds.quorum import Turnout
 from server.rounds.weight_retention import tidy
 
@@ -183,20 +184,28 @@ class Rounds:
             before = closed[-2:-1] or started[-1:]
             self._change = self._changed(before, weights)
             return number, weights
-        if started:
+        if started and self._still_due(str(started[-1]["weights"])):
             return 0, self._study.load(0, str(started[-1]["weights"]))
         weights, source = self._starting_weights()
         identity = self._study.save(0, weights)
         self._record("study started", weights=identity, source=source)
         return 0, weights
 
+    def _still_due(self, weights: str) -> bool:
+        """Return whether a study that closed no round starts from these weights now.
+
+        Earlier versions let a site draw them, by which sites go no more. Nothing is lost yet.
+        """
+        protocol = self._protocol
+        named = protocol.initial_sha256
+        return weights == (named or drawn_digest(protocol.network, seed=protocol.seed))
+
     def _starting_weights(self) -> tuple[Arrays, str]:
         """Return the weights to start from and where they are from; raise StateError."""
         given = self._study.given()
         if given is not None:
             return given, "study --initial"
-        self.approvals.gather(1)
-        return self._ask_for_weights()
+        return draw(self._protocol.network, seed=self._protocol.seed), "seed"
 
     def _changed(self, before: list[dict[str, Any]], weights: Arrays) -> Arrays:
         """Return what the last closed round changed, or {} if its start is not there any more."""
@@ -205,27 +214,6 @@ class Rounds:
             return {}
         old = self._study.load(number, str(before[0]["weights"]))
         return {name: weights[name] - value for name, value in old.items()}
-
-    def _ask_for_weights(self) -> tuple[Arrays, str]:
-        """Let one site make the random starting weights that protocol and seed determine."""
-        got: list[Answer] = []
-        told: dict[str, str] = {}
-        task = Task(kind="initial", number=0, deadline_s=600.0)
-        while True:
-            put_off = False
-            for site in sorted(self.approvals.current() & self._fleet.online()):
-                dropped = self._orders.give(task, {site}, got.append, told=told)
-                self.approvals.take_back(dropped, number=0)
-                if got:
-                    return got[0].arrays, f"seed, made at {site}"
-                put_off = put_off or dropped.get(site) in NO_TIME
-            if not put_off:
-                break
-            self._orders.pause(ASK_AGAIN_S)
-        raise FederationError(
-            "No site could make the starting weights.",
-            do="Start a site; or publish another study, with `study --initial FILE`.",
-        )
 
     def _train(self, number: int, weights: Arrays) -> Arrays | Failure:
         """Do one round; return the new weights, or why there are none."""

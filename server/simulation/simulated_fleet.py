@@ -25,6 +25,7 @@ from typing import Final
 import numpy as np
 
 from common.messages.compression import encode
+from common.messages.reply_limits import ReplyLimit
 from common.messages.wire_format import Content, Order, OrderKind, Report, pack
 from common.records.weights import Arrays, norm
 from common.study.protocol import APPROVAL, StudyProtocol
@@ -115,7 +116,10 @@ class SimulatedFleet:
     def online(self) -> set[str]:
         return set(self._names)
 
-    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
+    def send(
+        self, site: str, kind: OrderKind, content: Content, *, ttl_s: float, limit: ReplyLimit
+    ) -> str:
+        del limit  # simulated sites keep to it
         began = time.perf_counter()
         self.orders += 1
         ticket = f"{site}/{self.orders}"

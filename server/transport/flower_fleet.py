@@ -3,23 +3,30 @@
 One Flower run carries everything, as long as the executor lives: offers, and every round of every
 study. Flower's own client retries end the whole process when a call is not authorised; ours give
 up instead, so that the executor can start a new run and go on from the journal.
+
+A SuperLink that is down ends the run (CALL_ERRORS). What a reply does is its site's affair alone
+(``server.rounds.fault_boundary``), also where the SuperLink cannot serve that one reply while it
+serves everything else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Context, Message
 from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import context_from_proto, context_to_proto, fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -29,8 +36,10 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
@@ -50,13 +59,18 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from common.errors import FederationError
+from common.errors import FederationError, IdentityError, UpdateError
+from common.messages.reply_limits import ReplyLimit, reply_limit
 from common.messages.wire_format import MESSAGE_TYPES, Content, OrderKind, bundle_sources
 from common.process.child_processes import repeating
+from common.study.protocol import MessageOptions
 from server.consortium.provisioning import Consortium
 from server.consortium.superlink_address import Hub
+from server.rounds.fault_boundary import within
 from server.rounds.fleet import Delivery, Presence
+from server.transport.reply_pull import Incoming, Tree
 
+_LOG = logging.getLogger(__name__)
 _HEARTBEAT_S: Final = 10.0
 _ONLINE: Final = "online"
 _UNREGISTERED: Final = "unregistered"
@@ -67,12 +81,74 @@ CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
 """What a call to the SuperLink raises when it is down, restarted, or no longer knows our task."""
 
 
+_STILL_COMING_S: Final = 0.25
+"""How often it is looked whether the rest of a reply has arrived."""
+_FREED_AT_ONCE: Final = 16
+"""Of the answers that a site gave to one order: more of them go with the run."""
+_OUTAGE_STATUS: Final = frozenset({401, 403, 502, 503, 504})
+"""By which the SuperLink says that it does not know our task, or that it is not there."""
+
+
+class Replies(Protocol):
+    """What the SuperLink is asked for a reply. Each call raises CALL_ERRORS."""
+
+    def arrived(self, ticket: str) -> Sequence[tuple[str, Tree]]:
+        """Return root and tree of each reply to an order; each is named once."""
+
+    def content(self, name: str) -> bytes | None:
+        """Return an object, or None if it is still to come; raise LookupError if it never will."""
+
+    def free(self, root: str) -> None:
+        """Let the SuperLink forget a reply."""
+
+
+class SuperLinkReplies:
+    """The replies that a ``Grid`` over HTTP leads to.
+
+    ``HttpGrid.pull_messages`` would load all that a reply names before it looks at any of it.
+    """
+
+    def __init__(self, grid: Any) -> None:
+        self._grid = grid
+
+    def arrived(self, ticket: str) -> Sequence[tuple[str, Tree]]:
+        found = self._grid._runtime_client.PullMessages(
+            PullAppMessagesRequest(message_ids=[ticket])
+        )
+        names = (message.metadata.message_id for message in found.messages_list)
+        return list(zip(names, found.message_object_trees, strict=True))
+
+    def content(self, name: str) -> bytes | None:
+        wanted = PullObjectRequest(
+            node=self._grid.node, run_id=self._grid.run.run_id, object_id=name
+        )
+        found = self._grid._runtime_client.PullObject(wanted)
+        if not found.object_found:
+            raise LookupError(name)
+        return bytes(found.object_content) if found.object_available else None
+
+    def free(self, root: str) -> None:
+        self._grid._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._grid.node, run_id=self._grid.run.run_id, message_object_id=root
+            )
+        )
+
+
+class _OutageError(Exception):
+    """A call failed because of the SuperLink, and not because of the reply; ``__cause__`` says."""
+
+
 @dataclass
 class _Pull:
-    """A pull that goes on; ``lost`` says whether the order was lost when it began."""
+    """A reply that is looked for; ``lost`` says whether the order was lost when that began."""
 
-    future: Future[Delivery | None]
+    limit: ReplyLimit
     lost: bool
+    future: Future[Delivery | None]
+    incoming: Incoming | None = None
+    forgotten: bool = False
+    looked_at_s: float = 0.0
     lost_at_s: float | None = None
 
     def lost_for_s(self) -> float:
@@ -83,32 +159,46 @@ class _Pull:
         return now - self.lost_at_s
 
 
+@dataclass(frozen=True)
+class _Ticket:
+    """An order that was sent: to whom, to which start of its node, and how large its reply is."""
+
+    site: str
+    started: str
+    limit: ReplyLimit
+
+
+_NO_ARRAYS: Final = reply_limit(None, MessageOptions())
+
+
 class GridFleet:
     """The sites that a Flower ``Grid`` reaches, by the name that they were registered under.
 
-    Replies are pulled by ``pulls`` threads, each of which holds one reply at most: Flower waits, up
-    to three minutes, for a site whose upload is slow or broke off, and the others must not. For the
-    same reason ``collect`` waits for a pull that is not done only now and then.
+    Replies are pulled by ``pulls`` threads, none of which waits for a site: of a reply whose upload
+    is slow or broke off the rest is asked for later. For the same reason ``collect`` waits for a
+    pull that is not done only now and then.
 
     Flower does not deliver an order again to a node that was started anew and had it before: what
     was sent to a node before it was started counts as lost, unless its reply is there. A reply that
-    broke off with the node never becomes whole, and Flower would wait for it: such a pull is given
-    up ``broken_off_s`` after the restart was seen.
+    broke off with the node never becomes whole: such a pull is given up ``broken_off_s`` after the
+    restart was seen.
     """
 
     def __init__(
         self,
         grid: Grid,
         *,
+        replies: Replies | None = None,
         online_every_s: float = 1.0,
         pulls: int = 8,
         broken_off_s: float = 10.0,
     ) -> None:
         self._grid = grid
+        self._replies: Replies = replies or SuperLinkReplies(grid)
         self._pool = ThreadPoolExecutor(pulls, thread_name_prefix="pull")
         self._broken_off_s = broken_off_s
         self._pulling: dict[str, _Pull] = {}
-        self._sent: dict[str, tuple[str, str]] = {}
+        self._sent: dict[str, _Ticket] = {}
         self._online_every_s = online_every_s
         self._nodes: dict[str, int] = {}
         self._started: dict[str, str] = {}
@@ -127,7 +217,9 @@ class GridFleet:
             self._asked = time.monotonic()
         return set(self._nodes)
 
-    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
+    def send(
+        self, site: str, kind: OrderKind, content: Content, *, ttl_s: float, limit: ReplyLimit
+    ) -> str:
         message = Message(
             content=content,
             dst_node_id=self._nodes[site],
@@ -137,43 +229,120 @@ class GridFleet:
         (ticket,) = self._grid.push_messages([message])
         if not ticket:
             raise FederationError(f"Flower did not take the order for {site}.", code="order-push")
-        self._sent[str(ticket)] = (site, self._started.get(site, ""))
+        self._sent[str(ticket)] = _Ticket(site, self._started.get(site, ""), limit)
         return str(ticket)
 
     def collect(self, ticket: str) -> Delivery | None:
-        site, started = self._sent.get(ticket, ("", ""))
-        lost = started != self._started.get(site, "")
+        sent = self._sent.get(ticket, _Ticket("", "", _NO_ARRAYS))
+        lost = sent.started != self._started.get(sent.site, "")
         if ticket not in self._pulling:
-            self._pulling[ticket] = _Pull(self._pool.submit(self._pull, ticket), lost)
+            self._pulling[ticket] = self._begin(ticket, sent.limit, lost=lost)
         pull = self._pulling[ticket]
         if not pull.future.done() and time.monotonic() - self._glanced >= _GLANCE_EVERY_S:
             wait([pull.future], timeout=_GLANCE_S)
             self._glanced = time.monotonic()
+        delivery: Delivery | None = None
         if pull.future.done():
-            delivery = pull.future.result()
-            if delivery is None and pull.lost:
+            delivery = _result(pull.future)
+            if delivery is None and pull.incoming is None:
+                del self._pulling[ticket]  # nothing has come: it is asked again at the next look
+                if not pull.lost:
+                    return None
                 delivery = Delivery(None, "restarted")
-        elif lost and pull.lost_for_s() >= self._broken_off_s:
-            delivery = Delivery(None, "restarted")
-        else:
+            elif delivery is None and not (lost and pull.lost_for_s() >= self._broken_off_s):
+                if time.monotonic() - pull.looked_at_s >= _STILL_COMING_S:
+                    pull.looked_at_s = time.monotonic()
+                    pull.future = self._pool.submit(self._advance, ticket, pull)
+                return None
+        elif not (lost and pull.lost_for_s() >= self._broken_off_s):
             return None
-        del self._pulling[ticket]
-        if delivery is not None:
-            self._sent.pop(ticket, None)
-        return delivery
+        self.forget(ticket)
+        return delivery or Delivery(None, "restarted")
 
     def forget(self, ticket: str) -> None:
         """A reply that is being pulled is freed as soon as it is there."""
-        self._pulling.pop(ticket, None)
         self._sent.pop(ticket, None)
+        pull = self._pulling.pop(ticket, None)
+        if pull is None:
+            return
+        pull.forgotten = True
+        if pull.future.done() and pull.incoming is not None:
+            self._pool.submit(self._free, pull.incoming.root)
 
-    def _pull(self, ticket: str) -> Delivery | None:
-        """Pull one reply. One at a time: Flower loads everything that a call asks for at once."""
-        for reply in self._grid.pull_messages([ticket]):
-            if reply.has_error():
-                return Delivery(None, f"flower-{reply.error.code}")
-            return Delivery(reply.content, "")
-        return None
+    def _begin(self, ticket: str, limit: ReplyLimit, *, lost: bool) -> _Pull:
+        pull = _Pull(limit, lost, Future(), looked_at_s=time.monotonic())
+        pull.future = self._pool.submit(self._advance, ticket, pull)
+        return pull
+
+    def _advance(self, ticket: str, pull: _Pull) -> Delivery | None:
+        """Pull what is there of one reply; return it once it is whole or refused."""
+        try:
+            delivery = within(
+                lambda: self._pulled(ticket, pull), passes=(_OutageError, _UnservedError)
+            )
+        except _UnservedError as error:
+            delivery = Delivery(None, str(error))
+        except (UpdateError, IdentityError) as error:
+            delivery = Delivery(None, "", error)
+        if pull.incoming is not None and (delivery is not None or pull.forgotten):
+            self._free(pull.incoming.root)
+            pull.incoming = None
+        return delivery
+
+    def _pulled(self, ticket: str, pull: _Pull) -> Delivery | None:
+        if pull.incoming is None:
+            arrived = self._called(lambda: self._replies.arrived(ticket))
+            for root, _ in arrived[1:_FREED_AT_ONCE]:  # a second answer to one order is none
+                self._free(root)
+            if not arrived:
+                return None
+            root, tree = arrived[0]
+            try:
+                pull.incoming = Incoming(root, tree, pull.limit)
+            except UpdateError:
+                self._free(root)
+                raise
+        return pull.incoming.proceed(lambda name: self._called(lambda: self._replies.content(name)))
+
+    def _called(self, call: Callable[[], _Answer]) -> _Answer:
+        """Return what the SuperLink answers about one reply.
+
+        Raises _OutageError if it serves nothing at all, _UnservedError if it does not serve this.
+        """
+        try:
+            return call()
+        except LookupError:
+            raise _UnservedError(f"flower-{ErrorCode.MESSAGE_UNAVAILABLE}") from None
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in _OUTAGE_STATUS:
+                raise _OutageError from error
+            try:
+                list(self._grid.get_nodes())
+            except CALL_ERRORS as down:
+                raise _OutageError from down
+            raise _UnservedError(f"superlink-{error.response.status_code}") from error
+        except CALL_ERRORS as error:
+            raise _OutageError from error
+
+    def _free(self, root: str) -> None:
+        """Let the SuperLink forget a reply; one that it does not forget goes with its run."""
+        with contextlib.suppress(*CALL_ERRORS):
+            self._replies.free(root)
+
+
+class _UnservedError(Exception):
+    """The SuperLink does not serve one reply, and everything else; the text is the reason."""
+
+
+_Answer = TypeVar("_Answer")
+
+
+def _result(future: Future[Delivery | None]) -> Delivery | None:
+    """Return what a pull gave; raise the CALL_ERROR of a SuperLink that is down."""
+    try:
+        return future.result()
+    except _OutageError as error:
+        raise error.__cause__ or error from None
 
 
 def start_run(consortium: Consortium) -> int:
@@ -194,16 +363,42 @@ def start_run(consortium: Consortium) -> int:
 def register_sites(consortium: Consortium, known: dict[bytes, str]) -> None:
     """Let in exactly the node keys of admitted sites, each under its site's name.
 
+    Raises IdentityError (code ``key``), once the others are registered, if a site was admitted with
+    what is no key: earlier versions did not look.
+
     ``known`` is what was registered when this was last called, and is brought up to date. The old
     key of a site that renewed its keys goes when the new one is in use.
     """
-    wanted = {
-        public_key_to_bytes(load_ssh_public_key(key.encode())): site
-        for key, site in consortium.sites.node_keys().items()
-    }
+    wanted: dict[bytes, str] = {}
+    without: list[str] = []
+    for text, site in consortium.sites.node_keys().items():
+        key = _node_key(text)
+        if key is None:
+            without.append(site)
+        else:
+            wanted[key] = site
     leaving = consortium.sites.leaving()
-    if wanted == known and not leaving:
-        return
+    if wanted != known or leaving:
+        _register(consortium, wanted, known, leaving)
+    if without:
+        raise IdentityError(
+            f"What these sites were admitted with is no node key: {', '.join(sorted(without))}.",
+            do="`gliofed-server revoke-site`, and `admit` a new request with new keys.",
+            code="key",
+        )
+
+
+def _node_key(text: str) -> bytes | None:
+    """Return a node key as Flower names it, or None if the text is no key."""
+    try:
+        return bytes(public_key_to_bytes(load_ssh_public_key(text.encode())))
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+
+
+def _register(
+    consortium: Consortium, wanted: dict[bytes, str], known: dict[bytes, str], leaving: list[str]
+) -> None:
     with _control(consortium) as control:
         nodes = {
             bytes(node.public_key): node
@@ -220,7 +415,7 @@ def register_sites(consortium: Consortium, known: dict[bytes, str]) -> None:
         new = consortium.sites.get(site)
         if new is None:
             continue
-        node = nodes.get(public_key_to_bytes(load_ssh_public_key(new.node_key.encode())))
+        node = nodes.get(_node_key(new.node_key) or b"")
         if node is not None and node.status == _ONLINE:
             consortium.sites.left(site)
 
@@ -277,9 +472,13 @@ def _beat(client: RuntimeHttpClient, hub: Hub) -> None:
 
     A task that Flower no longer knows shows at the next call.
     """
-    with contextlib.suppress(*CALL_ERRORS):
+    try:
         client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
         hub.reached()
+    except CALL_ERRORS:
+        return
+    except Exception:  # noqa: BLE001  the thread's edge: without a beat `health` fails in a minute
+        _LOG.exception("The heartbeat of the run failed.")
 
 
 def _acquire(consortium: Consortium, run_id: int, *, patience_s: float) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from common.errors import IdentityError
+from common.errors import IdentityError, UpdateError
+from common.messages.reply_limits import ReplyLimit
 from common.messages.signatures import new_nonce, nonce_of, signed
 from common.messages.wire_format import Content, OrderKind
 from common.trust.identity import Identity
 from server.consortium.sites import Sites
+from server.rounds.fault_boundary import within
 from server.rounds.fleet import Delivery, Fleet
 
 
@@ -28,10 +30,12 @@ class SignedFleet:
     def online(self) -> set[str]:
         return self.fleet.online()
 
-    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
+    def send(
+        self, site: str, kind: OrderKind, content: Content, *, ttl_s: float, limit: ReplyLimit
+    ) -> str:
         nonce = new_nonce()
         own = signed(content, self.identity, kind="order", site=site, nonce=nonce)
-        ticket = self.fleet.send(site, kind, own, ttl_s=ttl_s)
+        ticket = self.fleet.send(site, kind, own, ttl_s=ttl_s, limit=limit)
         self._sent[ticket] = site, nonce
         return ticket
 
@@ -39,16 +43,17 @@ class SignedFleet:
         delivery = self.fleet.collect(ticket)
         if delivery is None:
             return None
-        site, nonce = self._sent.pop(ticket, ("", ""))
-        if delivery.content is None:
+        sent = self._sent.pop(ticket, None)
+        if delivery.content is None or sent is None:
             return delivery
+        (site, nonce), content = sent, delivery.content
+        keys = self.sites.identity_keys(site)
         try:
-            answered = nonce_of(
-                delivery.content, self.sites.identity_keys(site), kind="reply", site=site
-            )
-        except IdentityError as error:
-            return Delivery(None, error.code)
-        return delivery if answered == nonce else Delivery(None, "replayed")
+            if within(lambda: nonce_of(content, keys, kind="reply", site=site)) != nonce:
+                raise IdentityError("The reply is to an order before this one.", code="replayed")
+        except (IdentityError, UpdateError) as error:
+            return Delivery(None, "", error)
+        return delivery
 
     def forget(self, ticket: str) -> None:
         self._sent.pop(ticket, None)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from common.errors import ConsentError, FederationError, GliofedError
+from common.messages.reply_limits import ReplyLimit
 from common.messages.wire_format import (
     CONTROL,
     Content,
@@ -32,6 +33,7 @@ from common.trust.identity import Identity, Statement
 from server.consortium import provisioning
 from server.consortium.provisioning import Consortium
 from server.consortium.published_study import Study, keep_initial
+from server.rounds import round_loop
 from server.rounds.fleet import Delivery, MemoryFleet
 from server.rounds.round_loop import Rounds
 
@@ -113,8 +115,6 @@ class Hospital:
             return pack(report(order, approval=self.approval(protocol).dumps()), None)
         if self.refuses is not None:
             return pack(refusal(order, self.refuses), None)
-        if order.kind == "initial":
-            return pack(report(order), start())
         if order.kind == "describe":
             return pack(report(order, statistics=self.statistics), None)
         assert digest(weights) == order.weights_sha256
@@ -145,7 +145,13 @@ class Hospital:
     def approval(self, protocol: Statement, /, **changes: Any) -> Statement:
         known = protocol.opened(kind=PROTOCOL, signer=protocol.signer)
         frozen = StudyProtocol.model_validate(known)
-        body = {"protocol": frozen.digest, "site": self.name, "study": frozen.study, **changes}
+        body = {
+            "protocol": frozen.digest,
+            "site": self.name,
+            "study": frozen.study,
+            "decision": "approve",
+            **changes,
+        }
         return self.identity.sign(APPROVAL, body)
 
 
@@ -173,8 +179,10 @@ class Fleet(MemoryFleet):
     def online(self) -> set[str]:
         return super().online() - self.away
 
-    def send(self, site: str, kind: OrderKind, content: Content, *, ttl_s: float) -> str:
-        ticket = super().send(site, kind, content, ttl_s=ttl_s)
+    def send(
+        self, site: str, kind: OrderKind, content: Content, *, ttl_s: float, limit: ReplyLimit
+    ) -> str:
+        ticket = super().send(site, kind, content, ttl_s=ttl_s, limit=limit)
         self.ready[ticket] = self.clock.now + (self.slow.get(site, 0.0) if kind == "train" else 0.0)
         return ticket
 
@@ -283,6 +291,15 @@ class World:
 def clock() -> Clock:
     """The clock of the rounds: nothing there waits in earnest."""
     return Clock()
+
+
+@pytest.fixture(autouse=True)
+def small_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn from a protocol's seed is as small as the hospitals here, not a network."""
+    monkeypatch.setattr(round_loop, "draw", lambda _network, *, seed: start(float(seed)))
+    monkeypatch.setattr(
+        round_loop, "drawn_digest", lambda _network, *, seed: digest(start(float(seed)))
+    )
 
 
 @pytest.fixture

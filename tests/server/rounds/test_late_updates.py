@@ -61,12 +61,12 @@ def slow_once(world: Any, site: str, seconds: float, *, number: int = 1) -> None
     world.fleet.slow = dict.fromkeys(world.hospitals, 10.0)
     send = world.fleet.send
 
-    def slow(name: str, kind: Any, content: Content, *, ttl_s: float) -> str:
+    def slow(name: str, kind: Any, content: Content, **about: Any) -> str:
         text = str(content.config_records["gliofed"]["json"])
         order = Order.model_validate_json(text)
         late = (name, kind, order.round) == (site, "train", number)
         world.fleet.slow[name] = seconds if late else 10.0
-        return str(send(name, kind, content, ttl_s=ttl_s))
+        return str(send(name, kind, content, **about))
 
     world.fleet.send = slow
 

@@ -14,12 +14,18 @@ from common.errors import (
     PrivacyError,
     StateError,
 )
+from common.messages.reply_limits import reply_limit
 from common.messages.wire_format import Content, Order, Report, pack
 from common.records.weights import digest, norm, save
+from common.study import drawn_weights
+from common.study.network_shapes import shapes
+from common.study.protocol import MessageOptions
+from server.rounds import round_loop
 from server.rounds.fleet import Delivery, MemoryFleet
 from server.rounds.orders import StoppedError
 from server.rounds.round_loop import Rounds
 from tests.cargo import arrays_of, with_arrays
+from tests.server.conftest import start
 
 
 def means(world: Any) -> list[float]:
@@ -37,9 +43,9 @@ def test_a_study_runs_to_its_end(three: Any) -> None:
     assert means(three) == [6.0, 6.0]
     assert three.names() == [
         "study published",
+        "study started",
         "waiting for approvals",
         *["study approved"] * 3,
-        "study started",
         *["round opened", *["reply accepted"] * 3, "round closed", "evaluated"] * 2,
         "study finished",
     ]
@@ -57,36 +63,57 @@ def test_a_study_runs_to_its_end(three: Any) -> None:
     assert three.events("evaluated")[1]["dice"]["a"] == {"WT": 0.6, "ET": 0.25}
 
 
-def test_the_start_is_made_at_one_site_and_its_source_is_said(three: Any) -> None:
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn is a whole network, as outside these tests."""
+    monkeypatch.setattr(round_loop, "draw", drawn_weights.draw)
+    monkeypatch.setattr(round_loop, "drawn_digest", drawn_weights.drawn_digest)
+
+
+def test_the_start_is_drawn_from_the_seed_and_no_site_is_asked(world: Any, whole: None) -> None:
+    world.join("a", step=1e-3)
+    world.publish(seed=7, rounds=1, network={"size": '"tiny"'}, aggregation__quorum=1)
+    world.run()
+    (started,) = world.events("study started")
+    options = world.consortium.study("demo").protocol.network
+    first = drawn_weights.draw(options, seed=7)
+    assert {name: array.shape for name, array in first.items()} == shapes(options)
+    assert started["source"] == "seed"
+    assert started["weights"] == digest(first) == drawn_weights.drawn_digest(options, seed=7)
+    assert world.events("round opened")[0]["base"] == digest(first)
+    assert {kind for kind, _ in world.hospitals["a"].asked} == {"offer", "train", "evaluate"}
+
+
+def test_a_start_that_a_site_chose_is_drawn_anew_unless_a_round_is_closed(three: Any) -> None:
+    """Earlier versions let a site draw; it could choose what everybody trained from."""
+    study, chosen = three.consortium.study("demo"), {"x": np.full((2, 2), 7.0, np.float32)}
+    study.save(0, chosen)
+    three.consortium.journal.append(
+        "study started", study="demo", weights=digest(chosen), source="seed, made at a"
+    )
     three.run()
-    (started,) = three.events("study started")
-    assert started["source"] == "seed, made at a"
-    asked = [name for name, h in three.hospitals.items() if ("initial", 0) in h.asked]
-    assert asked == ["a"]
+    assert [facts["source"] for facts in three.events("study started")] == [
+        "seed, made at a",
+        "seed",
+    ]
+    assert means(three) == [6.0, 6.0]
 
 
-def test_another_site_makes_the_start_if_the_first_cannot(three: Any) -> None:
-    three.hospitals["a"].refuses = CaseError("x", code="device")
+def test_a_study_of_an_earlier_version_goes_on_from_its_closed_rounds(three: Any) -> None:
+    chosen = {name: np.full_like(value, 7.0) for name, value in start().items()}
     three.run()
-    (started,) = three.events("study started")
-    assert started["source"] == "seed, made at b"
-
-
-@pytest.mark.parametrize("bad", ["empty", "nan", "refused"])
-def test_no_start_is_a_named_failure(three: Any, bad: str) -> None:
-    def reply(order: Order, good: Content) -> Content:
-        done = Report(kind="initial", study="demo", round=0, status="done")
-        value = {"w": np.full(3, np.nan, np.float32)}
-        return pack(done, value if bad == "nan" else None)
-
-    for hospital in three.hospitals.values():
-        hospital.replies["initial"] = reply
-        if bad == "refused":
-            hospital.replies.clear()
-            hospital.refuses = ConsentError("no")
-    with pytest.raises(FederationError, match="starting weights"):
-        three.run()
-    assert not three.events("study started")
+    journal = three.consortium.journal
+    study = three.publish("older")
+    study.save(0, chosen)
+    identity = study.save(1, chosen)
+    journal.append("study started", study="older", weights=identity, source="seed, made at a")
+    closed = three.events("round closed", study="demo")[0]
+    facts = {**closed, "study": "older", "weights": identity, "state": ""}
+    journal.append("round closed", **facts)
+    three.run("older")
+    assert len(three.events("study started", study="older")) == 1
+    assert three.events("study resumed", study="older")[0]["round"] == 1
+    assert [float(v.mean()) for v in three.weights("older").values()] == [10.0, 10.0]
 
 
 def test_given_starting_weights_are_used(world: Any) -> None:
@@ -381,7 +408,8 @@ def test_the_memory_fleet_gives_each_site_its_own_order() -> None:
         return given
 
     fleet = MemoryFleet({"a": site, "b": site})
-    tickets = [fleet.send(name, "train", content, ttl_s=1.0) for name in ("a", "b")]
+    limit = reply_limit({"a": (2,)}, MessageOptions())
+    tickets = [fleet.send(name, "train", content, ttl_s=1.0, limit=limit) for name in ("a", "b")]
     deliveries = [fleet.collect(ticket) for ticket in tickets]
     assert got == [["a"], ["a"]]
     assert all(isinstance(delivery, Delivery) for delivery in deliveries)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from common.messages.reply_limits import reply_limit
 from common.messages.wire_format import Content, Order, OrderKind, pack, unpack_report
 from common.records.weights import norm
 from common.study.protocol import APPROVAL, StudyProtocol
@@ -40,7 +41,8 @@ class Simulated:
         return pack(body, MEGABYTE if kind in {"train", "evaluate"} else None)
 
     def send(self, site: str, kind: OrderKind = "train", number: int = 1) -> str:
-        return self.fleet.send(site, kind, self.order(kind, number), ttl_s=1e5)
+        limit = reply_limit(SHAPES, self.protocol.messages)
+        return self.fleet.send(site, kind, self.order(kind, number), ttl_s=1e5, limit=limit)
 
     def arrival(self, ticket: str, *, until: float = 1000.0) -> tuple[float, Content]:
         while self.clock.monotonic() < until:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,18 +17,22 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.errors import FederationError
+from common.messages.reply_limits import reply_limit
 from common.messages.wire_format import MESSAGE_TYPES, Order, Report, pack
+from common.study.protocol import MessageOptions
 from server.rounds.fleet import Delivery, Presence
 from server.transport import flower_fleet
 from server.transport.flower_fleet import GridFleet
+from tests.flower_objects import Deflated, deflated
 
+LIMIT = reply_limit({"w": (1000,)}, MessageOptions())
 ORDER = Order(kind="train", study="demo", round=1, protocol="{}")
 REPORT = Report(kind="train", study="demo", round=1, status="done")
 
 
 @dataclass
 class FakeGrid:
-    """A Grid with named nodes; replies are put into ``replies`` by message id."""
+    """A Grid with named nodes, and what the SuperLink has of their replies, by message id."""
 
     nodes: dict[str, int] = field(default_factory=dict)
     takes: bool = True
@@ -36,6 +40,8 @@ class FakeGrid:
     pushed: list[Message] = field(default_factory=list)
     replies: dict[str, Message] = field(default_factory=dict)
     started: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, Deflated] = field(default_factory=dict)
+    freed: list[str] = field(default_factory=list)
 
     def get_nodes(self) -> list[Any]:
         self.asked += 1
@@ -50,9 +56,18 @@ class FakeGrid:
         self.pushed += messages
         return [f"ticket-{len(self.pushed)}" if self.takes else ""]
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        (ticket,) = message_ids
-        return [self.replies.pop(ticket)] if ticket in self.replies else []
+    def arrived(self, ticket: str) -> Sequence[tuple[str, Any]]:
+        if ticket not in self.replies:
+            return []
+        one = deflated(self.replies.pop(ticket))
+        self.stored[one.root] = one
+        return [(one.root, one.tree)]
+
+    def content(self, name: str) -> bytes | None:
+        return {k: v for one in self.stored.values() for k, v in one.objects.items()}[name]
+
+    def free(self, root: str) -> None:
+        self.freed.append(root)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +79,7 @@ def task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fleet(grid: FakeGrid, *, every_s: float = 0.0) -> GridFleet:
     made: Any = grid
-    return GridFleet(made, online_every_s=every_s)
+    return GridFleet(made, replies=grid, online_every_s=every_s)
 
 
 def collected(sites: GridFleet, ticket: str) -> Delivery | None:
@@ -99,7 +114,7 @@ def test_an_order_goes_to_its_site_with_its_type_and_time_to_live(kind: Any) -> 
     sites = fleet(grid)
     sites.online()
     content = pack(ORDER, None)
-    assert sites.send("b", kind, content, ttl_s=30.0) == "ticket-1"
+    assert sites.send("b", kind, content, ttl_s=30.0, limit=LIMIT) == "ticket-1"
     (message,) = grid.pushed
     assert message.metadata.dst_node_id == 22
     assert message.metadata.message_type == MESSAGE_TYPES[kind]
@@ -112,7 +127,7 @@ def test_an_order_that_flower_does_not_take_is_a_failure() -> None:
     sites = fleet(grid)
     sites.online()
     with pytest.raises(FederationError, match="order for a") as caught:
-        sites.send("a", "train", pack(ORDER, None), ttl_s=1.0)
+        sites.send("a", "train", pack(ORDER, None), ttl_s=1.0, limit=LIMIT)
     assert caught.value.code == "order-push"
 
 
@@ -144,7 +159,7 @@ def test_an_error_of_flower_is_a_lost_order(code: int) -> None:
 
 def sent(grid: FakeGrid, sites: GridFleet) -> str:
     sites.online()
-    return sites.send("a", "train", pack(ORDER, None), ttl_s=60)
+    return sites.send("a", "train", pack(ORDER, None), ttl_s=60, limit=LIMIT)
 
 
 def test_what_was_sent_to_a_node_before_it_was_started_anew_is_lost() -> None:
@@ -163,12 +178,12 @@ def test_a_reply_that_broke_off_with_its_node_is_not_waited_for() -> None:
     done = threading.Event()
 
     class Stalling(FakeGrid):
-        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        def arrived(self, ticket: str) -> Sequence[tuple[str, Any]]:
             done.wait(30)
-            return super().pull_messages(message_ids)
+            return super().arrived(ticket)
 
     grid: Any = Stalling({"a": 11})
-    sites = GridFleet(grid, online_every_s=0.0, broken_off_s=0.1)
+    sites = GridFleet(grid, replies=grid, online_every_s=0.0, broken_off_s=0.1)
     ticket = sent(grid, sites)
     began = time.monotonic()
     while time.monotonic() - began < 0.3:
@@ -198,9 +213,9 @@ def test_waiting_for_many_sites_takes_no_longer_than_for_one() -> None:
     done = threading.Event()
 
     class Stalling(FakeGrid):
-        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        def arrived(self, ticket: str) -> Sequence[tuple[str, Any]]:
             done.wait(30)
-            return super().pull_messages(message_ids)
+            return super().arrived(ticket)
 
     sites = fleet(Stalling())
     began = time.monotonic()
@@ -353,17 +368,16 @@ def test_a_site_whose_upload_stalls_holds_nobody_up() -> None:
     done = threading.Event()
 
     class Stalling(FakeGrid):
-        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-            (ticket,) = message_ids
+        def arrived(self, ticket: str) -> Sequence[tuple[str, Any]]:
             if ticket == "ticket-1" and ticket in self.replies:
                 done.wait(30)
-            return super().pull_messages([ticket])
+            return super().arrived(ticket)
 
     grid = Stalling({"a": 11, "b": 22})
     sites = fleet(grid)
     assert sites.online() == {"a", "b"}
     for site in ("a", "b"):
-        ticket = sites.send(site, "train", pack(ORDER, None), ttl_s=60)
+        ticket = sites.send(site, "train", pack(ORDER, None), ttl_s=60, limit=LIMIT)
         order = grid.pushed[-1]
         order.metadata.__dict__["_message_id"] = ticket
         grid.replies[ticket] = Message(pack(REPORT, None), reply_to=order)
