@@ -1,6 +1,7 @@
 """The long-lived worker: takes orders from the site's SuperNode and runs the installed code.
 
-It stands where Flower would unpack a bundle and start a new process for each message. The bundle
+It stands where Flower would unpack a bundle and start a new process for each message. What cannot
+be read as a message has nobody to answer to: it is journalled, and the worker goes on. The bundle
 is looked at, never installed and never run: one that is not the code-free bundle of this product is
 refused, and one of a version too far off is answered with words. Torch and the cache stay warm
 between rounds. Texts of failures stay at the site. Whatever happens, the SuperNode gets an answer;
@@ -98,7 +99,14 @@ class Worker:
         client = self._client(RuntimeTokenHttpInterceptor(token), name="flwr-clientapp")
         status = SubStatus.FAILED
         with contextlib.closing(client), repeating(lambda: _beat(client), every_s=_HEARTBEAT_S):
-            message, context, run, fab = pull_task_input(client)
+            try:
+                message, context, run, fab = pull_task_input(client)
+            except _CALL_ERRORS:
+                raise
+            except Exception as error:  # noqa: BLE001  the process's edge: what came is no order
+                self._note("order failed", code="malformed", error=type(error).__name__)
+                push_task_output(client, None, status, "")
+                return
             began = time.monotonic()
             try:
                 context.node_config = {"site": str(self._site.folder)}

@@ -24,6 +24,7 @@ from server.transport.flower_fleet import register_sites, run_app, start_run
 
 _LOG = logging.getLogger("server.executor")
 _PAUSE_S = 1.0
+_COMPARE_EVERY = 5
 _QUICK_S = 10.0
 _LONGEST_PAUSE_S = 15.0
 
@@ -68,23 +69,26 @@ def _record(consortium: Consortium, reason: str) -> None:
 
 def _keep_registered(consortium: Consortium) -> None:
     known: dict[bytes, str] = {}
-    said = ""
+    said, looks = "", 0
     while True:
-        error = register_once(consortium, known)
+        error = register_once(consortium, known, compare=looks % _COMPARE_EVERY == 0)
+        looks += 1
         if error is not None and repr(error) != said:
             _LOG.warning("The sites could not all be registered.", exc_info=error)
         said = repr(error)
         time.sleep(_PAUSE_S)
 
 
-def register_once(consortium: Consortium, known: dict[bytes, str]) -> Exception | None:
+def register_once(
+    consortium: Consortium, known: dict[bytes, str], *, compare: bool = False
+) -> Exception | None:
     """Take over new keys and register all sites; return what went wrong.
 
     `health` tells it: a thread that ended here would let no new hospital in, and nobody would see.
     """
     try:
         take_renewals(consortium)
-        register_sites(consortium, known)
+        register_sites(consortium, known, compare=compare)
     except Exception as error:  # noqa: BLE001  the thread's edge: it is tried again
         known.clear()
         consortium.threads.failing(REGISTERING, f"{type(error).__name__}: {error}")

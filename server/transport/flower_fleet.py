@@ -60,6 +60,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from common.errors import FederationError, IdentityError, UpdateError
+from common.foreign_text import printable
 from common.messages.reply_limits import ReplyLimit, reply_limit
 from common.messages.wire_format import MESSAGE_TYPES, Content, OrderKind, bundle_sources
 from common.process.child_processes import repeating
@@ -83,6 +84,7 @@ CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
 
 _STILL_COMING_S: Final = 0.25
 """How often it is looked whether the rest of a reply has arrived."""
+_NAME_LETTERS: Final = 100
 _FREED_AT_ONCE: Final = 16
 """Of the answers that a site gave to one order: more of them go with the run."""
 _OUTAGE_STATUS: Final = frozenset({401, 403, 502, 503, 504})
@@ -360,8 +362,13 @@ def start_run(consortium: Consortium) -> int:
     return int(answer.run_id)
 
 
-def register_sites(consortium: Consortium, known: dict[bytes, str]) -> None:
+def register_sites(
+    consortium: Consortium, known: dict[bytes, str], *, compare: bool = False
+) -> None:
     """Let in exactly the node keys of admitted sites, each under its site's name.
+
+    What Flower has registered is compared with that when it has changed, and whenever ``compare``:
+    a node that nobody admitted is removed, and the journal names it.
 
     Raises IdentityError (code ``key``), once the others are registered, if a site was admitted with
     what is no key: earlier versions did not look.
@@ -378,7 +385,7 @@ def register_sites(consortium: Consortium, known: dict[bytes, str]) -> None:
         else:
             wanted[key] = site
     leaving = consortium.sites.leaving()
-    if wanted != known or leaving:
+    if compare or wanted != known or leaving:
         _register(consortium, wanted, known, leaving)
     if without:
         raise IdentityError(
@@ -409,6 +416,12 @@ def _register(
             control.RegisterNode(RegisterNodeRequest(public_key=key, name=wanted[key]))
         for key in nodes.keys() - wanted.keys():
             control.UnregisterNode(UnregisterNodeRequest(node_id=nodes[key].node_id))
+            if key not in known:
+                consortium.journal.append(
+                    "node removed",
+                    name=printable(nodes[key].name)[:_NAME_LETTERS],
+                    key=hashlib.sha256(key).hexdigest(),
+                )
     known.clear()
     known.update(wanted)
     for site in leaving:

@@ -42,6 +42,22 @@ class Ended(BaseException):
     """The orders are used up, or the worker is killed."""
 
 
+def made_message(content: Content, kind: str, *, name: str = "") -> Message:
+    """Return an order as a SuperNode has it."""
+    metadata = Metadata(
+        run_id=RUN,
+        message_id=name,
+        src_node_id=1,
+        dst_node_id=NODE,
+        reply_to_message_id="",
+        group_id="",
+        created_at=time.time(),
+        ttl=600.0,
+        message_type=kind,
+    )
+    return Message(content=content, metadata=metadata)
+
+
 class SuperNode:
     """The runtime calls of a SuperNode: hands out ``orders`` and keeps what comes back."""
 
@@ -55,18 +71,7 @@ class SuperNode:
         self.push_failures: list[Exception] = []
 
     def give(self, token: str, kind: str, content: Content) -> None:
-        metadata = Metadata(
-            run_id=RUN,
-            message_id=token,
-            src_node_id=1,
-            dst_node_id=NODE,
-            reply_to_message_id="",
-            group_id="",
-            created_at=time.time(),
-            ttl=600.0,
-            message_type=MESSAGE_TYPES[kind],
-        )
-        self.orders[token] = Message(content=content, metadata=metadata)
+        self.orders[token] = made_message(content, MESSAGE_TYPES[kind], name=token)
 
     def client(self, token: str) -> Any:
         return SimpleNamespace(

@@ -65,7 +65,7 @@ def test_a_site_without_a_key_keeps_nobody_out(world: Any, control: FakeControl)
 def test_no_error_ends_the_registering(
     world: Any, monkeypatch: pytest.MonkeyPatch, wrong: Exception
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise wrong
 
     world.consortium.threads.begin()

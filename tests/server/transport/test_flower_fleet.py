@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 import zlib
@@ -348,6 +349,23 @@ def test_a_revoked_site_is_no_node_any_more(world: Any, control: FakeControl) ->
     world.join("a")  # admitted again, with other keys
     flower_fleet.register_sites(world.consortium, known)
     assert control.nodes[_key_of(world, "a")] == "a"
+
+
+def test_a_node_that_nobody_admitted_is_removed_and_journalled(
+    world: Any, control: FakeControl
+) -> None:
+    """Somebody came to Flower's control calls and registered a key under a hospital's name."""
+    world.join("a")
+    known: dict[bytes, str] = {}
+    flower_fleet.register_sites(world.consortium, known)
+    control.nodes[b"a stranger's"] = "a\x1b[2K"
+    flower_fleet.register_sites(world.consortium, known)
+    assert len(control.nodes) == 2, "without a comparison nothing is asked"
+    flower_fleet.register_sites(world.consortium, known, compare=True)
+    assert list(control.nodes.values()) == ["a"]
+    (removed,) = world.consortium.journal.events("node removed")
+    assert removed.facts["key"] == hashlib.sha256(b"a stranger's").hexdigest()
+    assert "\x1b" not in removed.facts["name"]
 
 
 def test_the_one_run_carries_no_code(world: Any, control: FakeControl) -> None:
