@@ -313,12 +313,15 @@ def show_trials(result: AuditResult) -> None:
             f"{one.delta:.1e}",
             one.canaries,
             f"{one.correct} of {one.guesses}",
+            str(one.noise),
+            str(one.share),
             "yes" if one.passed else "NO",
         ]
         for one in result.trials
     ]
     columns = ["trial", "epsilon is at least", "the ledger says at most", "delta"]
-    columns += ["invented patients", "right guesses", "passed"]
+    columns += ["invented patients", "right guesses"]
+    columns += ["noise multiplier", "a patient's share of a step", "passed"]
     console.show_table("Empirical audit of the installed training", columns, rows)
 
 

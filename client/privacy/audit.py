@@ -9,6 +9,11 @@ Each canary has a weight of its own: its gradient is so long that the clip must 
 along that weight alone. So canaries do not hide each other, and a step that adds ``f`` times the
 clipping norm of one patient, or 1/f of the noise, shows as if the noise multiplier were 1/f.
 
+From the same weights the noise and a patient's share are estimated: the weights of the canaries
+that were out hold noise alone, those of the canaries that were in their clipped gradients as well.
+An estimate says nothing about epsilon, and a fault in noise, clip or rate of a few per cent shows
+in it that is far too small for the bound.
+
 Invariants:
 
 - The number of guesses is fixed before the run. Nothing is chosen by its outcome, so that nothing
@@ -17,9 +22,8 @@ Invariants:
   upper bound is computed from what that function charged, not from what it was told.
 - No patient, no ledger and no study is read or changed.
 
-Out of scope: small faults (one of factor 1.5 is seldom found); entropy that an attacker knows; the
-study's network, noise multiplier and sampling rate: the trials have their own, chosen so that they
-can tell.
+Out of scope: entropy that an attacker knows; the study's network, noise multiplier and sampling
+rate: the trials have their own, chosen so that they can tell.
 
 Source: Steinke, Nasr, Jagielski 2023, "Privacy auditing with one (1) training run",
 arXiv:2305.08846: theorem 5.2 and the code of appendix D; the canaries that touch one weight each
@@ -29,6 +33,7 @@ arXiv:2302.07956.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -60,12 +65,38 @@ LEAST_CANARIES: Final = 8_192
 
 MOST_CANARIES: Final = 2**17
 
+_ERRORS: Final = 5.0
+"""Standard errors beyond which an estimate is no chance: four estimates exceed them once in a
+million audits."""
+
 _SIDE: Final = 8
 _AHEAD: Final = 1e3
 """A canary's gradient is about half of this many clipping norms long."""
 
 AuditProgress = Callable[[str, int, int], None]
 """Told the trial's name, how many canaries were trained on, and about how many there will be."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure of the training as it was measured, with its standard error."""
+
+    value: float
+    error: float
+    expected: float
+
+    @property
+    def below(self) -> bool:
+        """Whether it is smaller than expected, beyond chance."""
+        return self.value + _ERRORS * self.error < self.expected
+
+    @property
+    def above(self) -> bool:
+        """Whether it is larger than expected, beyond chance."""
+        return self.value - _ERRORS * self.error > self.expected
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f} (expected {self.expected:g})"
 
 
 @dataclass(frozen=True)
@@ -88,10 +119,17 @@ class Trial:
     sampling_rate: float
     steps: int
     clipping_norm: float
+    noise: Estimate
+    """Of the noise multiplier: expected is what was charged."""
+    share: Estimate
+    """Of what a patient adds to a step, on average and in clipping norms: expected is the sampling
+    rate that was charged."""
 
     @property
     def passed(self) -> bool:
-        return self.lower_bound <= self.upper_bound
+        return (
+            self.lower_bound <= self.upper_bound and not self.noise.below and not self.share.above
+        )
 
 
 @dataclass(frozen=True)
@@ -182,7 +220,8 @@ def check(result: AuditResult) -> None:
     if failed:
         found = "; ".join(
             f"{trial.name}: epsilon is at least {trial.lower_bound:.2f}, "
-            f"the ledger would show {trial.upper_bound:.2f}"
+            f"the ledger would show {trial.upper_bound:.2f}; noise multiplier {trial.noise}; "
+            f"a patient's share of a step {trial.share}"
             for trial in failed
         )
         raise PrivacyError(
@@ -244,6 +283,14 @@ def _try(
             do="Audit with the clipping norm of a real study, then reinstall gliofed.",
             code="privacy-audit",
         )
+    charged = Counter(paid for paid, _ in charge.reserved)
+    noise, share = _estimates(
+        scores,
+        members,
+        scale=mechanism.sampling_rate / privacy.clipping_norm,
+        steps=design.steps,
+        charged=charged.most_common(1)[0][0],
+    )
     each, delta = round(design.guessed * canaries), design.delta_share / canaries
     correct = correct_guesses(scores, members, each=each)
     return Trial(
@@ -255,7 +302,7 @@ def _try(
             delta=delta,
             confidence=1 - design.error,
         ),
-        upper_bound=epsilon(list(Counter(paid for paid, _ in charge.reserved).items()), delta),
+        upper_bound=epsilon(list(charged.items()), delta),
         delta=delta,
         confidence=1 - design.error,
         canaries=canaries,
@@ -265,6 +312,30 @@ def _try(
         sampling_rate=mechanism.sampling_rate,
         steps=design.steps,
         clipping_norm=privacy.clipping_norm,
+        noise=noise,
+        share=share,
+    )
+
+
+def _estimates(
+    scores: NDArray[np.float64],
+    members: NDArray[np.bool_],
+    *,
+    scale: float,
+    steps: int,
+    charged: Mechanism,
+) -> tuple[Estimate, Estimate]:
+    """Return the noise multiplier and a patient's share of a step, as ``scores`` show them.
+
+    ``scale`` makes the scores sums over the steps in clipping norms.
+    """
+    inside, outside = scores[members] * scale, scores[~members] * scale
+    noise = float(outside.std(ddof=1)) / math.sqrt(steps)
+    share = float(inside.mean() - outside.mean()) / steps
+    spread = math.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))
+    return (
+        Estimate(noise, noise / math.sqrt(2 * (len(outside) - 1)), charged.noise_multiplier),
+        Estimate(share, spread / steps, charged.sampling_rate),
     )
 
 

@@ -14,7 +14,7 @@ from client.cohort.case_discovery import read_cohort
 from client.cohort.patient_split import split
 from client.commands.privacy import app
 from client.privacy import audit
-from client.privacy.audit import AuditResult, Trial
+from client.privacy.audit import AuditResult, Estimate, Trial
 from client.study.withdrawal import LIMITS
 from common import console
 from common.study.protocol import PROTOCOL
@@ -157,6 +157,8 @@ def result(lower_bound: float) -> AuditResult:
         sampling_rate=1.0,
         steps=1,
         clipping_norm=1.0,
+        noise=Estimate(2.01, 0.01, 2.0),
+        share=Estimate(1.0, 0.02, 1.0),
     )
     return AuditResult((trial,), 0.95, 2, 30.0)
 

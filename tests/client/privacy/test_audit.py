@@ -58,6 +58,27 @@ def undercharged(noise_multiplier: float, sampling_rate: float) -> Mechanism:
     return Mechanism(2 * noise_multiplier, sampling_rate)
 
 
+def a_tenth_less_noise(
+    entropy: RandomBytes, count: int, *, noise_multiplier: float, clipping_norm: float
+) -> torch.Tensor:
+    return real_noise(
+        entropy, count, noise_multiplier=0.9 * noise_multiplier, clipping_norm=clipping_norm
+    )
+
+
+def half_counted_twice(
+    learner: Learner, draws: Draws, *, prefetch: int
+) -> Iterator[torch.Tensor | None]:
+    """One patient in two counts twice."""
+    some = [draw for number, draw in enumerate(draws) for _ in range(1 + number % 2)]
+    return real_contributions(learner, some, prefetch=prefetch)
+
+
+SMALL = {
+    "a tenth less noise": ("noise", a_tenth_less_noise, "noise"),
+    "a patient in two counts twice": ("contributions", half_counted_twice, "share"),
+}
+
 FAULTS = {
     "noise halved": ("noise", halved_noise, "noise and clipping"),
     "clip per crop": ("contributions", clipped_per_crop, "noise and clipping"),
@@ -80,12 +101,47 @@ def test_the_honest_code_passes() -> None:
     noise, sampling = result.trials
     assert 0 < noise.lower_bound < 0.8 * noise.upper_bound
     assert sampling.lower_bound < 0.8 * sampling.upper_bound
+    for trial in result.trials:
+        for one in (trial.noise, trial.share):
+            assert abs(one.value - one.expected) < 4 * one.error
+    assert noise.noise.error < 0.03
     assert sum(1 - trial.confidence for trial in result.trials) <= 1 - result.confidence + 1e-9
     for trial in result.trials:
         mechanism = Mechanism(trial.noise_multiplier, trial.sampling_rate)
         assert trial.upper_bound == epsilon([(mechanism, trial.steps)], trial.delta)
     assert {name for name, _, _ in told} == {"noise and clipping", "sampling"}
     assert all(0 < done <= total for _, done, total in told)
+
+
+@pytest.mark.parametrize("fault", SMALL)
+def test_a_fault_that_is_too_small_for_the_bound_shows_in_an_estimate(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "LEAST_CANARIES", 4096)
+    name, planted, wrong = SMALL[fault]
+    monkeypatch.setattr(dp_sgd, name, planted)
+    result = audit_privacy(canaries=4096, entropy=seeded(3))
+    trial = result.trials[0]
+    assert trial.lower_bound <= trial.upper_bound
+    assert (trial.noise.below, trial.share.above) == (wrong == "noise", wrong == "share")
+    assert not result.passed
+    with pytest.raises(PrivacyError, match="expected"):
+        check(result)
+
+
+def test_the_estimates_are_as_exact_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over many honest audits each lies within its error as often as a normal deviate does."""
+    rng = np.random.default_rng(7)
+    members = np.arange(2000) % 2 == 0
+    far = []
+    for _ in range(400):
+        scores = rng.normal(0.0, 2.0 * 3.0, 2000) + np.where(members, 3.0, 0.0)
+        for one in audit._estimates(
+            scores, members, scale=1 / 3.0, steps=1, charged=Mechanism(2.0, 1.0)
+        ):
+            far.append((one.value - one.expected) / one.error)
+    assert 0.9 < np.std(far) < 1.1
+    assert abs(np.mean(far)) < 0.15
 
 
 def test_a_seed_repeats_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
