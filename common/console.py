@@ -1,5 +1,7 @@
 """How every command speaks: tables for people, JSON for programs, one way to fail.
 
+Whatever is said goes through ``common.foreign_text``: what the other side wrote moves no terminal.
+
 A command raises a ``GliofedError``; ``run`` prints what happened and what to do next, and ends with
 the error's exit code. With ``--json`` the error is a JSON object too, so that scripts can read it.
 """
@@ -21,6 +23,7 @@ from rich.table import Table
 
 from common import posix
 from common.errors import GliofedError
+from common.foreign_text import printable
 
 _LOG_WIDTH = 120  # columns, where the output is a file or a pipe and not a person's terminal
 
@@ -51,12 +54,12 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
 
 def say(text: str) -> None:
     """Print one plain sentence."""
-    out.print(escape(text), highlight=False, soft_wrap=True)
+    out.print(_fit(text), highlight=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print what a person must not overlook, in red, on standard error."""
-    err.print(f"[bold red]{escape(text)}[/]", highlight=False, soft_wrap=True)
+    err.print(f"[bold red]{_fit(text)}[/]", highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -72,7 +75,7 @@ def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
         task = bar.add_task(title, total=None)
 
         def told(step: str, done: int, total: int) -> None:
-            bar.update(task, description=step, completed=done, total=total)
+            bar.update(task, description=_fit(step), completed=done, total=total)
 
         yield told
 
@@ -104,9 +107,9 @@ def run(app: typer.Typer, *, needs_posix: str = "") -> None:
             value = {"error": error.code, "message": error.message, "do": error.do}
             show_json(value)
         else:
-            err.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False)
+            err.print(f"[bold red]Error:[/] {_fit(error.message)}", highlight=False)
             if error.do:
-                err.print(f"[bold]What to do:[/] {escape(error.do.strip())}", highlight=False)
+                err.print(f"[bold]What to do:[/] {_fit(error.do.strip())}", highlight=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("Stopped.")
@@ -140,13 +143,18 @@ def brief(facts: Mapping[str, Any]) -> str:
 
 def _words(value: object) -> str:
     if isinstance(value, dict):
-        return "; ".join(f"{key} ({why})" for key, why in value.items())
+        return printable("; ".join(f"{key} ({why})" for key, why in value.items()))
     if isinstance(value, list):
-        return "; ".join(str(part) for part in value)
-    return str(value)
+        return printable("; ".join(str(part) for part in value))
+    return printable(str(value))
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    return escape(str(value))
+    return _fit(str(value))
+
+
+def _fit(text: str) -> str:
+    """Return a text of ours, which may hold foreign text, as rich prints it word by word."""
+    return escape(printable(text, lines=True))

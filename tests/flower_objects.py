@@ -35,7 +35,15 @@ def name_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def tree_of(root: str, below: Mapping[str, Sequence[str]]) -> ObjectTree:
-    """Return the tree of ``root``, where ``below`` names the children of each object."""
-    children = [tree_of(child, below) for child in below.get(root, ())]
+def tree_of(
+    root: str, below: Mapping[str, Sequence[str]], *, above: frozenset[str] = frozenset()
+) -> ObjectTree:
+    """Return the tree of ``root``, where ``below`` names the children of each object.
+
+    A name that stands above itself is a leaf there.
+    """
+    path = above | {root}
+    children = [
+        tree_of(child, below, above=path) for child in below.get(root, ()) if child not in path
+    ]
     return ObjectTree(object_id=root, children=children)

@@ -29,6 +29,7 @@ from common.process import logs, supervisor_log
 from common.process.child_processes import Supervisor, stop_on_signals
 from common.records.atomic_files import held, is_held
 from common.study.amendment import changes
+from common.study.drawn_weights import start_in_words
 from common.study.protocol import StudyProtocol, preprocessing_digest
 from common.trust.identity import fingerprint
 from common.web.listen_address import Place
@@ -106,7 +107,7 @@ def studies(folder: Folder, json: Json = False) -> None:
     console.show_table("Studies", columns, [[row[c] for c in columns] for row in rows])
     for row in rows:
         protocol = site.protocol(str(row["study"]))
-        console.say(f"{protocol.study} starts from {protocol.start}.")
+        console.say(f"{protocol.study} starts from {start_in_words(protocol)}.")
         for line in _changed(site, protocol):
             console.say(line)
         if not row["private"]:
@@ -129,7 +130,8 @@ def approve(folder: Folder, study: StudyName, by: By) -> None:
         console.say(line)
     site.decide(study, "approve", by=by)
     console.say(
-        f"{by} approved {study}, protocol {protocol.digest[:16]}. It starts from {protocol.start}."
+        f"{by} approved {study}, protocol {protocol.digest[:16]}. "
+        f"It starts from {start_in_words(protocol)}."
     )
     would = _would_spend(site, protocol)
     if would is not None:

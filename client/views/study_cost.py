@@ -28,6 +28,7 @@ from client.study.outbound import may_report
 from client.study.round_training import read_split, starting_weights, trained_shapes, update_shapes
 from client.views.budget import ADJACENCY, histograms, patients_now, room
 from common.errors import CaseError, ConsentError
+from common.study.drawn_weights import start_in_words
 from common.study.protocol import StudyProtocol
 
 STRICT_DELTA: Final = 1e-5
@@ -65,7 +66,7 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
         },
         "rounds": protocol.rounds,
         "steps_per_round": protocol.training.steps_per_round,
-        "starts_from": protocol.start,
+        "starts_from": start_in_words(protocol),
         "initial_sha256": protocol.initial_sha256,
         "leaves": _leaves(site, protocol, sent),
         "privacy": _privacy(site, protocol, trained) if protocol.private else None,

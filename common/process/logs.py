@@ -40,6 +40,7 @@ from typing import Any, Final, Literal, TextIO
 import structlog
 
 from common.errors import GliofedError
+from common.foreign_text import printable
 from common.records.journal import Entry
 
 Form = Literal["text", "json"]
@@ -165,7 +166,7 @@ def told(error: BaseException, *, in_words: bool = False) -> dict[str, Any]:
 
 
 def _without_paths(text: str) -> str:
-    return " ".join(_PATHS.sub("...", text).split())[:_REASON_LETTERS]
+    return printable(" ".join(_PATHS.sub("...", text).split()))[:_REASON_LETTERS]
 
 
 def _place(frame: traceback.FrameSummary) -> str:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from common.records.weights import Arrays, digest
 from common.study.network_shapes import Shape, shapes
-from common.study.protocol import NetworkOptions
+from common.study.protocol import NetworkOptions, StudyProtocol
 
 _BITS: Final = 24
 _PRELU: Final = 0.25
@@ -59,6 +59,13 @@ def draw(options: NetworkOptions, *, seed: int) -> Arrays:
 def drawn_digest(options: NetworkOptions, *, seed: int) -> str:
     """Return the digest of what ``draw`` gives."""
     return digest(draw(options, seed=seed))
+
+
+def start_in_words(protocol: StudyProtocol) -> str:
+    """Return what the first round of a study starts from, with its digest."""
+    if protocol.initial_sha256:
+        return protocol.start
+    return f"{protocol.start} ({drawn_digest(protocol.network, seed=protocol.seed)[:16]})"
 
 
 def _bound(name: str, named: dict[str, Shape], options: NetworkOptions) -> float | None:

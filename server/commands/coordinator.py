@@ -17,6 +17,7 @@ from common.errors import FederationError, StateError
 from common.process import logs, supervisor_log
 from common.process.child_processes import Supervisor, stop_on_signals
 from common.records.atomic_files import held, is_held, read_json, write_bytes, write_json
+from common.study.drawn_weights import start_in_words
 from common.study.starting_weights import read as read_weights
 from common.trust.identity import fingerprint
 from server.commands import supervisor as coordinator_supervisor
@@ -116,7 +117,7 @@ def study(
         )
     else:
         console.say(f"Published {frozen.study}, protocol {frozen.digest[:16]}.")
-    console.say(f"It starts from {frozen.start}.")
+    console.say(f"It starts from {start_in_words(frozen)}.")
     if not frozen.private:
         console.warn("This study trains WITHOUT differential privacy.")
 

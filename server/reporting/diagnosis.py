@@ -254,7 +254,7 @@ def of_study(study: Study, about: Sequence[Entry]) -> Finding:
             told = f"{name} has not started; the weights that its protocol names are here."
             return ok("studies", told)
         if study.wanted == "running":
-            told = f"{name} has no starting weights yet: a site makes them from the seed."
+            told = f"{name} has not started; its starting weights are drawn from its seed."
             return ok("studies", told)
         return ok("studies", f"{name} has not started.")
     number = int(closed[-1]["round"]) if closed else 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from common.foreign_text import printable_values
 from common.records.journal import Entry, Journal
 from server.consortium.provisioning import Consortium
 from server.consortium.sites import versions_said
@@ -123,7 +124,10 @@ class Readings:
 
     def _read(self, mark: str) -> Reading:
         consortium = self._consortium
-        entries = tuple(consortium.journal.entries())
+        entries = tuple(
+            entry._replace(facts=printable_values(entry.facts))
+            for entry in consortium.journal.entries()
+        )
         journal = _Read(consortium.journal.path, entries)
         admitted = consortium.sites.names()
         studies = {

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from common.foreign_text import printable, printable_values
 from common.records.journal import Entry, Journal
 from common.study.cohort_histograms import added
 from server.consortium.published_study import Study
@@ -108,10 +109,13 @@ def full_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict[
 
 
 def _entries(study: Study, journal: Journal) -> list[Entry]:
-    """Return the facts about the study, and those about sites that hold for every study."""
+    """Return the facts about the study, and those about sites that hold for every study.
+
+    Sites wrote some of their words: all that is reported of them is fit to be shown from here on.
+    """
     name = study.protocol.study
     return [
-        entry
+        entry._replace(facts=printable_values(entry.facts))
         for entry in journal.entries()
         if entry.facts.get("study") == name or entry.event in {"site suspended", "site restored"}
     ]
@@ -137,7 +141,7 @@ def _summary(study: Study, entries: Sequence[Entry], *, admitted: list[str]) -> 
     ]
     return {
         "study": name,
-        "title": study.protocol.title,
+        "title": printable(study.protocol.title),
         "protocol": study.protocol.digest,
         "version": study.protocol.version,
         "state": _state(study, [e.event for e in entries]),

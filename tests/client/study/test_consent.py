@@ -11,11 +11,14 @@ from client.site.folder import Decision
 from client.site.settings import Policy
 from client.study.consent import check_order, check_policy, check_start
 from common.errors import ConsentError
+from common.study.drawn_weights import drawn_digest
 from common.study.protocol import StudyProtocol
 from tests.consortia import tiny_protocol
 
 NOON = dt.datetime(2030, 5, 1, 12, 0)
 OPEN = {"privacy": {"mode": "none"}}
+
+DRAWN = drawn_digest(tiny_protocol().network, seed=tiny_protocol().seed)
 
 
 def decision(approved: StudyProtocol, /, **changes: Any) -> Decision:
@@ -116,7 +119,12 @@ def test_every_refusal_has_its_code(
         ("a" * 64, 2, True, "b" * 64, ""),
         ("a" * 64, 0, False, "b" * 64, "initial"),
         ("a" * 64, 1, False, "b" * 64, ""),
-        ("", 1, True, "b" * 64, ""),
+        ("", 1, True, "b" * 64, "initial"),
+        ("", 1, True, DRAWN, ""),
+        ("", 0, True, DRAWN, ""),
+        ("", 0, False, "b" * 64, "initial"),
+        ("", 2, True, "b" * 64, ""),
+        ("a" * 64, 1, True, DRAWN, "initial"),
     ],
 )
 def test_the_first_round_starts_from_what_was_approved(
@@ -133,6 +141,16 @@ def test_the_first_round_starts_from_what_was_approved(
     except ConsentError as error:
         found = error.code
     assert found == code
+
+
+def test_a_start_that_nobody_drew_is_refused_by_both_digests() -> None:
+    """Neither a hospital nor the coordinator chooses what everybody trains from."""
+    protocol = tiny_protocol(seed=5)
+    with pytest.raises(ConsentError) as refused:
+        check_start(protocol, round_number=1, trains=True, weights_sha256="b" * 64)
+    due = drawn_digest(protocol.network, seed=5)
+    assert f"the random weights of seed 5, {due[:16]}" in refused.value.message
+    assert "this order brings " + "b" * 16 in refused.value.message
 
 
 def test_nothing_runs_undecided() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +40,10 @@ APPROVALS: dict[str, Approve] = {
     "of another kind": lambda w, _p: (
         w.hospitals["c"].identity.sign("enrolment-request", {"site": "c"}).dumps()
     ),
+    "a signed refusal": lambda w, p: w.hospitals["c"].approval(p, decision="refuse").dumps(),
+    "a refusal by no word": lambda w, p: w.hospitals["c"].approval(p, decision=None).dumps(),
+    "no name but a table": lambda w, p: w.hospitals["c"].approval(p, by={"a": "\x1b"}).dumps(),
+    "a time that is a number": lambda w, p: w.hospitals["c"].approval(p, time=10**300).dumps(),
     "changed": lambda w, p: w.hospitals["c"].approval(p).dumps().replace('"c"', '"b"'),
     "empty": lambda _w, _p: "",
     "deep": lambda _w, _p: "[" * 19_000,
@@ -55,7 +61,7 @@ def test_an_approval_that_does_not_hold_is_refused(three: Any, case: str) -> Non
     three.rounds().offer({})
     assert three.rounds().approvals.current() == {"a", "b"}
     (refused,) = three.events("reply refused", site="c")
-    assert refused["code"] == "identity"
+    assert refused["code"] == ("not-approved" if "refusal" in case else "identity")
     assert len(refused["reason"]) <= 500
 
 
@@ -116,6 +122,61 @@ def test_a_malicious_reply_is_refused_and_the_round_goes_on(three: Any, case: st
     refused = three.events("reply refused")
     assert [(f["site"], f["round"], f["code"]) for f in refused] == [("c", 1, code), ("c", 2, code)]
     assert all(facts["reason"] for facts in refused)
+
+
+SPENT = {
+    "noise_multiplier": 1.0,
+    "sampling_rate": 0.1,
+    "steps": 1,
+    "delta": 1e-3,
+    "epsilon": 1.0,
+}
+NUMBERS: dict[str, dict[str, Any]] = {
+    "epsilon": {"privacy_spent": {**SPENT, "epsilon": 1.7e308}},
+    "steps": {"privacy_spent": {**SPENT, "steps": 10**300}},
+    "noise": {"privacy_spent": {**SPENT, "noise_multiplier": 1e308}},
+    "negative": {"privacy_spent": {**SPENT, "steps": -1}},
+    "withdrawn": {"withdrawn": [10**4000]},
+    "withdrawn later": {"withdrawn": [10_001]},
+    "round": {"round": 10**300},
+    "dice noise": {"dice_noise": 1.7e308},
+    "statistics": {"statistics": {"volume_wt": [1e300]}},
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_a_number_that_no_study_has_is_refused(three: Any, case: str) -> None:
+    def reply(_order: Order, good: Content) -> Content:
+        value = json.loads(str(good.config_records["gliofed"]["json"]))
+        return as_json(good, dumped({**value, **NUMBERS[case]}))
+
+    three.hospitals["c"].replies["train"] = reply
+    three.run()
+    assert means(three) == [3.0, 3.0]
+    assert dropped(three, 1) == dropped(three, 2) == {"c": "update-form"}
+
+
+def dumped(value: Any) -> str:
+    """Return JSON with numbers of any length."""
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        return json.dumps(value)
+    finally:
+        sys.set_int_max_str_digits(limit)
+
+
+def test_words_of_a_site_are_one_line_that_nothing_obeys(three: Any) -> None:
+    def reply(order: Order, _good: Content) -> Content:
+        said = Report(kind="train", study="demo", round=order.round, status="refused", code="x")
+        value = {**said.model_dump(exclude_defaults=True), "reason": "\x1b[2Jno\r\nyes"}
+        return as_json(pack(said, None), json.dumps(value))
+
+    three.hospitals["c"].replies["train"] = reply
+    three.run()
+    assert {f["reason"] for f in three.events("site declined")} == {
+        "\N{REPLACEMENT CHARACTER}[2Jno  yes"
+    }
 
 
 def test_a_malicious_evaluation_is_refused(three: Any) -> None:

@@ -11,11 +11,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    Metadata,
+    PullObjectRequest,
+    PullObjectResponse,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.run import Run
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
 
 from common.errors import FederationError
 from common.messages.reply_limits import reply_limit
@@ -23,7 +36,7 @@ from common.messages.wire_format import MESSAGE_TYPES, Order, Report, pack
 from common.study.protocol import MessageOptions
 from server.rounds.fleet import Delivery, Presence
 from server.transport import flower_fleet
-from server.transport.flower_fleet import GridFleet
+from server.transport.flower_fleet import GridFleet, SuperLinkReplies
 from tests.flower_objects import Deflated, deflated
 
 LIMIT = reply_limit({"w": (1000,)}, MessageOptions())
@@ -42,6 +55,7 @@ class FakeGrid:
     replies: dict[str, Message] = field(default_factory=dict)
     started: dict[str, str] = field(default_factory=dict)
     stored: dict[str, Deflated] = field(default_factory=dict)
+    arrivals: dict[str, list[tuple[str, Any]]] = field(default_factory=dict)
     freed: list[str] = field(default_factory=list)
 
     def get_nodes(self) -> list[Any]:
@@ -58,6 +72,8 @@ class FakeGrid:
         return [f"ticket-{len(self.pushed)}" if self.takes else ""]
 
     def arrived(self, ticket: str) -> Sequence[tuple[str, Any]]:
+        if ticket in self.arrivals:
+            return self.arrivals.pop(ticket)
         if ticket not in self.replies:
             return []
         one = deflated(self.replies.pop(ticket))
@@ -65,7 +81,10 @@ class FakeGrid:
         return [(one.root, one.tree)]
 
     def content(self, name: str) -> bytes | None:
-        return {k: v for one in self.stored.values() for k, v in one.objects.items()}[name]
+        found = [one.objects[name] for one in self.stored.values() if name in one.objects]
+        if not found:
+            raise LookupError(name)
+        return next((content for content in found if content is not None), None)
 
     def free(self, root: str) -> None:
         self.freed.append(root)
@@ -435,3 +454,110 @@ def test_presence_says_since_when_and_nothing_of_who_never_came(
         "south": Presence(online=False, since="2026-01-02T04:00:00"),
         "west": Presence(online=False, since=""),
     }
+
+
+def uploading(grid: FakeGrid, ticket: str) -> Deflated:
+    """Let a reply be announced of which the SuperLink has nothing yet."""
+    one = deflated(Message(pack(REPORT, {"w": np.ones(1000, np.float32)}), reply_to=asked()))
+    grid.stored[one.root] = one._replace(objects=dict.fromkeys(one.objects))  # type: ignore[arg-type]
+    grid.arrivals[ticket] = [(one.root, one.tree)]
+    return one
+
+
+def test_no_thread_waits_for_uploads_that_stall() -> None:
+    """With one thread, and more stalled uploads than threads, the others come through."""
+    grid = FakeGrid({"a": 11, "b": 22})
+    made: Any = grid
+    sites = GridFleet(made, replies=grid, online_every_s=0.0, pulls=1)
+    sites.online()
+    stalled = [sites.send("a", "train", pack(ORDER, None), ttl_s=60, limit=LIMIT) for _ in range(9)]
+    whole = [uploading(grid, ticket) for ticket in stalled]
+    for ticket in stalled:
+        assert sites.collect(ticket) is None
+    good = sites.send("b", "train", pack(ORDER, None), ttl_s=60, limit=LIMIT)
+    grid.replies[good] = Message(pack(REPORT, None), reply_to=asked())
+    delivery = collected(sites, good)
+    assert delivery is not None
+    assert delivery.content == pack(REPORT, None)
+    assert all(sites.collect(ticket) is None for ticket in stalled)
+    assert all(pull.incoming.held_bytes == 0 for pull in sites._pulling.values() if pull.incoming)
+    grid.stored[whole[0].root] = whole[0]  # this upload ends after all
+    late = collected(sites, stalled[0])
+    assert late is not None
+    assert late.content is not None
+    sites.forget(stalled[1])
+    assert whole[1].root in freed(grid, whole[1].root)
+
+
+def freed(grid: FakeGrid, root: str) -> list[str]:
+    for _ in range(200):
+        if root in grid.freed:
+            break
+        time.sleep(0.005)
+    return grid.freed
+
+
+def test_an_object_that_never_comes_is_a_lost_order() -> None:
+    """The SuperLink gave the upload up: the site is ordered again."""
+    grid = FakeGrid({"a": 11})
+    ticket = "ticket-1"
+    one = uploading(grid, ticket)
+    sites = fleet(grid)
+    assert collected(sites, ticket) is None
+    grid.stored[one.root] = one._replace(objects={})
+    delivery = collected(sites, ticket)
+    assert delivery is not None
+    assert (delivery.content, delivery.refused) == (None, None)
+    assert delivery.failure == f"flower-{ErrorCode.MESSAGE_UNAVAILABLE}"
+
+
+class FakeRuntime:
+    """The SuperLink's runtime calls that are used, over a dictionary."""
+
+    def __init__(self, one: Deflated) -> None:
+        self.one = one
+        self.there = True
+        self.freed: list[str] = []
+
+    def PullMessages(self, request: PullAppMessagesRequest) -> PullAppMessagesResponse:  # noqa: N802
+        if list(request.message_ids) != ["ticket"]:
+            return PullAppMessagesResponse()
+        message = ProtoMessage(metadata=Metadata(message_id=self.one.root))
+        return PullAppMessagesResponse(
+            messages_list=[message], message_object_trees=[self.one.tree]
+        )
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802
+        assert (request.run_id, request.node.node_id) == (7, SUPERLINK_NODE_ID)
+        content = self.one.objects.get(request.object_id)
+        if content is None:
+            return PullObjectResponse(object_found=False)
+        return PullObjectResponse(
+            object_found=True,
+            object_available=self.there,
+            object_content=content if self.there else b"",
+        )
+
+    def ConfirmMessageReceived(self, request: ConfirmMessageReceivedRequest) -> None:  # noqa: N802
+        self.freed.append(request.message_object_id)
+
+
+def test_replies_are_pulled_by_calls_that_the_installed_flower_has() -> None:
+    """Ours go around ``HttpGrid.pull_messages``: a Flower that changes them fails here."""
+    one = deflated(Message(pack(REPORT, None), reply_to=asked()))
+    runtime = FakeRuntime(one)
+    for call in ("PullMessages", "PullObject", "ConfirmMessageReceived", "GetNodes"):
+        assert callable(getattr(RuntimeHttpClient, call))
+    grid = HttpGrid(token="x")
+    grid._client = runtime  # type: ignore[assignment]
+    grid.set_run(Run.create_empty(7))
+    replies = SuperLinkReplies(grid)
+    assert replies.arrived("another") == []
+    assert replies.arrived("ticket") == [(one.root, one.tree)]
+    assert replies.content(one.root) == one.objects[one.root]
+    runtime.there = False
+    assert replies.content(one.root) is None
+    with pytest.raises(LookupError):
+        replies.content("ab" * 32)
+    replies.free(one.root)
+    assert runtime.freed == [one.root]
