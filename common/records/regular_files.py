@@ -44,9 +44,10 @@ def open_regular(path: Path, *, most_bytes: int | None = None) -> BinaryIO:
 def read_regular(path: Path, *, most_bytes: int) -> bytes:
     """Return the bytes of the file at ``path``; raise OSError as ``open_regular`` does."""
     with open_regular(path, most_bytes=most_bytes) as file:
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:  # it grew, or is of a kind that does not say its size, as in /proc
-        raise _too_long(path, len(data), most_bytes)
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)  # to read at most a number takes that much memory first
+    if len(data) > size:
+        raise OSError(errno.EFBIG, "it is longer than the system says", str(path))
     return data
 
 
@@ -55,8 +56,5 @@ def _check(path: Path, facts: os.stat_result, most_bytes: int | None) -> None:
         kind = next((words for is_kind, words in _KINDS if is_kind(facts.st_mode)), "something")
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
     if most_bytes is not None and facts.st_size > most_bytes:
-        raise _too_long(path, facts.st_size, most_bytes)
-
-
-def _too_long(path: Path, size: int, most_bytes: int) -> OSError:
-    return OSError(errno.EFBIG, f"it has {size} bytes, more than {most_bytes}", str(path))
+        words = f"it has {facts.st_size} bytes, more than {most_bytes}"
+        raise OSError(errno.EFBIG, words, str(path))

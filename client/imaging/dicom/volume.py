@@ -112,6 +112,8 @@ def _dataset(part: Part, data: bytes) -> Dataset:
         raise damaged(part, "it has too many items")
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+        # Behind the frames that the header speaks of there may be thousands.
+        dataset.pixel_array_options(allow_excess_frames=False)
         dataset.get("PixelData")
     except DAMAGED as error:
         raise damaged(part, type(error).__name__) from error
@@ -129,7 +131,7 @@ def _volume(datasets: list[Dataset]) -> highdicom.Volume:
 
 def _check_pixels(dataset: Dataset, image: Image, *, slices: int) -> None:
     """Refuse what cannot be decoded, before a decoder sees it."""
-    syntax = _syntax(dataset)
+    syntax = UID(str(getattr(dataset.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2")))
     if not dataset.get("PixelData"):
         raise _no_pixels(image, "it holds no pixels")
     if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") not in (
@@ -150,10 +152,6 @@ def _check_pixels(dataset: Dataset, image: Image, *, slices: int) -> None:
             raise _no_pixels(image, "its pixels are cut off")
 
 
-def _syntax(dataset: Dataset) -> UID:
-    return UID(str(getattr(dataset.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2")))
-
-
 def _decodable(syntax: UID) -> bool:
     try:
         return get_decoder(syntax).is_available
@@ -165,8 +163,7 @@ def _undecoded(datasets: list[Dataset]) -> bool:
     """Say whether a pixel decoder fails, as opposed to the rules for volumes."""
     try:
         for dataset in datasets:
-            # Without what is behind the frames that the header speaks of, which may be thousands.
-            get_decoder(_syntax(dataset)).as_array(dataset, allow_excess_frames=False)
+            _ = dataset.pixel_array
     except DAMAGED:
         return True
     return False
