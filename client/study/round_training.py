@@ -391,4 +391,18 @@ def loaders(
 ) -> list[Callable[[], Prepared]]:
     limit = site.settings.machine.cache_bytes
     cache = PreparedCache(site.folder / "cache", options, limit_bytes=limit)
-    return [functools.partial(cache.get, case) for case in cases]
+    return [functools.partial(_load, cache, case) for case in cases]
+
+
+def _load(cache: PreparedCache, case: Case) -> Prepared:
+    """Return a prepared case; raise CaseError, which names it, for whatever goes wrong with it."""
+    try:
+        return cache.get(case)
+    except CaseError:
+        raise
+    except Exception as error:  # the edge of one patient's data
+        raise CaseError(
+            f"{case.name} cannot be used: {type(error).__name__}: {error}",
+            do="`gliofed-site check` looks at the case by itself; the disk may be full or failing.",
+            code="case-unreadable",
+        ) from error

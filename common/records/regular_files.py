@@ -8,10 +8,11 @@ too; what was put in its place meanwhile is refused before it is read.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 _KINDS: Final = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -26,7 +27,7 @@ _AT_ONCE: Final = (
 """Which of them there are depends on the system: the last one is Windows' alone."""
 
 
-def open_regular(path: Path, *, most_bytes: int | None = None) -> BinaryIO:
+def open_regular(path: Path, *, most_bytes: int | None = None) -> io.BufferedReader:
     """Open the file at ``path`` to be read.
 
     Raises OSError, at once, if it is no regular file or has more than ``most_bytes``.

@@ -59,7 +59,7 @@ class _Unpacking:
         raise DeflatedError("deflated")
 
 
-pydicom.filereader.zlib = _Unpacking  # type: ignore[attr-defined]  # for all who read DICOM here
+pydicom.filereader.zlib = _Unpacking  # type: ignore[assignment]  # for all who read DICOM here
 
 DAMAGED: Final = (
     ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError,
@@ -193,7 +193,7 @@ def damaged(part: Part, why: str) -> CaseError:
 def _read(part: Part, stream: BinaryIO) -> Instance | None:
     stream.seek(0)
     dataset = pydicom.dcmread(
-        Sparing(stream),  # type: ignore[arg-type]  # all that pydicom asks of a file
+        Sparing(stream),
         force=True,
         stop_before_pixels=True,
         specific_tags=list(_TAGS),
