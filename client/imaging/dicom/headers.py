@@ -59,7 +59,7 @@ class _Unpacking:
         raise DeflatedError("deflated")
 
 
-pydicom.filereader.zlib = _Unpacking  # type: ignore[assignment]  # for all who read DICOM here
+pydicom.filereader.zlib = _Unpacking  # type: ignore[assignment,attr-defined]  # for all who read DICOM here
 
 DAMAGED: Final = (
     ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError,
