@@ -91,12 +91,13 @@ def found(folder: Path, *, name: str = "Northern Consortium") -> Consortium:
 
 
 def enrol(consortium: Consortium, folder: Path, *, name: str, data: Path) -> Site:
-    """Return a hospital that asked, was admitted and joined."""
+    """Return a hospital that asked, was admitted and joined. It answers at once: tests wait long.
+    """
     site = sites.request(folder, name=name, data=data, make_ledger=Ledger.create)
     kit = folder.with_name(f"{name}-kit.json")
     provisioning.admit(consortium, site.folder / "request.json", kit)
     sites.join(site, kit)
-    return site
+    return edit(site, 'answer_every_s = "auto"', "answer_every_s = 0.0")
 
 
 def edit(site: Site, old: str, new: str) -> Site:

@@ -19,12 +19,14 @@ from typing import Any
 from client.imaging import preprocessing
 from common.errors import IdentityError, ModelError, ProtocolError, StateError
 from common.records import format_versions
+from common.records.regular_files import open_regular, read_regular
 from common.records.weights import Arrays, digest, load
 from common.study.protocol import PROTOCOL, RELEASE, StudyProtocol, parse_protocol
 from common.trust.coordinator_charter import Charter
 from common.trust.identity import Statement
 
 _VERSION = re.compile(r"\d+(\.\d+){0,3}(\+mean\d+)?\Z")
+_MOST_CARD_BYTES = 2**24
 _AGAIN = "Ask the coordinator for the release again; do not use this one."
 
 
@@ -72,7 +74,7 @@ def open_model(
         body = _opened(statement, signer)
         format_versions.check("model", body.get("format"), where=f"in {folder}")
         _check_files(folder, body)
-        card = json.loads((folder / "card.json").read_bytes())
+        card = json.loads(read_regular(folder / "card.json", most_bytes=_MOST_CARD_BYTES))
         signed = Statement.load(folder / "protocol.json", what="study protocol")
         protocol = parse_protocol(
             _by_one_of(signed, statement).opened(kind=PROTOCOL, signer=statement.signer),
@@ -86,6 +88,8 @@ def open_model(
         ProtocolError,
         AttributeError,
         KeyError,
+        OSError,
+        RecursionError,
         TypeError,
         ValueError,
     ) as error:
@@ -153,7 +157,9 @@ def _check_files(folder: Path, body: dict[str, Any]) -> None:
         path = folder / str(name)
         if path.parent != folder or not path.is_file():
             raise ModelError(f"The file {name} of the release in {folder} is missing.", do=_AGAIN)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        with open_regular(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
             raise ModelError(
                 f"The file {name} of the release in {folder} was changed after it was signed.",
                 do=_AGAIN,

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from client.imaging.case import Case, Image, Part
+from client.imaging.limits import MOST_NIFTI_BYTES
 from client.imaging.missing_sequences import NEEDED, sufficient
 from common.errors import CaseError
+from common.records.regular_files import open_regular
 from common.regions import MODALITIES
 
 LABEL: Final = "label"
@@ -182,7 +184,7 @@ def _sample(image: Image) -> tuple[int, bytes]:
         return len(image.parts), _shown(image.parts[len(image.parts) // 2 :][:1])
     path = image.path
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, (size - _SAMPLE) // 2))
         return size, hashlib.sha256(file.read(_SAMPLE)).digest()
 
@@ -200,6 +202,6 @@ def _same(one: Image, other: Image) -> bool:
         if image.parts:
             digests.append(_shown(image.parts))
             continue
-        with image.path.open("rb") as file:
+        with open_regular(image.path, most_bytes=MOST_NIFTI_BYTES) as file:
             digests.append(hashlib.file_digest(file, "sha256").digest())
     return digests[0] == digests[1]

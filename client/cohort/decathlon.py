@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from client.cohort.case_assembly import LABEL, Finding, Found, Refusal, relative
 from client.imaging.case import Image
+from client.imaging.limits import MOST_TABLE_BYTES
+from common.records.regular_files import read_regular
 from common.regions import LABELS, MODALITIES
 
 DESCRIPTION: Final = "dataset.json"
@@ -34,8 +36,8 @@ def is_task(files: Iterable[str], folders: Iterable[str]) -> bool:
 def find(folder: Path, files: list[Path], root: Path) -> Iterator[Found]:
     """Yield what the image files of one task are; one refusal when it is not described."""
     try:
-        channels, label_map = _describe(json.loads((folder / DESCRIPTION).read_bytes()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        channels, label_map = _describe(json.loads(_described(folder)))
+    except (OSError, RecursionError, ValueError, TypeError, AttributeError) as error:
         reason = f"does not describe four sequences and their masks: {error}"
         file = relative(folder / DESCRIPTION, root)
         yield Refusal(folder.name, file, reason, "case-layout")
@@ -58,6 +60,10 @@ def find(folder: Path, files: list[Path], root: Path) -> Iterator[Found]:
                 image=Image(path, index),
                 label_map=label_map,
             )
+
+
+def _described(folder: Path) -> bytes:
+    return read_regular(folder / DESCRIPTION, most_bytes=MOST_TABLE_BYTES)
 
 
 def _describe(dataset: Mapping[str, Any]) -> tuple[dict[str, int | None], dict[int, int]]:

@@ -23,6 +23,7 @@ from client.imaging.dicom.file_scan import is_zip, scan
 from client.imaging.dicom.series_choice import Choice, Decide, choose
 from client.imaging.dicom.studies import Study, studies
 from common.errors import CaseError
+from common.records.regular_files import open_regular
 
 NAMELESS: Final = "unnamed"
 """The patient of a study without PatientID, where one patient need not be told from another."""
@@ -99,7 +100,7 @@ def _spoilt(
 
 def _start(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(_HEADER_BYTES)
     except OSError:  # that it cannot be read is the fault already
         return b""

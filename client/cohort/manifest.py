@@ -9,6 +9,7 @@ folder, not even through a link. Separated by comma, semicolon or tab; UTF-8.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Final
 
 from client.cohort.case_assembly import LABEL, Finding, Found, Refusal
 from client.imaging.case import LABELS_EITHER, Image
+from client.imaging.limits import MOST_TABLE_BYTES
 from common.errors import CaseError
+from common.records.regular_files import open_regular, read_regular
 from common.regions import LABELS, MODALITIES
 
 _REQUIRED: Final = ("patient", *MODALITIES)
@@ -48,13 +51,15 @@ def manifests(root: Path) -> list[Path]:
 def find(path: Path) -> Iterator[Found]:
     """Yield what each row of a manifest names; raise CaseError when it is not a CSV file."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter=_delimiter(path), strict=True)
-            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-            for row in rows:
-                where = f"{path.name} line {rows.line_num}"
-                if any(row.values()):
-                    yield from _row(path.parent, where, row)
+        text = read_regular(path, most_bytes=MOST_TABLE_BYTES).decode("utf-8-sig")
+        rows = csv.DictReader(
+            io.StringIO(text, newline=""), delimiter=_delimiter(path), strict=True
+        )
+        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        for row in rows:
+            where = f"{path.name} line {rows.line_num}"
+            if any(row.values()):
+                yield from _row(path.parent, where, row)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise _not_csv(path, error) from error
 
@@ -124,8 +129,8 @@ def _delimiter(path: Path) -> str:
 
 def _first_line(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return file.readline(10_000).replace('"', "")
+        with open_regular(path) as file:
+            return file.readline(10_000).decode("utf-8-sig", errors="replace").replace('"', "")
     except OSError as error:
         raise _not_csv(path, error) from error
 

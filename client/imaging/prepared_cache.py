@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 
 from client.imaging import cache_eviction
 from client.imaging.case import Case, Image
+from client.imaging.limits import MOST_NIFTI_BYTES
 from client.imaging.preprocessing import Prepared, digest, prepare
 from common.errors import CaseError, StateError
 from common.records.atomic_files import replacing, sweep, unwritable, write_bytes
+from common.records.regular_files import open_regular
 from common.regions import MODALITIES
 from common.study.protocol import PreprocessingOptions
 
@@ -203,7 +205,7 @@ def content_sha256(image: Image) -> str:
     for a file that cannot be read, CaseError for a zip file.
     """
     if not image.parts:
-        with image.path.open("rb") as file:
+        with open_regular(image.path, most_bytes=MOST_NIFTI_BYTES) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     from client.imaging.dicom.files_and_zips import contents
 

@@ -104,8 +104,13 @@ def _word(kind: torch.dtype | torch.layout) -> str:
 def _content(path: Path) -> object:
     """Return what is in a PyTorch file; raise ModelError if that is more than tensors."""
     zipped = zipfile.is_zipfile(path)
-    if zipped and _is_program(path):
-        raise _refused(path, "it is a TorchScript program")
+    if zipped:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+        if any(one.filename.rpartition("/")[2] == "constants.pkl" for one in entries):
+            raise _refused(path, "it is a TorchScript program")
+        if any(one.compress_type != zipfile.ZIP_STORED for one in entries):
+            raise _refused(path, "it is compressed, as torch writes no file")
     try:
         # Mapped, so that optimiser states beside the weights are never read. Files of before
         # torch 1.6 are no zip files and cannot be.
@@ -118,11 +123,6 @@ def _content(path: Path) -> object:
             do="Fetch the file again from where it was published.",
             code="model-damaged",
         ) from None
-
-
-def _is_program(path: Path) -> bool:
-    with zipfile.ZipFile(path) as file:
-        return any(name.rpartition("/")[2] == "constants.pkl" for name in file.namelist())
 
 
 def _why(text: str) -> str:

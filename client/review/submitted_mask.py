@@ -33,16 +33,14 @@ def read_mask(
     try:
         image = nib.Nifti1Image.from_bytes(_unpacked(body, most_bytes(shape)))
         kind, found = image.get_data_dtype(), image.shape
-        data = np.asarray(image.dataobj) if kind == np.uint8 else None
+        if kind != np.uint8:
+            raise _refused(f"its voxels are of type {kind}, not uint8")
+        if found[:3] != shape or any(length != 1 for length in found[3:]):
+            sizes = ("x".join(map(str, one)) for one in (found, shape))
+            raise _refused("it has {} voxels and the scan has {}".format(*sizes))
+        data = np.asarray(image.dataobj).reshape(shape)
     except UNREADABLE as error:
         raise _refused(f"it is no whole NIfTI file ({type(error).__name__})") from error
-    if data is None:
-        raise _refused(f"its voxels are of type {kind}, not uint8")
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.shape != shape:
-        sizes = ("x".join(map(str, one)) for one in (found, shape))
-        raise _refused("it has {} voxels and the scan has {}".format(*sizes))
     apart = float(np.abs(image.affine - affine).max())
     if not apart <= _SAME_MM:
         raise _refused(f"it lies elsewhere than the scan, by up to {apart:.3g} mm")

@@ -29,6 +29,7 @@ from client.site.folder import Site
 from client.site.stop import CODE as STOPPED
 from client.site.stop import check_not_halted
 from client.study import reported_metrics, restore_reconciliation, round_training
+from client.study.answer_times import Work
 from client.study.consent import check_order, check_start
 from client.study.outbound import Reply, let_out, may_report, unjournalled
 from client.study.round_state import Kept
@@ -61,9 +62,16 @@ control variate, the local layers or the personal model, one of them twice while
 class Participation:
     """Answers the orders of one site."""
 
-    def __init__(self, site: Site, *, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        site: Site,
+        *,
+        pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._site = site
-        self._pause = pause
+        self._pause, self._clock = pause, clock
+        self._work: Work | None = None
         self._said: dict[str, tuple[str, str]] = {}
         self._stopped: tuple[str, str, int] | None = None
         self._activity = Activity(site)
@@ -88,20 +96,23 @@ class Participation:
 
     def _answer(self, order: Order, weights: Arrays) -> Content:
         """Return the journalled reply to an order; raise what the journal raises."""
-        began = time.monotonic()
+        began = self._clock()
+        self._work = None
         protocol: StudyProtocol | None = None
         try:
             site, protocol = self._open(order)
             reply = self._carry_out(site, protocol, order, weights)
-            self._hold(site, order, time.monotonic() - began)
-            took = {"seconds": round(time.monotonic() - began, 3)}
+            self._hold()
+            took = {"seconds": round(self._clock() - began, 3)}
             reply = replace(reply, facts={**reply.facts, **took})
             return let_out(site, order, protocol, self._news(order, reply))
         except GliofedError as error:
+            self._hold(failed=True)
             reply = self._news(order, Reply(refusal(order, error), what="a refusal"))
             if reply.news:
                 self._record("order refused", order, code=error.code, reason=_reason(error))
         except Exception as error:  # noqa: BLE001  the site's edge: a code leaves
+            self._hold(failed=True)
             # The text may name a file, and so a patient: it stays in the log.
             _LOG.exception("An order failed; the coordinator hears a code alone.")
             reply = Reply(refusal(order, GliofedError("unforeseen")), what="a failure")
@@ -170,6 +181,8 @@ class Participation:
                 due={name: array.shape for name, array in made.items()},
                 max_norm=_INITIAL_NORM,
             )
+        if site.settings.policy.answer_every_s != "auto":
+            self._begin(site, protocol)
         if order.kind == "describe":
             return self._describe(site, order, protocol)
         weights, control = _parted(weights)
@@ -324,6 +337,7 @@ class Participation:
             round_number=order.round,
             control=control if scaffold else None,
             progress=self._activity.step,
+            drawing=lambda: self._begin(site, protocol),
         )
 
         def follower(body: bytes) -> Arrays:
@@ -349,14 +363,15 @@ class Participation:
             facts, head = ledger.head
         return {"ledger_facts": facts, "ledger_head": head}
 
-    def _hold(self, site: Site, order: Order, seconds: float) -> None:
-        """Wait until the work took a multiple of ``answer_every_s``.
+    def _begin(self, site: Site, protocol: StudyProtocol) -> None:
+        """Note that from now on it shows in the time what is done with patients."""
+        self._work = Work(site, protocol, self._clock())
 
-        How long a step takes tells how many patients were drawn for it.
-        """
-        every_s = site.settings.policy.answer_every_s
-        if every_s and order.kind in {"describe", "train", "evaluate"}:
-            self._pause(math.ceil(seconds / every_s) * every_s - seconds)
+    def _hold(self, *, failed: bool = False) -> None:
+        """Wait until the time does not tell how many patients were drawn."""
+        work, self._work = self._work, None
+        if work is not None and (wait_s := work.wait_s(self._clock(), failed=failed)) > 0:
+            self._pause(wait_s)
 
     def _news(self, order: Order, reply: Reply) -> Reply:
         """Return ``reply``, marked as no news if an offer, asked every few seconds, got it before.

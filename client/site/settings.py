@@ -7,7 +7,7 @@ what may leave, and the hours in which orders are carried out (``Policy.open_at`
 from __future__ import annotations
 
 import datetime as dt
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -38,9 +38,10 @@ reports = ["case_count", "privacy_spent", "withdrawals"]
 # Mean Dice of the validation patients: "exact" (not covered by epsilon), "noised" (differentially
 # private, charged to the ledger, of use with hundreds of patients only) or "never".
 dice = "exact"
-# A reply waits until its work took a multiple of these seconds, so that the time does not tell how
-# many patients were drawn; 0 answers at once.
-answer_every_s = 0.0
+# When a round with privacy is answered. Its time must not tell how many patients were drawn: "auto"
+# answers always after the same time, found in the first round, 1.3 to 2 times what a round takes; a
+# number after a multiple of so many seconds; 0 at once, and then the time tells.
+answer_every_s = "auto"
 # Train also on cases that clinicians accepted or corrected in `gliofed-clinic review --site`; their
 # scans and masks are copied to the folder reviewed.
 train_on_reviews = false
@@ -95,7 +96,7 @@ class Policy(_Frozen):
         "withdrawals",
     )
     dice: Literal["exact", "noised", "never"] = "exact"
-    answer_every_s: float = Field(default=0.0, ge=0, le=3600)
+    answer_every_s: Literal["auto"] | Annotated[float, Field(ge=0, le=3600)] = "auto"
     train_on_reviews: bool = False
     hours: str = Field(default="00:00-24:00", pattern=r"^\d\d:\d\d-\d\d:\d\d$")
 

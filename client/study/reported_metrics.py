@@ -69,9 +69,27 @@ def noised_validation_dice(
         sensitivity=SENSITIVITY,
     ) as names:
         for name in sorted(names):
-            found = score(site, protocol, used, patients[name])
-            scores.append({region: found.mean(region) for region in REGIONS})
+            scores.append(_scores(site, protocol, used, patients[name], name))
         return noised_dice(scores, noise_multiplier=multiplier)
+
+
+def _scores(
+    site: Site, protocol: StudyProtocol, weights: Arrays, cases: list[Case], name: str
+) -> dict[str, float | None]:
+    """Return a patient's scores, and none where one of the scans fails, whyever.
+
+    A patient without scores is counted with a half in each region. To fail in their place would
+    tell that their scan cannot be read, and cost everybody another charge at each try.
+    """
+    try:
+        found = score(site, protocol, weights, cases)
+    except CaseError as error:  # the log stays in the hospital
+        _LOG.warning("Patient %s counts as a half in each region. %s", name, error)
+    except Exception:  # noqa: BLE001  the edge of one patient's data
+        _LOG.exception("Patient %s counts as a half in each region: unforeseen.", name)
+    else:
+        return {region: found.mean(region) for region in REGIONS}
+    return dict.fromkeys(REGIONS)
 
 
 def noised_cohort_statistics(site: Site, protocol: StudyProtocol) -> dict[str, list[float]]:
@@ -102,9 +120,13 @@ def _vector(
     for load in loaders(site, protocol.preprocessing, patients[name]):
         try:
             scans.append(load())
-        except CaseError as error:
+        except CaseError as error:  # as which all that goes wrong with a case comes
             _LOG.warning("A scan of patient %s is not counted: %s", name, error)
-    return patient_vector(scans, protocol.statistics.histograms)
+    try:
+        return patient_vector(scans, protocol.statistics.histograms)
+    except Exception:  # noqa: BLE001  the edge of one patient's data
+        _LOG.exception("Patient %s is not counted: unforeseen.", name)
+        return patient_vector([], protocol.statistics.histograms)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Everything here stays at the site; ``client.runtime.order_handler`` decides what
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from client.site.folder import Site
 from client.site.preemption import yielding
 from client.site.pseudonyms import patients_key, pseudonym, withdrawn
 from client.study.round_state import Kept, Trained
-from client.training.crops import Patient
 from client.training.drift_correction import NO_TERMS, Terms, correction
 from client.training.loop import Progress, TrainingResult, train
 from client.training.lr_schedule import Place
@@ -108,7 +106,7 @@ def training_cases(site: Site, protocol: StudyProtocol) -> int:
     return len(read_split(site, protocol).train)
 
 
-def training_patients(site: Site, protocol: StudyProtocol) -> dict[str, Patient]:
+def training_patients(site: Site, protocol: StudyProtocol) -> dict[str, list[Loader]]:
     """Return, by pseudonym, the patients to train on, each with all their scans.
 
     The patient is the unit of privacy. Raises CaseError (code ``case-none``) if there is none.
@@ -143,18 +141,23 @@ def train_round(
     round_number: int,
     control: Arrays | None = None,
     progress: Progress | None = None,
+    drawing: Callable[[], None] | None = None,
 ) -> Trained:
     """Train from ``weights`` for one round; return the update, and what is this site's own.
 
     The site's local layers take the place of those in ``weights``. ``control`` is c of SCAFFOLD, if
     the study's rule is that. The personal model is trained after the update, in steps of its own.
 
-    With privacy each step is charged to the site's ledger before it is taken; patients whose budget
-    does not allow the whole round are left out of it. Raises PrivacyError (code ``privacy-cap``)
-    when that is everyone, CaseError without patients.
+    With privacy all patients are prepared before the first is drawn, and then ``drawing`` is
+    called: what comes after it depends on the draws. Each step is charged to the site's ledger
+    before it is taken; patients whose budget does not allow the whole round are left out of it.
+    Raises PrivacyError (code ``privacy-cap``) when that is everyone, CaseError without patients.
     """
     patients = training_patients(site, protocol)
     if protocol.private:
+        _prepare(site, patients)
+        if drawing is not None:
+            drawing()
         return _train_privately(site, protocol, weights, patients, round_number, control, progress)
     if not site.settings.policy.allow_without_privacy:
         raise ConsentError("This site does not train without privacy.", code="policy-privacy")
@@ -176,11 +179,27 @@ def train_round(
     return _trained(_parts(site, protocol, weights, round_number, control, progress), train_part)
 
 
+def _prepare(site: Site, patients: Mapping[str, Sequence[Loader]]) -> None:
+    """Prepare whoever is not in the cache, so that drawing them first takes no longer than again.
+
+    Where the cache has a limit, all may not fit into it, and nobody is prepared ahead.
+    """
+    if site.settings.machine.cache_bytes:
+        return
+    wait = yielding(site)
+    for load in (load for scans in patients.values() for load in scans):
+        wait()
+        try:
+            load.prepare()
+        except CaseError as error:
+            _LOG.warning("A scan cannot be prepared. %s", error)
+
+
 def _train_privately(
     site: Site,
     protocol: StudyProtocol,
     weights: Arrays,
-    patients: Mapping[str, Patient],
+    patients: Mapping[str, Sequence[Loader]],
     round_number: int,
     control: Arrays | None,
     progress: Progress | None,
@@ -387,9 +406,38 @@ def mean_dice(scores: RegionScores) -> dict[str, float]:
     return {region: round(mean, 6) for region, mean in means.items() if mean is not None}
 
 
-def loaders(
-    site: Site, options: PreprocessingOptions, cases: Sequence[Case]
-) -> list[Callable[[], Prepared]]:
+def loaders(site: Site, options: PreprocessingOptions, cases: Sequence[Case]) -> list[Loader]:
     limit = site.settings.machine.cache_bytes
     cache = PreparedCache(site.folder / "cache", options, limit_bytes=limit)
-    return [functools.partial(cache.get, case) for case in cases]
+    return [Loader(cache, case) for case in cases]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Returns a prepared case, when it is called."""
+
+    cache: PreparedCache
+    case: Case
+
+    def __call__(self) -> Prepared:
+        """Raise CaseError, which names the case, for whatever goes wrong with it."""
+        try:
+            return self.cache.get(self.case)
+        except CaseError:
+            raise
+        except Exception as error:  # the edge of one patient's data
+            raise CaseError(
+                f"{self.case.name} cannot be used: {type(error).__name__}: {error}",
+                do="`gliofed-site check` looks at the case by itself; the disk may be full or "
+                "failing.",
+                code="case-unreadable",
+            ) from error
+
+    def prepare(self) -> None:
+        """Prepare the case if it is not in the cache; raise CaseError as a call does."""
+        try:
+            there = self.cache.place(self.case).exists()
+        except Exception:  # noqa: BLE001  the call says what is wrong
+            there = False
+        if not there:
+            self()

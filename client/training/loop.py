@@ -283,18 +283,21 @@ def _replica(
 def drawing(
     patient: Patient, options: TrainingOptions, rng: np.random.Generator, *, device: str = "cpu"
 ) -> Callable[[], Crops | None]:
-    """Return the task of drawing a patient's crops, which gives None if a scan is unreadable.
+    """Return the task of drawing a patient's crops, which gives None if that fails, whyever.
 
-    ``device`` is where they are augmented, and are then.
+    A file that is gone, a damaged one, a fault of the disk, too little memory for this scan: each
+    of them depends on who was drawn, so that to stop would tell it. ``device`` is where crops are
+    augmented, and are then.
     """
 
     def draw() -> Crops | None:
         try:
             return draw_patient(patient, options, rng, device=device)
-        except CaseError as error:
-            # Stopping here would tell that this patient was drawn; the log stays in the hospital.
+        except CaseError as error:  # the log stays in the hospital
             _LOG.warning("A patient's contribution counts as zero. %s", error)
-            return None
+        except Exception:  # noqa: BLE001  the edge of one patient's data
+            _LOG.exception("A patient's contribution counts as zero, for a reason nobody foresaw.")
+        return None
 
     return draw
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from common.errors import IdentityError, StateError
 from common.records import format_versions
+from common.records.regular_files import open_regular
 
 _MAGIC: Final = b"gliofed-backup\n"
 _PIECE: Final = 1 << 20
@@ -74,7 +75,7 @@ def sealing(target: BinaryIO, passphrase: bytes | None) -> Iterator[BinaryIO]:
 def opening(path: Path, passphrase: bytes | None) -> Iterator[BinaryIO]:
     """Yield the tar of the archive at ``path`` to read; raise StateError, IdentityError."""
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except OSError as error:
         raise StateError(
             f"Cannot read the backup {path}: {error.strerror}.", do="Check the path."

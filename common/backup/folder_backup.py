@@ -351,7 +351,8 @@ def _members(path: Path, passphrase: bytes | None) -> Iterator[Iterator[tuple[st
             try:
                 with tarfile.open(fileobj=plain, mode="r|") as tar:
                     for member in tar:
-                        content = tar.extractfile(member) if member.isreg() else None
+                        plain_file = member.isreg() and not member.issparse()  # holes have no end
+                        content = tar.extractfile(member) if plain_file else None
                         if content is None:
                             raise broken(path, "holds something that is not a plain file")
                         yield member.name, content  # type: ignore[misc]

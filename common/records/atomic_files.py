@@ -18,6 +18,9 @@ from typing import Any, Final
 
 from common import posix
 from common.errors import StateError
+from common.records.regular_files import read_regular
+
+_MOST_JSON_BYTES: Final = 2**28
 
 PARTIAL: Final = ".partial-"
 """Begins the name of a file that is being written."""
@@ -140,7 +143,7 @@ def json_bytes(value: Any) -> bytes:
 def read_json(path: Path, *, what: str) -> Any:
     """Read JSON; raise StateError that calls the file ``what``."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_regular(path, most_bytes=_MOST_JSON_BYTES))
     except FileNotFoundError:
         raise StateError(f"There is no {what} at {path}.", do="Check the path.") from None
     except OSError as error:

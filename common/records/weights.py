@@ -28,12 +28,16 @@ from safetensors.numpy import save as to_safetensors
 
 from common.errors import ModelError, UpdateError
 from common.records.atomic_files import write_bytes
+from common.records.regular_files import read_regular
 
 Arrays = dict[str, NDArray[np.float32]]
 
 _METADATA_KEY: Final = "gliofed"
 _LENGTH: Final = 8
 """Bytes at the start of a safetensors file that say how long its header is."""
+
+_MOST_BYTES: Final = 2**32
+"""In a file of weights: a thousand million parameters in float32."""
 
 _COUNTER: Final = "num_batches_tracked"
 """Ends the name of the number of batches that torch's batch norm has seen: no weight."""
@@ -106,7 +110,7 @@ def load(path: Path) -> Arrays:
     format, ``model-damaged`` if it is not whole, ``model-dtype`` if it holds other numbers.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, most_bytes=_MOST_BYTES)
     except OSError as error:
         raise ModelError(
             f"Cannot read the weights {path}: {error.strerror}.",

@@ -29,6 +29,7 @@ from retrying import RetryError
 from client.clinic.dicom_results.writer import read_results
 from client.clinic.pacs import dimse
 from client.imaging.dicom.headers import DAMAGED, quiet
+from client.imaging.limits import MOST_SERIES_BYTES
 from common.errors import CaseError
 from common.process.proxies import is_loopback
 from common.records.atomic_files import replacing
@@ -164,6 +165,7 @@ def session(url: str) -> requests.Session:
             code="pacs-url",
         )
     made = requests.Session()
+    made.hooks["response"].append(_limited)
     if is_loopback(parts.hostname):
         for scheme in ("http://", "https://"):
             made.mount(scheme, _Direct())
@@ -174,6 +176,21 @@ def session(url: str) -> requests.Session:
     elif user:
         made.auth = (user, os.environ.get("GLIOFED_PACS_PASSWORD", ""))
     return made
+
+
+def _limited(response: Any, **_: Any) -> None:
+    """Let nobody read more of an answer than a series may have, unpacked if it came packed."""
+    read = response.iter_content
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[bytes]:
+        size = 0
+        for piece in read(*arguments, **options):
+            size += len(piece)
+            if size > MOST_SERIES_BYTES:
+                raise requests.exceptions.ContentDecodingError("the answer is too long")
+            yield piece
+
+    response.iter_content = counted
 
 
 class _Direct(requests.adapters.HTTPAdapter):  # type: ignore[misc] # requests has no types

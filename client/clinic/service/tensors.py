@@ -23,6 +23,7 @@ from tritonclient.grpc import service_pb2 as words
 from client.clinic.ood import Familiarity
 from client.clinic.result_folder import Origin, Segmentation
 from client.imaging.case import Case, Image
+from client.imaging.limits import MOST_VOXELS
 from client.imaging.nifti import Volume, checked
 from common.errors import CaseError, FederationError
 from common.regions import MODALITIES
@@ -35,7 +36,6 @@ CASE: Final = "request"
 ERROR: Final = "gliofed-error-bin"
 """Trailing metadata of an answer: message, do and code of a refusal, as JSON."""
 _TYPES: Final[Mapping[str, str]] = {"FP32": "<f4", "FP64": "<f8", "UINT8": "|u1"}
-_MAX_VOXELS: Final = 2**28
 _READ: Final = "ModelMetadata and the README list the inputs."
 
 INPUTS: Final = (
@@ -200,8 +200,8 @@ def answered(response: words.ModelInferResponse) -> tuple[Segmentation, Origin]:
 
 def _array(name: str, kind: str, shape: Sequence[int], raw: bytes) -> NDArray[Any]:
     dtype, count = np.dtype(_TYPES[kind]), math.prod(shape)
-    if count > _MAX_VOXELS:
-        raise _refused(f"The input {name} has {count} voxels, more than {_MAX_VOXELS}.")
+    if count > MOST_VOXELS:
+        raise _refused(f"The input {name} has {count} voxels, more than {MOST_VOXELS}.")
     if len(raw) != count * dtype.itemsize:
         raise _refused(
             f"The input {name} has {len(raw)} bytes; its shape and type need "

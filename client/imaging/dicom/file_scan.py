@@ -7,6 +7,7 @@ worker that looks at its cohort for every order reads no header twice.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import BinaryIO, Final
 
 from client.imaging.case import Part
 from client.imaging.dicom.files_and_zips import Identity, contents, identity_of, members, unreadable
-from client.imaging.dicom.headers import Instance, is_dicom, read_header
+from client.imaging.dicom.headers import Instance, damaged, is_dicom, read_header
 from client.imaging.dicom.series_facts import Facts
+from client.imaging.limits import MOST_DICOM_BYTES
 from common.errors import CaseError
+from common.records.regular_files import open_regular
 
 _SUFFIXES: Final = (".dcm", ".dicom", ".ima")
 _MAGIC_END: Final = 132
@@ -58,15 +61,19 @@ def _scanned(path: Path) -> Scan:
         one = _zip(path) if is_zip(path) else _file(path)
     except OSError as error:
         return Scan(faults=[(path, unreadable(path, error))])
+    except CaseError as error:
+        return Scan(faults=[(path, error)])
     _remembered[path] = identity, one
     return one
 
 
 def _file(path: Path) -> Scan:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(_MAGIC_END)
         if not is_dicom(start) and path.suffix.lower() not in _SUFFIXES:
             return Scan()
+        if os.fstat(file.fileno()).st_size > MOST_DICOM_BYTES:
+            raise damaged(Part(path), f"it has more than {MOST_DICOM_BYTES} bytes")
         file.seek(0)
         return _instance(Part(path), file)
 

@@ -2,7 +2,8 @@
 
 Reads the header alone, and of it a fixed list of public tags: a patient's name, free-text fields
 and private tags are never asked for. Values that break DICOM's rules count as not said, since
-scanners break them daily; what cannot be parsed at all is one CaseError.
+scanners break them daily; what cannot be parsed at all is one CaseError. Nothing is unpacked: a
+deflated file is refused by its transfer syntax, wherever in its head that stands.
 
 Sources: DICOM PS3.3 C.7.6.2 (image plane), C.8.3.1 (MR image), C.8.13 (enhanced MR).
 """
@@ -21,12 +22,14 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 import pydicom
+import pydicom.filereader
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 
 from client.imaging.case import Part
 from client.imaging.dicom.series_facts import Facts
+from client.imaging.limits import MOST_HEADER_BYTES, MOST_ITEMS
 from common.errors import CaseError
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -40,6 +43,23 @@ _DIRECTORY: Final = "1.2.840.10008.1.3.10"
 _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 _META_BYTES: Final = 2048
 _MAGIC: Final = slice(128, 132)
+
+
+class DeflatedError(ValueError):
+    """A file that is packed as a whole: its header cannot be read without unpacking all of it."""
+
+
+class _Unpacking:
+    """Stands where pydicom has zlib, which would unpack a file without a limit."""
+
+    MAX_WBITS: Final = zlib.MAX_WBITS
+
+    @staticmethod
+    def decompress(*_: object) -> bytes:
+        raise DeflatedError("deflated")
+
+
+pydicom.filereader.zlib = _Unpacking  # type: ignore[assignment,attr-defined]  # for all who read DICOM here
 
 DAMAGED: Final = (
     ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError,
@@ -98,6 +118,35 @@ class Instance:
     facts: Facts
 
 
+class Sparing:
+    """A stream whose header is read within limits: of the length of a value, and of items.
+
+    An item of a sequence takes 8 bytes in a file and a thousand in memory.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._items = 0
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, count: int = -1) -> bytes:
+        """Return ``count`` bytes; raise ValueError where a limit is passed."""
+        if count < 0:  # as only what unpacks all of a file asks
+            raise DeflatedError("deflated")
+        if count > MOST_HEADER_BYTES:
+            raise ValueError("a value of its header is too long")
+        data = self._stream.read(count)
+        self._items += items(data)
+        if self._items > MOST_ITEMS:
+            raise ValueError("its header has too many items")
+        return data
+
+
+def items(data: bytes) -> int:
+    """Return how many items of sequences begin in ``data``, at most; in either byte order."""
+    return data.count(b"\xfe\xff\x00\xe0") + data.count(b"\xff\xfe\xe0\x00")
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence pydicom: what it warns of, it quotes, and a header's values name the patient."""
@@ -120,12 +169,13 @@ def read_header(part: Part, stream: BinaryIO) -> Instance | None:
     start = stream.read(_META_BYTES)
     if not start:
         raise damaged(part, "it is empty")
-    if _DEFLATED in start:
-        raise damaged(part, "its transfer syntax, deflated, is not supported")
-    stream.seek(0)
     try:
+        if _DEFLATED in start:  # though what follows may make no sense
+            raise DeflatedError("deflated")
         with quiet():
             return _read(part, stream)
+    except DeflatedError:
+        raise damaged(part, "its transfer syntax, deflated, is not supported") from None
     except DAMAGED as error:
         raise damaged(part, type(error).__name__) from error
 
@@ -141,8 +191,12 @@ def damaged(part: Part, why: str) -> CaseError:
 
 
 def _read(part: Part, stream: BinaryIO) -> Instance | None:
+    stream.seek(0)
     dataset = pydicom.dcmread(
-        stream, force=True, stop_before_pixels=True, specific_tags=list(_TAGS)
+        Sparing(stream),
+        force=True,
+        stop_before_pixels=True,
+        specific_tags=list(_TAGS),
     )
     if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
         return None

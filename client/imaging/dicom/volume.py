@@ -22,13 +22,16 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from client.imaging.case import Image, Part
+from client.imaging.dicom import codestreams
 from client.imaging.dicom.files_and_zips import Digests, contents, digests
-from client.imaging.dicom.headers import DAMAGED, ENHANCED, damaged, quiet
+from client.imaging.dicom.headers import DAMAGED, ENHANCED, damaged, items, quiet
 from client.imaging.dicom.slice_geometry import REGULAR_MM, SAME_DIRECTION
+from client.imaging.limits import MOST_ITEMS, MOST_SERIES_BYTES, MOST_VOXELS
 from client.imaging.nifti import Volume
 from common.errors import CaseError
 
-_MAX_VOXELS: Final = 2**28
+codestreams.guard()
+
 _LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _TRANSFORMS: Final[dict[str, Any]] = {
     "dtype": np.float64,
@@ -59,7 +62,17 @@ def read_series(image: Image) -> Volume:
 
 
 def _read(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    datasets = [_dataset(part, data) for part, data in contents(image.parts)]
+    datasets, size = [], 0
+    for part, data in contents(image.parts):
+        size += len(data)
+        if size > MOST_SERIES_BYTES:
+            raise CaseError(
+                f"{image.title} has more than {MOST_SERIES_BYTES} bytes.",
+                do="No MR series is that large: look at what its files hold. The limits stand in "
+                "client/README.md.",
+                code="case-limit",
+            )
+        datasets.append(_dataset(part, data))
     try:
         for dataset in datasets:
             _check_pixels(dataset, image, slices=len(datasets))
@@ -95,8 +108,12 @@ def _pixels(part: Part, data: bytes) -> bytes:
 
 
 def _dataset(part: Part, data: bytes) -> Dataset:
+    if items(data) > MOST_ITEMS:
+        raise damaged(part, "it has too many items")
     try:
         dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+        # Behind the frames that the header speaks of there may be thousands.
+        dataset.pixel_array_options(allow_excess_frames=False)
         dataset.get("PixelData")
     except DAMAGED as error:
         raise damaged(part, type(error).__name__) from error
@@ -126,8 +143,8 @@ def _check_pixels(dataset: Dataset, image: Image, *, slices: int) -> None:
         raise _no_pixels(image, f"no decoder is installed for its compression ({syntax.name})")
     rows, columns = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
     voxels = rows * columns * max(slices, int(dataset.get("NumberOfFrames", 1) or 1))
-    if not 0 < voxels <= _MAX_VOXELS:
-        raise _no_pixels(image, f"it would have {voxels} voxels")
+    if not 0 < voxels <= MOST_VOXELS:
+        raise _no_pixels(image, f"it would have {voxels} voxels, more than {MOST_VOXELS}")
     if not syntax.is_compressed:
         frames = int(dataset.get("NumberOfFrames", 1) or 1)
         needed = rows * columns * frames * int(dataset.get("BitsAllocated", 16)) // 8

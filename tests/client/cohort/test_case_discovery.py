@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -283,20 +284,20 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     brats_2023(tmp_path)
     locked = tmp_path / "BraTS-GLI-00001-001"
     broken = tmp_path / "BraTS-GLI-00002-000" / "BraTS-GLI-00002-000-t1c.nii.gz"
-    list_folder, open_file = os.scandir, Path.open
+    list_folder, open_file = os.scandir, os.open
 
     def scandir(path: str) -> object:
         if Path(path) == locked:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return list_folder(path)
 
-    def opened(self: Path, *args: object, **kwargs: object) -> object:
-        if self == broken:
+    def opened(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path == broken:
             raise OSError(errno.EIO, "Input/output error")
-        return open_file(self, *args, **kwargs)
+        return open_file(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(os, "open", opened)
     cohort = read_cohort(tmp_path)
     assert [case.name for case in cohort.cases] == ["BraTS-GLI-00001-000"]
     assert {(one.file, one.reason) for one in cohort.refused} == {

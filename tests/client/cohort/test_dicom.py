@@ -317,7 +317,7 @@ def test_a_study_of_nobody_knows_whom_is_read_but_never_trained_on(
         assert read_case(folder).patient == "unnamed"
 
 
-@pytest.mark.parametrize("limit", ["_MOST_MEMBERS", "_MOST_BYTES", "_MOST_MEMBER_BYTES"])
+@pytest.mark.parametrize("limit", ["MOST_ZIP_FILES", "MOST_ZIP_BYTES", "MOST_DICOM_BYTES"])
 def test_a_zip_too_large_for_anything_is_refused(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:

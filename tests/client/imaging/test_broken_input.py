@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import os
 import shutil
 import warnings
 import zipfile
@@ -96,14 +97,14 @@ def unpacked(change: Callable[[bytes], bytes]) -> Break:
 
 
 def unreadable(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_file = Path.open
+    open_file = os.open
 
-    def opened(self: Path, *args: Any, **kwargs: Any) -> object:
-        if self.name == at(root).name:
-            raise PermissionError(errno.EACCES, "Permission denied", str(self))
-        return open_file(self, *args, **kwargs)
+    def opened(path: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(path).name == at(root).name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(os, "open", opened)
 
 
 def replaced(make: Callable[[Path], object]) -> Break:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,14 +88,20 @@ def test_the_second_time_opens_no_raw_file(
     case = aged(make_case())
     PreparedCache(folder, OPTIONS).get(case)
     opened: list[Path] = []
-    original = Path.open
+    original, original_raw = Path.open, os.open
 
     def watched(self: Path, *args: object, **kwargs: object) -> object:
         opened.append(self)
         return original(self, *args, **kwargs)
 
+    def watched_raw(path: Any, *args: Any, **kwargs: Any) -> int:
+        opened.append(Path(path))
+        return original_raw(path, *args, **kwargs)
+
     monkeypatch.setattr(Path, "open", watched)
+    monkeypatch.setattr(os, "open", watched_raw)
     PreparedCache(folder, OPTIONS).get(case)
+    monkeypatch.undo()
     assert opened
     assert not [path for path in opened if path.suffix == ".gz"]
 

@@ -208,7 +208,11 @@ def test_without_noise_and_clipping_it_is_the_ordinary_loop() -> None:
     assert difference < 1e-4 * np.linalg.norm(expected)
 
 
-def test_broken_patients_are_zero_and_the_step_goes_on() -> None:
+@pytest.mark.parametrize("error", [CaseError, OSError, MemoryError, ValueError, RuntimeError])
+def test_broken_patients_are_zero_and_the_step_goes_on(error: type[Exception]) -> None:
+    def unreadable() -> Prepared:
+        raise error("The scan is gone.")
+
     good = cohort(2)
     wrong = np.full((4, 16, 16, 16), np.nan, np.float32)
     broken = [*good, patient(Prepared(wrong, phantom(0).labels)), [unreadable]]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from client.imaging.case import Case
+from client.imaging.prepared_cache import PreparedCache
+from client.imaging.preprocessing import Prepared
 from client.privacy import budget_caps
+from client.privacy.dp_dice import NoisedDice
 from client.segmentation.dice import RegionScores
 from client.site.folder import Site
-from client.study import round_training
+from client.study import reported_metrics, round_training
 from common.errors import CaseError, StateError
 from common.records.weights import digest
 from tests.consortia import tiny_protocol
@@ -76,6 +82,64 @@ def test_an_unreadable_patient_costs_the_round_nothing(
     trained = round_training.train_round(site, protocol, weights, round_number=1)
     assert trained.update
     assert budget_caps.privacy_spent(site, protocol).steps == 2
+
+
+FAULTS = {
+    "the disk fails": OSError(errno.EIO, "Input/output error"),
+    "too little memory for one scan": MemoryError(),
+    "no room in the cache": StateError("The disk is full.", code="disk-full"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_goes_wrong_with_a_drawn_patient_is_a_zero_contribution(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    protocol = tiny_protocol(privacy={"sampling_rate": 1.0, "max_epsilon": 10.0})
+    broken = round_training.read_split(site, protocol).train[0]
+    get = PreparedCache.get
+
+    def spoilt(cache: PreparedCache, case: Case) -> Prepared:
+        if case.patient == broken.patient:
+            raise FAULTS[fault]
+        return get(cache, case)
+
+    monkeypatch.setattr(PreparedCache, "get", spoilt)
+    before = budget_caps.privacy_spent(site, protocol).steps
+    weights = round_training.starting_weights(protocol)
+    trained = round_training.train_round(site, protocol, weights, round_number=1)
+    assert trained.update
+    assert budget_caps.privacy_spent(site, protocol).steps == before + 2
+    assert f"A patient's contribution counts as zero. {broken.name}" in caplog.text
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_goes_wrong_with_a_validation_scan_counts_as_a_half(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    protocol = tiny_protocol()
+    seen: list[list[dict[str, float | None]]] = []
+    kept = round_training.read_split(site, protocol).validation
+    assert kept
+
+    def spoilt(_: PreparedCache, case: Case) -> Prepared:
+        raise FAULTS[fault]
+
+    def noised(scores: Any, **_: Any) -> NoisedDice:
+        seen.append(scores)
+        return NoisedDice({}, 0.0)
+
+    monkeypatch.setattr(PreparedCache, "get", spoilt)
+    monkeypatch.setattr(reported_metrics, "noised_dice", noised)
+    weights = round_training.starting_weights(protocol)
+    with budget_caps.open_ledger(site) as ledger:
+        before = len(ledger.facts())
+    reported_metrics.noised_validation_dice(site, protocol, weights, round_number=1)
+    assert seen[0] == [{"WT": None, "TC": None, "ET": None}] * len({c.patient for c in kept})
+    with budget_caps.open_ledger(site) as ledger:
+        assert len(ledger.facts()) == before + 1
+        assert ledger.facts()[-1].state == "confirmed"
+    assert kept[0].name in caplog.text
 
 
 def test_a_missing_ledger_stops_training(site: Site) -> None:
