@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import socket
 import ssl
 import threading
@@ -57,7 +58,7 @@ def config(
         proxy_headers=False,
         backlog=_BACKLOG,
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-        timeout_keep_alive=round(door.limits.idle_s),
+        timeout_keep_alive=math.ceil(door.limits.idle_s),
         timeout_graceful_shutdown=graceful_s,
     )
 
