@@ -43,7 +43,8 @@ def serve(folder: Path, *, page: Place | None, metrics: Place | None) -> None:
         cookie="gliofed_site",
     )
     pages = application(folder, readings, door)
-    http_server.run(http_server.config(pages, host=page.host, port=page.port))
+    with contextlib.suppress(KeyboardInterrupt):
+        http_server.run(http_server.config(pages, host=page.host, port=page.port))
 
 
 if __name__ == "__main__":

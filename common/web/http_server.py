@@ -64,9 +64,8 @@ def config(
 
 
 def run(served: uvicorn.Config, sockets: list[socket.socket] | None = None) -> None:
-    """Serve until told to stop, at ``sockets`` if there are any."""
-    with contextlib.suppress(KeyboardInterrupt):  # it was told
-        uvicorn.Server(served).run(sockets)
+    """Serve until told to stop, at ``sockets`` if there are any; Ctrl-C is raised."""
+    uvicorn.Server(served).run(sockets)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ A third word is the port of the metrics, on the loopback address.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ def serve(folder: Path, place: Place, *, metrics_port: int | None = None) -> Non
     )
     certificate = (folder / "server.crt", folder / "keys" / "server.key")
     tls = http_server.tls_context(*certificate) if place.secure else None
-    http_server.run(
-        http_server.config(application(readings, door), host=place.host, port=place.port, tls=tls)
-    )
+    pages = application(readings, door)
+    with contextlib.suppress(KeyboardInterrupt):
+        http_server.run(http_server.config(pages, host=place.host, port=place.port, tls=tls))
 
 
 if __name__ == "__main__":
