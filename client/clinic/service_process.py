@@ -89,7 +89,7 @@ def serving(
     keeper = Keeper(site, execution, told=taken)
     with contextlib.ExitStack() as stack:
         if metrics_port:
-            stack.callback(counters.serve(metrics_port))
+            stack.enter_context(counters.served(metrics_port))
         line = Line(terms.places, started=counters.waited.observe)
         counters.waiting(lambda: float(len(line)))
         stack.callback(line.close)

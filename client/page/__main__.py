@@ -12,17 +12,15 @@ import threading
 from pathlib import Path
 from typing import Final
 
-import uvicorn
-
 from client.page.listen_address import tokens
 from client.page.pages import application
 from client.page.prometheus import SiteFigures
 from client.page.site_status import Readings
 from client.site.folder import Site
 from common.process import logs
+from common.web import http_server
 from common.web.auth import Door
 from common.web.listen_address import Place
-from common.web.live_updates import SERVED
 from common.web.prometheus import expose
 
 _POLITE: Final = 10
@@ -44,12 +42,9 @@ def serve(folder: Path, *, page: Place | None, metrics: Place | None) -> None:
         renew=f"gliofed-site page {folder}",
         cookie="gliofed_site",
     )
-    uvicorn.run(
-        application(folder, readings, door),
-        host=page.host,
-        port=page.port,
-        **SERVED,
-    )
+    pages = application(folder, readings, door)
+    with contextlib.suppress(KeyboardInterrupt):
+        http_server.run(http_server.config(pages, host=page.host, port=page.port))
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import uvicorn
-
 from client.clinic.provenance import RESULT
 from client.review.pages import application
 from client.review.review_case import REVIEWS
 from client.review.session import Desk
 from common.errors import StateError
 from common.records.atomic_files import held
+from common.web import http_server
 from common.web.auth import Door, issue, link
-from common.web.live_updates import SERVED
 
 HOST: Final = "127.0.0.1"
 
@@ -59,12 +57,11 @@ def serve(
                 renew=f"gliofed-clinic review {folder}",
             )
             page = application(opened, door, reviewer=reviewer)
-            server = uvicorn.Server(uvicorn.Config(page, **SERVED))
             address = link(f"http://{HOST}:{number}", issue(Path(tokens)))
             told(address)
             if browser:
                 webbrowser.open(address)
-            server.run(sockets=[listening])
+            http_server.run(http_server.config(page), [listening])
 
 
 def _bound(port: int) -> socket.socket:

@@ -41,6 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import StateError
 from common.records.atomic_files import write_secret
+from common.web.http_server import vouch
 
 HERE: Final = Path(__file__).parent
 COOKIE: Final = "gliofed_session"
@@ -246,6 +247,8 @@ class _Guard:
             return _plain("This page does not go by that name.", 421)
         session = self._door.session(request.cookies)
         scope["gliofed.session"] = session
+        if session is not None and not vouch(scope, session.csrf):
+            return _plain("This browser has too many connections: close other pages of it.", 503)
         if scope["method"] in _SAFE:
             open_to_all = path == "/login" or path.startswith("/static/")
             if session is None and not open_to_all:

@@ -1,24 +1,14 @@
-"""How a page of ours is served, and kept up to date: server-sent events say that it changed."""
+"""How a page of ours is kept up to date: server-sent events say that it changed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Final
 
 from starlette.concurrency import run_in_threadpool
 
 from common.errors import StateError
-
-SERVED: Final[dict[str, Any]] = {
-    "log_config": None,
-    "log_level": "warning",
-    "access_log": False,
-    "ws": "none",
-    "server_header": False,
-    "timeout_graceful_shutdown": 1,
-}
-"""How uvicorn serves a page of ours: no request is logged, no live page holds up its end."""
 
 LIVE_FOR_S: Final = 600.0
 """After so long a browser asks anew for what is live, and is asked again who it is."""

@@ -5,15 +5,23 @@ The registry is our own: nothing of other libraries is told.
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Final, Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_asgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from common.errors import StateError
+from common.web import http_server
+from common.web.connection_limits import ConnectionLimits
+
+_LIMITS: Final = ConnectionLimits(unknown=32)
+"""Anybody may ask, and so nobody is known: an answer takes no longer than a connection lives."""
 
 Reading = TypeVar("Reading")
 
@@ -68,5 +76,21 @@ def registry(collector: Collector) -> CollectorRegistry:
 
 
 def expose(collector: Collector, *, port: int, host: str = "127.0.0.1") -> None:
-    """Serve the figures, from a thread, until the process ends."""
-    start_http_server(port, addr=host, registry=registry(collector))
+    """Serve the figures, from a thread, until the process ends; raise OSError."""
+    listening = _listening(host, port)
+    served = http_server.config(make_asgi_app(registry(collector)), limits=_LIMITS)
+    threading.Thread(target=http_server.run, args=(served, [listening]), daemon=True).start()
+
+
+@contextlib.contextmanager
+def exposed(own: CollectorRegistry, *, port: int) -> Iterator[None]:
+    """Serve a registry on the loopback address while the block runs; raise OSError."""
+    listening = _listening("127.0.0.1", port)
+    with http_server.in_thread(http_server.config(make_asgi_app(own), limits=_LIMITS), listening):
+        yield
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens: whoever asks at once is answered."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)

@@ -40,8 +40,8 @@ from server.rounds.round_loop import Rounds
 SHAPES = {"conv_final.0.weight": (3,), "conv_final.2.weight": (2, 3)}
 
 
-def node_key() -> str:
-    public = ec.generate_private_key(ec.SECP384R1()).public_key()
+def node_key(key: ec.EllipticCurvePrivateKey | None = None) -> str:
+    public = (key or ec.generate_private_key(ec.SECP384R1())).public_key()
     return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
@@ -200,6 +200,7 @@ class World:
     """A coordinator's folder with admitted hospitals and one published study."""
 
     def __init__(self, folder: Path, clock: Clock) -> None:
+        self.node_keys: dict[str, ec.EllipticCurvePrivateKey] = {}
         self.folder = folder
         self.clock = clock
         self.consortium = provisioning.init(
@@ -220,8 +221,12 @@ class World:
 
     def request(self, name: str, identity: Identity) -> Path:
         path = self.folder / f"{name}.request.json"
+        self.node_keys[name] = ec.generate_private_key(ec.SECP384R1())
         wanted = Request(
-            site=name, identity_key=identity.public, node_key=node_key(), version="0.1.0"
+            site=name,
+            identity_key=identity.public,
+            node_key=node_key(self.node_keys[name]),
+            version="0.1.0",
         )
         sign_request(wanted, identity).save(path)
         return path

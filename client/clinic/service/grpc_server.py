@@ -1,6 +1,11 @@
 """The gRPC server: health, metadata and inference, and its orderly end.
 
 Of the protocol's methods those are served that a clinic needs; others are UNIMPLEMENTED.
+
+Whoever has no token holds nothing: what is open to all is answered, and all else refused, without
+a message being waited for, and connections have deadlines and a number of their own. A call with
+the token that does not send its message ends with its connection, and counts as one of the places
+of those who have the token.
 """
 
 from __future__ import annotations
@@ -34,6 +39,18 @@ OPEN: Final = ("ServerLive", "ServerReady")
 """Methods that need no token: they are for probes and say nothing."""
 _LOG = logging.getLogger(__name__)
 _OTHERS: Final = 8  # threads beyond those that wait in the line: for health and for refusals
+_LIMITS: Final = (
+    ("grpc.max_allowed_incoming_connections", 512),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 30_000),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 1_800_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_concurrent_streams", 32),
+    ("grpc.max_metadata_size", 16_384),
+)
+"""Of a connection: an hour for calls to begin, half an hour more for them to end."""
 _LONGEST: Final = 1500  # characters of a message in metadata
 _Answer = Callable[[Any, grpc.ServicerContext], Message]
 
@@ -73,6 +90,7 @@ class Service:
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                *_LIMITS,
             ],
             maximum_concurrent_rpcs=2 * most,
             interceptors=(_Guard(token, counters),),
@@ -115,7 +133,10 @@ class Service:
             "ModelMetadata": (words.ModelMetadataRequest, self._model_metadata),
             "ModelInfer": (words.ModelInferRequest, self._infer),
         }
-        handlers = {name: _method(*one) for name, one in methods.items()}
+        handlers = {
+            name: _open(answer) if name in OPEN else _method(kind, answer)
+            for name, (kind, answer) in methods.items()
+        }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _server_metadata(self, _: Any, __: grpc.ServicerContext) -> Message:
@@ -234,6 +255,14 @@ def _method(kind: type[Message], answer: _Answer) -> Any:
 
     return grpc.unary_unary_rpc_method_handler(
         behave, response_serializer=lambda message: message.SerializeToString()
+    )
+
+
+def _open(answer: _Answer) -> Any:
+    """Return a method that holds no place while a caller does not send what says nothing."""
+    return grpc.stream_unary_rpc_method_handler(
+        lambda _requests, context: answer(None, context),
+        response_serializer=lambda message: message.SerializeToString(),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.errors import StateError
+from common.web.prometheus import exposed
 
 _SECONDS: Final = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 300, 600)
 
@@ -64,20 +66,16 @@ class Counters:
         self._model.clear()
         self._model.labels(name, version, weights[:16]).set(1)
 
-    def serve(self, port: int) -> Callable[[], None]:
-        """Answer on a port of the loopback interface; return what ends that. Raises StateError."""
-        try:
-            server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
-        except OSError as error:
-            raise StateError(
-                f"The port {port} for metrics cannot be opened: {error.strerror}.",
-                do="Choose another with --metrics-port, or 0 for none.",
-                code="service-port",
-            ) from error
-
-        def end() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return end
+    @contextlib.contextmanager
+    def served(self, port: int) -> Iterator[None]:
+        """Answer on a port of the loopback interface while the block runs. Raises StateError."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(exposed(self.registry, port=port))
+            except OSError as error:
+                raise StateError(
+                    f"The port {port} for metrics cannot be opened: {error.strerror}.",
+                    do="Choose another with --metrics-port, or 0 for none.",
+                    code="service-port",
+                ) from error
+            yield

@@ -6,15 +6,14 @@ A third word is the port of the metrics, on the loopback address.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from common.process.logs import configure
+from common.web import http_server
 from common.web.auth import Door
-from common.web.live_updates import SERVED
 from common.web.prometheus import expose
 from server.consortium.provisioning import Consortium
 from server.reporting.dashboard.listen_address import Place
@@ -44,17 +43,11 @@ def serve(folder: Path, place: Place, *, metrics_port: int | None = None) -> Non
         secure=place.secure,
         renew=f"gliofed-server dashboard {folder}",
     )
-    tls: dict[str, Any] = {
-        "ssl_certfile": str(folder / "server.crt"),
-        "ssl_keyfile": str(folder / "keys" / "server.key"),
-    }
-    uvicorn.run(
-        application(readings, door),
-        host=place.host,
-        port=place.port,
-        **SERVED,
-        **(tls if place.secure else {}),
-    )
+    certificate = (folder / "server.crt", folder / "keys" / "server.key")
+    tls = http_server.tls_context(*certificate) if place.secure else None
+    pages = application(readings, door)
+    with contextlib.suppress(KeyboardInterrupt):
+        http_server.run(http_server.config(pages, host=place.host, port=place.port, tls=tls))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def test_the_gateways_calls_ask_no_proxy(
             return (await upstream.get("/")).status_code
 
     monkeypatch.setattr(gateway, "application", application)
-    monkeypatch.setattr(gateway.uvicorn.Server, "run", lambda _server, sockets: sockets[0].close())
+    monkeypatch.setattr(gateway.http_server, "run", lambda _, sockets: sockets[0].close())
     with doors.hub(own):
         gateway.serve(own)
         assert asyncio.run(ask()) == 404

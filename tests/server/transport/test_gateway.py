@@ -2,20 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import resource
 import socket
-import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_ssh_public_key,
-)
 
 from common.errors import StateError
 from common.process.child_processes import free_port
@@ -25,13 +20,17 @@ from server.consortium.superlink_address import Hub
 from server.transport import gateway
 from server.transport.gateway import (
     FLEET_CALLS,
-    KEY_HEADER,
     MAX_BODY_BYTES,
     REFUSED,
+    Caller,
     Door,
+    Notices,
     application,
 )
+from server.transport.node_signature import KEY_HEADER, SIGNATURE_HEADER
+from server.transport.site_allowance import SiteAllowances
 from tests import faulty_doors
+from tests.supernodes import pulled, signed
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -46,14 +45,22 @@ def echo(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, content=request.content[::-1], headers=headers)
 
 
-class Upstream:
+class Upstream(httpx.AsyncBaseTransport):
+    """Answers with ``handler``; one that raises ConnectError was not connected to."""
+
     def __init__(self, handler: Handler = echo) -> None:
         self.seen: list[httpx.Request] = []
         self._handler = handler
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.seen.append(request)
+        with contextlib.suppress(httpx.ConnectError):
+            self._handler(httpx.Request("POST", request.url, content=b""))
+            await request.aread()
         return self._handler(request)
+
+
+NORTH = Caller("north", "key")
 
 
 def call(
@@ -62,18 +69,25 @@ def call(
     path: str,
     *,
     content: Any = b"",
-    admits: Callable[[str], bool] = lambda _key: True,
+    admits: Callable[[Mapping[str, str]], Caller] = lambda _headers: NORTH,
+    allowances: SiteAllowances | None = None,
+    noticed: Callable[[str, str], None] = lambda _site, _reason: None,
     patience_s: float = 0.0,
     **headers: str,
 ) -> httpx.Response:
     async def go() -> httpx.Response:
-        transport = httpx.MockTransport(upstream)
         async with (
-            httpx.AsyncClient(base_url="https://127.0.0.1:1", transport=transport) as behind,
+            httpx.AsyncClient(base_url="https://127.0.0.1:1", transport=upstream) as behind,
             httpx.AsyncClient(
                 base_url="https://gateway",
                 transport=httpx.ASGITransport(
-                    application(behind, admits=admits, patience_s=patience_s)
+                    application(
+                        behind,
+                        admits=admits,
+                        allowances=allowances,
+                        noticed=noticed,
+                        patience_s=patience_s,
+                    )
                 ),
             ) as client,
         ):
@@ -148,19 +162,74 @@ def test_a_call_has_a_largest_size(size: int, status: int) -> None:
     assert len(upstream.seen) == (status == 200)
 
 
-def test_a_stream_without_a_length_is_cut_off_too() -> None:
+def test_a_call_that_does_not_say_how_long_it_is_is_not_read() -> None:
     upstream = Upstream()
     sent = []
 
     async def chunks() -> Any:
-        for _ in range(40):
-            sent.append(1)
+        sent.append(1)
+        yield b"0"
+
+    assert call(upstream, "POST", "/v1/fleet/push-object", content=chunks()).status_code == 411
+    assert (sent, upstream.seen) == ([], [])
+
+
+@pytest.mark.parametrize("said", ["-1", "1e3", "9" * 4400, "", "0x10", " "])
+def test_a_length_that_is_none_is_refused(said: str) -> None:
+    async def chunks() -> Any:
+        yield b""
+
+    answer = call(
+        Upstream(), "POST", "/v1/fleet/get-run", content=chunks(), **{"content-length": said}
+    )
+    assert answer.status_code in {411, 413}
+
+
+def test_only_what_brings_something_may_be_long() -> None:
+    small = b"0" * (2**16 + 1)
+    answers = {
+        path: call(Upstream(), "POST", path, content=small).status_code for path in FLEET_CALLS
+    }
+    assert {path for path, status in answers.items() if status == 200} == {
+        "/v1/fleet/push-object",
+        "/v1/fleet/push-messages",
+    }
+
+
+def test_a_body_is_passed_on_piece_by_piece() -> None:
+    """What came of it is upstream before the rest was sent."""
+    passed: list[bytes] = []
+    held: list[int] = []
+
+    class Reads(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            async for piece in request.stream:  # type: ignore[union-attr]
+                passed.append(piece)
+            return httpx.Response(200)
+
+    async def chunks() -> Any:
+        for number in range(8):
+            held.append(number - len(passed))
             yield b"0" * 2**20
 
-    answer = call(upstream, "POST", "/v1/fleet/push-object", content=chunks())
-    assert answer.status_code == 413
-    assert len(sent) <= 18
-    assert upstream.seen == []
+    async def go() -> None:
+        async with (
+            httpx.AsyncClient(base_url="https://127.0.0.1:1", transport=Reads()) as behind,
+            httpx.AsyncClient(
+                base_url="https://gateway",
+                transport=httpx.ASGITransport(application(behind, admits=lambda _: NORTH)),
+            ) as client,
+        ):
+            answer = await client.post(
+                "/v1/fleet/push-object",
+                content=chunks(),
+                headers={"content-length": str(8 * 2**20)},
+            )
+            assert answer.status_code == 200
+
+    asyncio.run(go())
+    assert len(passed) == 8
+    assert max(held) <= 1
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadTimeout, httpx.ReadError])
@@ -198,20 +267,18 @@ def test_refusals_of_the_superlink_are_passed_on(status: int) -> None:
 
 
 def bound_at(consortium: Consortium, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
-    """Return where the gateway listens, and check that it can serve its certificate there."""
-    served: list[tuple[uvicorn.Config, Any]] = []
+    """Return where the gateway listens, and that it has its certificate."""
+    served: list[Any] = []
 
-    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-        served.append((server.config, sockets[0].getsockname()))
+    def run(_config: Any, sockets: list[socket.socket]) -> None:
+        served.append(sockets[0].getsockname())
         sockets[0].close()
 
-    monkeypatch.setattr(gateway.uvicorn.Server, "run", run)
+    monkeypatch.setattr(gateway.http_server, "run", run)
     Hub.make(consortium.folder / "flower")
     gateway.serve(consortium)
-    ((config, name),) = served
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(str(config.ssl_certfile), config.ssl_keyfile)
-    return name[0], name[1]
+    ((host, port),) = served
+    return host, port
 
 
 @pytest.mark.parametrize("listen", ["", "127.0.0.1:{}", "{}"])
@@ -241,43 +308,123 @@ def test_a_gateway_whose_port_is_taken_ends_with_a_sentence(world: Any) -> None:
     assert f"127.0.0.1:{port}: another process has that port" in refused.value.message
 
 
-def header(world: Any, name: str) -> str:
-    """Return the header in which the SuperNode of a site names its key."""
-    key = load_ssh_public_key(world.consortium.sites.get(name).node_key.encode())
-    return base64.b64encode(
-        key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    ).decode()
-
-
-def knock(door: Door, key: str) -> httpx.Response:
-    return call(Upstream(), "POST", "/v1/fleet/pull-messages", admits=door, **{KEY_HEADER: key})
+def knock(door: Door, headers: dict[str, str]) -> httpx.Response:
+    return call(Upstream(), "POST", "/v1/fleet/pull-messages", admits=door, **headers)
 
 
 def test_a_revoked_site_is_refused_from_its_next_call_on(world: Any) -> None:
     world.join("a", "b")
     door = Door(world.consortium.sites)
-    a, b = header(world, "a"), header(world, "b")
-    assert [knock(door, key).status_code for key in (a, b)] == [200, 200]
+    a, b = world.node_keys["a"], world.node_keys["b"]
+    assert [knock(door, signed(key)).status_code for key in (a, b)] == [200, 200]
     world.consortium.sites.revoke("a", by="Ada", why="stolen laptop")
-    assert (knock(door, a).status_code, knock(door, a).text) == (403, REFUSED)
-    assert knock(door, b).status_code == 200
+    refused = knock(door, signed(a))
+    assert (refused.status_code, refused.text) == (403, REFUSED)
+    assert knock(door, signed(b)).status_code == 200
 
 
-@pytest.mark.parametrize("key", ["", "!", base64.b64encode(b"no key").decode(), "stranger"])
+@pytest.mark.parametrize("key", ["", "!", base64.b64encode(b"no key").decode(), "stranger", "long"])
 def test_no_key_and_a_strangers_key_are_refused(world: Any, key: str) -> None:
     world.join("a")
-    if key == "stranger":
-        public = ec.generate_private_key(ec.SECP384R1()).public_key()
-        pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        key = base64.b64encode(pem).decode()
-    assert knock(Door(world.consortium.sites), key).status_code == 403
+    headers = signed(ec.generate_private_key(ec.SECP384R1()))
+    if key == "long":
+        headers[KEY_HEADER] *= 8
+    elif key != "stranger":
+        headers[KEY_HEADER] = key
+    assert knock(Door(world.consortium.sites), headers).status_code == 403
+
+
+@pytest.mark.parametrize("signature", ["", "another's", "used"])
+def test_of_a_body_that_is_not_signed_no_byte_is_read(world: Any, signature: str) -> None:
+    """A node key is public: whoever knows it could have filled the memory."""
+    world.join("a")
+    key = world.node_keys["a"]
+    headers = signed(key)
+    door = Door(world.consortium.sites)
+    if signature == "used":
+        assert knock(door, headers).status_code == 200
+    else:
+        other = signed(ec.generate_private_key(ec.SECP384R1()))
+        headers[SIGNATURE_HEADER] = other[SIGNATURE_HEADER] if signature else ""
+    read = []
+
+    async def chunks() -> Any:
+        read.append(1)
+        yield b"0" * 2**20
+
+    upstream = Upstream()
+    answer = call(
+        upstream,
+        "POST",
+        "/v1/fleet/push-object",
+        content=chunks(),
+        admits=door,
+        **headers,
+        **{"content-length": str(2**20)},
+    )
+    assert answer.status_code == 401
+    assert (read, upstream.seen) == ([], [])
 
 
 def test_a_folder_that_cannot_be_read_lets_nobody_in(
     world: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.join("a", "b")
-    key = header(world, "a")
+    key = world.node_keys["a"]
     (world.consortium.folder / "sites" / "b.json").write_text("{")
-    assert knock(Door(world.consortium.sites), key).status_code == 403
+    assert knock(Door(world.consortium.sites), signed(key)).status_code == 403
     assert "Nobody is let in" in capsys.readouterr().err
+
+
+def test_a_site_that_sends_more_than_it_was_asked_for_is_held_back_and_named(world: Any) -> None:
+    world.join("a")
+    journal = world.consortium.journal
+    clock = [0.0]
+    noticed = Notices(journal, now_s=lambda: clock[0])
+    allowances = SiteAllowances(lambda: 1000)
+    upstream = Upstream(lambda _: httpx.Response(200))
+
+    def push() -> int:
+        return call(
+            upstream,
+            "POST",
+            "/v1/fleet/push-object",
+            content=b"0" * 2000,
+            admits=lambda _: Caller("a", "key"),
+            allowances=allowances,
+            noticed=noticed,
+        ).status_code
+
+    assert [push() for _ in range(4)] == [200, 503, 503, 503]
+    assert len(upstream.seen) == 1
+    (entry,) = journal.events("site limited")
+    assert entry.facts["site"] == "a"
+    clock[0] = 3601.0
+    push()
+    assert len(journal.events("site limited")) == 2
+
+
+def test_each_order_that_is_delivered_allows_an_answer() -> None:
+    allowances = SiteAllowances(lambda: 1000)
+    assert allowances.take("north", 2500, stored=True)
+    allowances.done("north", 2500, stored=True, taken=True)
+    assert not allowances.take("north", 1, stored=True)
+    order = Upstream(lambda _: httpx.Response(200, content=pulled(1)))
+    call(order, "POST", "/v1/fleet/pull-messages", allowances=allowances)
+    assert allowances.take("north", 1250, stored=True)
+    assert not allowances.take("north", 1, stored=True)
+
+
+@pytest.mark.parametrize(
+    ("hard", "unknown", "known"),
+    [(resource.RLIM_INFINITY, 512, 1024), (4096, 512, 1024), (1152, 256, 512), (100, 1, 1)],
+)
+def test_there_are_no_more_connections_than_open_files(
+    monkeypatch: pytest.MonkeyPatch, hard: int, unknown: int, known: int
+) -> None:
+    asked = []
+    monkeypatch.setattr(gateway.resource, "getrlimit", lambda _: (100, hard))
+    monkeypatch.setattr(gateway.resource, "setrlimit", lambda _, pair: asked.append(pair))
+    limits = gateway._within_descriptors(gateway.LIMITS)
+    assert (limits.unknown, limits.known) == (unknown, known)
+    assert all(soft <= hard or hard == resource.RLIM_INFINITY for soft, _ in asked)

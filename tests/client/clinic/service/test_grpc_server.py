@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import json
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import nibabel as nib
 import numpy as np
@@ -24,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 from client.clinic.installed_models import activate
 from client.clinic.revoked_models import take_revocations
 from client.clinic.segment import network_of, segment, segment_case
+from client.clinic.service import grpc_server
 from client.clinic.service import model_holder as keeping
 from client.clinic.service.access import read_token
 from client.clinic.service.grpc_server import Terms
@@ -304,6 +308,51 @@ def test_without_the_token_no_message_is_read(serve: Serve) -> None:
             with pytest.raises(InferenceServerException) as caught:
                 asking.infer(STUDY, [large], headers=known)
             assert caught.value.status() == f"StatusCode.{status}"
+
+
+@pytest.mark.parametrize(
+    ("method", "token", "ends"),
+    [
+        ("ServerLive", "none", "OK"),
+        ("ServerReady", "none", "OK"),
+        ("ModelInfer", "none", "UNAUTHENTICATED"),
+        ("ModelInfer", "Bearer wrong", "UNAUTHENTICATED"),
+        ("RepositoryModelLoad", "none", "UNAUTHENTICATED"),
+    ],
+)
+def test_calls_that_never_send_hold_no_place(
+    running: Running, method: str, token: str, ends: str
+) -> None:
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(60)
+        yield b""
+
+    metadata = [] if token == "none" else [("authorization", token)]
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+        call = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")
+        try:
+            held = [call.future(nothing(), timeout=30, metadata=metadata) for _ in range(80)]
+            assert {one.code().name for one in held} == {ends}
+            with client(running) as own:
+                assert own.get_model_metadata(STUDY, headers=headers(running))
+        finally:
+            never.set()
+
+
+def test_a_connection_that_says_nothing_is_closed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = {"grpc.server_handshake_timeout_ms": 300, "grpc.max_connection_idle_ms": 300}
+    limits = tuple({**dict(grpc_server._LIMITS), **soon}.items())
+    monkeypatch.setattr(grpc_server, "_LIMITS", limits)
+    with serve() as running:
+        for said in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=20) as one:
+                one.sendall(said)
+                while one.recv(4096):
+                    pass
 
 
 def test_plain_text_stays_on_this_machine(serve: Serve, case: Path, tmp_path: Path) -> None:
