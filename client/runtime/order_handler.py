@@ -287,8 +287,8 @@ class Participation:
         due = round_training.update_shapes(protocol, weights)
         kept = Kept(site, protocol.study)
         answers = schedule.answered(site, order.study)
-        path = kept.body(order.round, order.weights_sha256)
-        body = charged_files.read(site, path, left=order.round in answers.trained)
+        left = order.round in answers.trained
+        body = kept.body(order.round, order.weights_sha256, left=left)
         seen = {} if body is None else decode(body, due, protocol.messages)
         schedule.check_training(
             protocol,

@@ -120,7 +120,7 @@ class Policy(_Frozen):
         """Return the largest delta of a study in which so many patients here take part."""
         if isinstance(self.max_delta, float):
             return self.max_delta
-        return min(_MOST_DELTA, max(1, patients) ** -1.1)
+        return min(_MOST_DELTA, float(max(1, patients) ** -1.1))
 
     def open_at(self, now: dt.time) -> bool:
         """Return whether orders may be carried out at ``now``; the window may pass midnight."""

@@ -103,9 +103,13 @@ class Kept:
         """Return where the noised histograms of the cohort are."""
         return self._home / "statistics.json"
 
-    def body(self, round_number: int, weights: str) -> Path:
-        """Return where the update is that was made for the round from these weights, if any."""
-        return self._stem(round_number, weights).with_suffix(_BODY)
+    def body(self, round_number: int, weights: str, *, left: bool = False) -> bytes | None:
+        """Return the update that was made for the round from these weights, as it was encoded.
+
+        ``left`` says that it has left before. Raises what ``charged_files.read`` raises.
+        """
+        path = self._stem(round_number, weights).with_suffix(_BODY)
+        return charged_files.read(self._owner, path, left=left)
 
     def settle(self) -> None:
         """Finish what was left when the last update was kept: its layers become the site's own."""
