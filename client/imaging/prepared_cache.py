@@ -84,8 +84,7 @@ class PreparedCache:
         if found is not None:
             return found
         volumes = {name: read_image(image) for name, image in case.images.items()}
-        for name, volume in volumes.items():
-            self._note_voxels(self._voxels(case.images[name]), volume)
+        notes = {name: self._voxels(image) for name, image in case.images.items()}
         prepared = prepare(case, self._options, read=volumes)
         if self.place(case) != path:
             raise CaseError(
@@ -93,6 +92,8 @@ class PreparedCache:
                 do="Try again when nothing writes to them.",
                 code="case-changed",
             )
+        for name, volume in volumes.items():
+            self._note_voxels(notes[name], volume)
         self._keep(path, prepared)
         loaded = self._load(path)
         return prepared if loaded is None else loaded

@@ -278,7 +278,7 @@ def test_several_at_a_time_never_take_more_than_the_limit(
     caches = [limited(2) for _ in cases]
     prepare = module.prepare
 
-    def at_once(case: Case, options: PreprocessingOptions) -> object:
+    def at_once(case: Case, options: PreprocessingOptions, **read: Any) -> object:
         prepared = prepare(case, options)
         together.wait()
         return prepared

@@ -22,7 +22,7 @@ from client.study import reported_metrics, round_training
 from client.study.consent import check_order
 from client.study.round_state import Trained
 from client.study.withdrawal import withdraw
-from common.errors import CaseError, ConsentError, PrivacyError, UpdateError
+from common.errors import CaseError, ConsentError, UpdateError
 from common.messages.compression import plain
 from common.messages.wire_format import Content, Report, pack
 from common.records.weights import Arrays, digest, norm
