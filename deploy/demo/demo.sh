@@ -104,7 +104,9 @@ fi
 for site in "${sites[@]}"; do
     run gliofed-site request "$site" --name "$site" --data "data-$site"
     # Several hospitals share this machine's cores.
-    sed "s/^threads = 0/threads = 1/" "$site/site.toml" >"$site.toml" && mv "$site.toml" "$site/site.toml"
+    # Scores of phantoms may leave; a new site's dice is "never".
+    sed -e "s/^threads = 0/threads = 1/" -e 's/^dice = "never"/dice = "exact"/' "$site/site.toml" \
+        >"$site.toml" && mv "$site.toml" "$site/site.toml"
     run gliofed-server admit coordinator "$site/request.json" --out "$site-kit.json"
     run gliofed-site join "$site" "$site-kit.json"
 done
@@ -124,13 +126,15 @@ check=(gliofed-site check "${sites[0]}" --spacing-mm 3.75 --workers 1)
 begin check.txt "${check[@]}"; checking=$!
 for site in "${sites[@]}"; do until_true 120 test -f "$site/studies/demo/protocol.json"; done
 run gliofed-site studies "${sites[0]}"
+digest=$(gliofed-site studies "${sites[0]}" --json | sed -n 's/.*"protocol": "\([0-9a-f]\{16\}\).*/\1/p')
 approving=()
 for site in "${sites[@]}"; do
-    begin "$site-approve.txt" gliofed-site approve "$site" demo --by "Data officer of $site"
+    begin "$site-approve.txt" gliofed-site approve "$site" demo --digest "$digest" \
+        --by "Data officer of $site"
     approving+=($!)
 done
 for i in "${!sites[@]}"; do
-    echo; show gliofed-site approve "${sites[$i]}" demo --by "Data officer of ${sites[$i]}"
+    echo; show gliofed-site approve "${sites[$i]}" demo --digest "$digest" --by "Data officer of ${sites[$i]}"
     await "${approving[$i]}" "${sites[$i]}-approve.txt"
 done
 echo; show "${check[@]}"

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_several_at_a_time_never_take_more_than_the_limit(
     prepare = module.prepare
 
     def at_once(case: Case, options: PreprocessingOptions, **read: Any) -> object:
-        prepared = prepare(case, options)
+        prepared = prepare(case, options, **read)
         together.wait()
         return prepared
 
