@@ -90,14 +90,20 @@ def found(folder: Path, *, name: str = "Northern Consortium") -> Consortium:
     return provisioning.init(folder, name=name, host="127.0.0.1", port=4433)
 
 
-def enrol(consortium: Consortium, folder: Path, *, name: str, data: Path) -> Site:
-    """Return a hospital that asked, was admitted and joined. It answers at once: tests wait long.
+def enrol(
+    consortium: Consortium, folder: Path, *, name: str, data: Path, dice: str = "exact"
+) -> Site:
+    """Return a hospital that asked, was admitted and joined.
+
+    Its people let exact Dice leave, as those of the demo do: a new site's ``dice`` is "never". It
+    answers at once: tests wait long.
     """
     site = sites.request(folder, name=name, data=data, make_ledger=Ledger.create)
     kit = folder.with_name(f"{name}-kit.json")
     provisioning.admit(consortium, site.folder / "request.json", kit)
     sites.join(site, kit)
-    return edit(site, 'answer_every_s = "auto"', "answer_every_s = 0.0")
+    edit(site, 'answer_every_s = "auto"', "answer_every_s = 0.0")
+    return edit(site, 'dice = "never"', f'dice = "{dice}"')
 
 
 def edit(site: Site, old: str, new: str) -> Site:

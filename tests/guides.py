@@ -3,7 +3,8 @@
 A block opens with three backticks and ``sh NUMBER``; the numbers give the order over all guides.
 Words after the number: ``background`` runs until the story ends, ``wait`` is tried until it
 succeeds, ``install`` makes the installation itself. A block that names the hospital ``north`` is
-run for each hospital. Nothing else is changed but what no reader's machine shares: name and port.
+run for each hospital. Nothing else is changed but what no reader's machine shares: name, port, and
+the digest of the protocol, which the reader copies from what ``plan`` has printed.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class Story:
 
     def _own(self, text: str, hospital: str) -> str:
         text = re.sub(r"\bnorth\b", hospital, text).replace("fl.example.org", "127.0.0.1")
+        if printed := re.findall(r"--digest\s+([0-9a-f]{8})", self.said):
+            text = text.replace("--digest 0123abcd", f"--digest {printed[-1]}")
         return re.sub(r"\b9443\b", str(self._port), text)
 
     def _run(self, block: Block, text: str) -> None:

@@ -22,7 +22,7 @@ from client.privacy.ledger import Ledger
 from client.site import folder as sites
 from client.site.folder import Site
 from client.site.stop import check_not_retired, halted
-from client.study.consent import check_policy
+from client.study.consent import WITHOUT_PRIVACY, check_policy
 from common import console
 from common.errors import CaseError, ConsentError, StateError
 from common.process import logs, supervisor_log
@@ -115,20 +115,34 @@ def studies(folder: Folder, json: Json = False) -> None:
 
 
 @app.command()
-def approve(folder: Folder, study: StudyName, by: By) -> None:
+def approve(
+    folder: Folder,
+    study: StudyName,
+    by: By,
+    digest: Annotated[
+        str,
+        typer.Option(
+            help="Of the protocol that you have read, as `plan` prints it; the first 8 letters do."
+        ),
+    ] = "",
+) -> None:
     """Approve a study: sign its digest, so that the site's worker carries out its orders."""
+    from client.views.budget import patients_now
+
     site = Site.open(folder)
     protocol = site.protocol(study)
+    sites.check_digest(protocol, digest)
     check_policy(
         protocol,
         site.settings.policy,
         preprocessing_sha256=preprocessing_digest(protocol.preprocessing),
+        patients=len(patients_now(site, protocol)),
     )
     if not protocol.private:
-        console.warn(f"{study} trains WITHOUT differential privacy.")
+        console.warn(f"{study} trains WITHOUT differential privacy. {WITHOUT_PRIVACY}")
     for line in _changed(site, protocol):
         console.say(line)
-    site.decide(study, "approve", by=by)
+    site.decide(study, "approve", by=by, digest=protocol.digest)
     console.say(
         f"{by} approved {study}, protocol {protocol.digest[:16]}. "
         f"It starts from {start_in_words(protocol)}."

@@ -20,12 +20,16 @@ if TYPE_CHECKING:  # these load torch, which takes seconds
 
 
 def show_budget(found: dict[str, Any]) -> None:
+    from client.views.budget import UNSEEN
+
     columns = ["study", "epsilon", "of", "delta", "steps", "unconfirmed", "rounds that still fit"]
     columns.append("patients with a round left")
     rows: list[list[object]] = []
     for study in found["studies"]:
         if not study["private"]:
-            rows.append([study["study"], "WITHOUT PRIVACY", *"------"])
+            steps = [study["steps_spent"], study["steps_unconfirmed"]]
+            words = "infinite: WITHOUT PRIVACY" if steps[0] else "WITHOUT PRIVACY"
+            rows.append([study["study"], words, "-", "-", *steps, "-", "-"])
             continue
         rows.append(
             [
@@ -46,7 +50,7 @@ def show_budget(found: dict[str, Any]) -> None:
     console.show_table(f"Privacy budget of {found['site']}: the worst patient", columns, rows)
     console.say(
         f"Unit: {found['unit']}. Steps that were begun and not confirmed count as spent. The "
-        "rounds that still fit are those of the patient with the least left."
+        "rounds that still fit are those of the patient with the least left. " + UNSEEN
     )
     for study in found["studies"]:
         if study["private"] and study["scores"]:
@@ -62,19 +66,27 @@ def show_budget(found: dict[str, Any]) -> None:
 
 
 def show_plan(found: dict[str, Any]) -> None:
+    from client.study.consent import WITHOUT_PRIVACY
+
     say, privacy = console.say, found["privacy"]
     if privacy is None:
         console.warn(
             f"{found['study']} TRAINS WITHOUT DIFFERENTIAL PRIVACY: NOTHING BOUNDS WHAT THE "
-            "UPDATES TELL OF A PATIENT."
+            f"UPDATES TELL OF A PATIENT. {WITHOUT_PRIVACY}"
         )
     else:
         _show_cost(found, privacy)
     rows = [
-        [one["what"], one["times"], one["bytes"] or "-", one["protection"]]
+        [
+            one["what"],
+            "with every answer" if one["times"] is None else one["times"],
+            one["bytes"] or "-",
+            one["protection"],
+        ]
         for one in found["leaves"]
     ]
-    console.show_table("What would leave", ["what", "times", "bytes each", "protection"], rows)
+    columns = ["what", "times at most", "bytes each", "protection"]
+    console.show_table("What can leave, and nothing else", columns, rows)
     network, patients = found["network"], found["patients"]
     say(
         f"It trains {network['trained_parameters']} of the {network['parameters']} parameters of "
@@ -90,12 +102,22 @@ def show_plan(found: dict[str, Any]) -> None:
         )
     if found["policy"]["allowed"]:
         say("The site's policy allows it.")
+        if found["digest"]:
+            say(
+                f"The digest of version {found['version']} is {found['digest']}. To approve what "
+                f"you have read: `gliofed-site approve DIR {found['study']} --digest "
+                f"{found['digest'][:16]} --by NAME`."
+            )
+        else:
+            say("It is a draft: it has a digest, to approve it by, once it was offered here.")
     else:
         console.warn(f"The site's policy refuses it: {found['policy']['reason']}")
         say(found["policy"]["do"])
 
 
 def _show_cost(found: dict[str, Any], privacy: dict[str, Any]) -> None:
+    from client.views.budget import UNSEEN
+
     say = console.say
     rows = [
         [one["round"], one["steps"], one["at_delta"], one["at_strict_delta"]]
@@ -115,14 +137,15 @@ def _show_cost(found: dict[str, Any], privacy: dict[str, Any]) -> None:
             console.warn(f"{patients} patients have no room for a round more.")
         else:
             console.warn(f"{patients} patients have room up to round {last} only.")
-    share = privacy["one_over_patients"]
-    if share is not None and privacy["delta_fits"]:
-        say(f"Delta {privacy['delta']:g} is below one over the number of patients, {share:.2g}.")
-    elif share is not None:
+    delta, cap = privacy["delta"], privacy["delta_cap"]
+    if privacy["delta_fits"]:
+        say(f"Delta {delta:g} is within this site's cap for the patients here, {cap:.2g}.")
+    else:
         console.warn(
-            f"Delta {privacy['delta']:g} is not below one over the number of patients here, "
-            f"{share:.2g}: the study would refuse to train."
+            f"Delta {delta:g} is above this site's cap for the patients here, {cap:.2g}, or not "
+            "below one over their number: the study would refuse to train."
         )
+    say(UNSEEN)
     say(
         f"A step draws {privacy['patients_per_step']:.1f} of the patients here and divides by "
         f"{privacy['patients_per_step_divided_by']:g}. Its noise has the norm "

@@ -7,7 +7,8 @@ nothing in it is trusted before its own SHA-256 was checked, and a damaged one i
 Several processes may share a folder, and keep it within a limit (``cache_eviction``).
 
 To know an image's SHA-256 without reading it again, the cache remembers it by paths, sizes, times
-and inodes, under the hash of the paths. ``retain`` removes what is of no use any more. Entries of
+and inodes, under the hash of the paths; the digest of its voxels (``voxel_digest``) it remembers by
+that SHA-256. ``retain`` removes what is of no use any more. Entries of
 other options lie in folders of their own and may be deleted at any time.
 """
 
@@ -17,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,8 +29,11 @@ from numpy.typing import NDArray
 
 from client.imaging import cache_eviction
 from client.imaging.case import Case, Image
+from client.imaging.image_reading import read_image
 from client.imaging.limits import MOST_NIFTI_BYTES
+from client.imaging.nifti import Volume
 from client.imaging.preprocessing import Prepared, digest, prepare
+from client.imaging.voxel_digest import voxel_sha256
 from common.errors import CaseError, StateError
 from common.records.atomic_files import replacing, sweep, unwritable, write_bytes
 from common.records.regular_files import open_regular
@@ -39,6 +44,7 @@ _LOG = logging.getLogger(__name__)
 
 _MAGIC: Final = b"gliofed prepared case 1\n"
 _ALIGN: Final = 64
+_NOTED: Final = re.compile(r"([0-9a-f]{64})?\n")
 _MOST_HEADER: Final = 2**20
 _SETTLED_NS: Final = 2 * 10**9
 """A file younger than this may change again without a new time stamp; it is not remembered."""
@@ -79,16 +85,47 @@ class PreparedCache:
         found = self._load(path)
         if found is not None:
             return found
-        prepared = prepare(case, self._options)
+        volumes = {name: read_image(image) for name, image in case.images.items()}
+        notes = {name: self._voxels(image) for name, image in case.images.items()}
+        prepared = prepare(case, self._options, read=volumes)
         if self.place(case) != path:
             raise CaseError(
                 f"The files of {case.name} changed while they were read.",
                 do="Try again when nothing writes to them.",
                 code="case-changed",
             )
+        for name, volume in volumes.items():
+            self._note_voxels(notes[name], volume)
         self._keep(path, prepared)
         loaded = self._load(path)
         return prepared if loaded is None else loaded
+
+    def scans(self, case: Case, *, read: bool = True) -> frozenset[str]:
+        """Return the digest of the voxels of each sequence, but of one that is all of one value.
+
+        What is not remembered is read, or left out unless ``read``. Raises CaseError.
+        """
+        found = set()
+        for image in case.images.values():
+            note = self._voxels(image)
+            known = _read_voxels(note)
+            if known is None and read:
+                known = self._note_voxels(note, read_image(image))
+            found.add(known or "")
+        return frozenset(found - {""})
+
+    def _note_voxels(self, note: Path, volume: Volume) -> str:
+        digest = voxel_sha256(volume)
+        try:
+            write_bytes(note, digest.encode() + b"\n", mode=0o600, durable=False)
+        except OSError as error:
+            raise unwritable(self._folder, error) from error
+        return digest
+
+    def _voxels(self, image: Image) -> Path:
+        """Return where the digest of an image's voxels is noted; raise CaseError."""
+        name = f"{self._sha256(image)} {image.index}"
+        return self._folder / "voxels" / hashlib.sha256(name.encode()).hexdigest()
 
     def _keep(self, path: Path, prepared: Prepared) -> None:
         """Write an entry, within the limit if there is one; raise StateError."""
@@ -184,6 +221,7 @@ def retain(folder: Path, cases: Sequence[Case], options: Iterable[PreprocessingO
         for case in cases:
             try:
                 kept.add(cache.place(case))
+                kept.update(map(cache._voxels, case.images.values()))
             except CaseError:
                 continue
     images = (image for case in cases for image in _images(case))
@@ -236,6 +274,15 @@ def _read_note(note: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _read_voxels(note: Path) -> str | None:
+    """Return the digest that was noted, "" where there is none to know; None without a note."""
+    try:
+        text = note.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return None
+    return text.strip() if _NOTED.fullmatch(text) else None
 
 
 def _put(path: Path, prepared: Prepared) -> None:

@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from client.privacy.accounting_cache import Answers
-from client.privacy.mechanism import MOST_STEPS, Cap, History, Mechanism, require
+from client.privacy.mechanism import MOST_STEPS, UNPROTECTED, Cap, History, Mechanism, require
 from common.errors import PrivacyError
 
 if TYPE_CHECKING:  # imported where it is used: to look up a known answer takes no library
@@ -105,6 +105,8 @@ class PldAccountant:
     def epsilon(self, history: History, delta: float) -> float:
         """Return ``epsilon`` of this module."""
         merged = merge(history, delta)
+        if _unprotected(merged):
+            return math.inf
         question = json.dumps(["epsilon", _plain(merged), delta])
         known = self._answers.get(question)
         if known is None:
@@ -115,6 +117,8 @@ class PldAccountant:
     def most(self, mechanism: Mechanism, beside: History, cap: Cap) -> int:
         """Return the most steps of ``mechanism`` that fit below ``cap`` beside ``beside``."""
         others = merge(beside, cap.delta)
+        if _unprotected([*others, (mechanism, 1)]):
+            return 0
         question = json.dumps(["most", astuple(mechanism), _plain(others), cap.epsilon, cap.delta])
         known = self._answers.get(question)
         if known is None:
@@ -179,6 +183,8 @@ def epsilon(history: History, delta: float) -> float:
     merged = merge(history, delta)
     if not merged:
         return 0.0
+    if _unprotected(merged):
+        return math.inf
     renyi = renyi_epsilon(merged, delta)
     if renyi > _LARGEST or _steps(merged) > _MOST_COMPOSED:
         return renyi
@@ -189,12 +195,16 @@ def epsilon(history: History, delta: float) -> float:
     if not (above and reached <= _loosened(min(tight, renyi))):
         listed = ", ".join(f"{steps} of {astuple(mechanism)}" for mechanism, steps in merged)
         raise PrivacyError(
-            f"The privacy accountants contradict each other about the steps {listed} at delta "
-            f"{delta:g}: distributions {tight!r}, Rényi {renyi!r}, attack {reached!r}.",
-            do="Report this line to the developers; until then no patient is trained on.",
+            "The privacy accountants of this site contradict each other.",
+            do=f"Report this to the developers: steps {listed} at delta {delta:g}, distributions "
+            f"{tight!r}, Rényi {renyi!r}, attack {reached!r}. Until then no patient is trained on.",
             code="privacy-accountants",
         )
     return min(tight, renyi)
+
+
+def _unprotected(history: History) -> bool:
+    return any(mechanism == UNPROTECTED and steps for mechanism, steps in history)
 
 
 def merge(history: History, delta: float) -> tuple[tuple[Mechanism, int], ...]:

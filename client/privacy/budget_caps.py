@@ -11,11 +11,11 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from client.privacy.accountant import PldAccountant
-from client.privacy.ledger import Ledger
-from client.privacy.mechanism import Accountant, Cap, Mechanism
+from client.privacy.ledger import Ledger, over_cap
+from client.privacy.mechanism import UNPROTECTED, Accountant, Cap, Mechanism, Patients
 from client.site.folder import Site
 from client.site.pseudonyms import withdrawn
-from common.errors import PrivacyError, StateError
+from common.errors import StateError
 from common.messages.wire_format import PrivacySpent
 from common.study.protocol import StudyProtocol
 
@@ -36,7 +36,8 @@ def open_ledger(site: Site) -> Ledger:
         accountant=accountant(site),
         code_version=version("gliofed"),
     )
-    said = [e.facts for e in site.journal.events("sent") if "ledger_head" in e.facts]
+    entries = site.journal.events("sent", "declined")
+    said = [e.facts for e in entries if "ledger_head" in e.facts]
     if said and not ledger.holds(said[-1]["ledger_facts"], said[-1]["ledger_head"]):
         ledger.close()
         raise StateError(
@@ -120,23 +121,24 @@ def with_room(
     )
     fitting = frozenset(name for name, left in room.items() if left >= steps)
     if not fitting:
-        raise PrivacyError(
-            f"The privacy budget of study {protocol.study} does not allow another round: it takes "
-            f"{steps} steps, and at most {max(room.values(), default=0)} are left below epsilon "
-            f"{study_cap.epsilon:g} of the study and {patient_cap.epsilon:g} of a patient over all "
-            "studies.",
-            do="The study ends here for this site, or the hospital raises its cap.",
-            code="privacy-cap",
-        )
+        raise over_cap(protocol.study, steps, study_cap, patient_cap)
     return fitting
 
 
-def check_delta(protocol: StudyProtocol, patients: int) -> None:
-    """Raise PrivacyError unless delta is below one over the number of patients trained on."""
-    if protocol.privacy.delta * patients >= 1:
-        raise PrivacyError(
-            f"The delta of study {protocol.study} is too large for this site's cohort: it must be "
-            "smaller than one over the number of its patients.",
-            do="Ask for a protocol with a smaller delta.",
-            code="privacy-delta",
-        )
+def charge_unprotected(
+    site: Site, protocol: StudyProtocol, ledger: Ledger, patients: Patients, *, round_number: int
+) -> int:
+    """Charge a round without privacy to all of ``patients`` and return the fact's number."""
+    study_cap, patient_cap = caps(site, protocol)
+    return ledger.reserve(
+        study=protocol.study,
+        protocol=protocol.digest,
+        round_number=round_number,
+        purpose="training",
+        patients=patients,
+        mechanism=UNPROTECTED,
+        clipping_norm=protocol.privacy.clipping_norm,
+        steps=protocol.training.steps_per_round,
+        study_cap=study_cap,
+        patient_cap=patient_cap,
+    )

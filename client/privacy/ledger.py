@@ -8,9 +8,13 @@ computed when it is asked for. Invariants:
 - A reservation is refused exactly when one patient of its cohort would pass the study's cap (the
   facts of that study that touched the patient) or the patient's (all facts that touched the
   patient), also when several processes reserve.
-- Facts and cohorts are only appended. Each fact carries a SHA-256 over itself and the fact before
-  it, each cohort stands under its own SHA-256; a file in which that does not hold is refused,
-  never repaired.
+- Facts, cohorts and scans are only appended. Each fact and each scan carries a SHA-256 over itself
+  and the one before it, each cohort stands under its own SHA-256; a file in which that does not
+  hold is refused, never repaired.
+- Pseudonyms that share a scan (a keyed digest of its voxels) are one patient, whose history is that
+  of all of them together.
+- A step without privacy is a fact like others (``UNPROTECTED``): no cap refuses it, and its epsilon
+  is infinite from then on.
 
 Patients are pseudonyms; no error and no message names one. Out of scope: the accountant, which is
 handed in (``client.privacy.accountant``), who the pseudonyms are (``client.site.pseudonyms``), and
@@ -22,17 +26,19 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import math
+import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from client.privacy import ledger_file
 from client.privacy.ledger_file import COLUMNS, GENESIS, chain, damaged, trouble
 from client.privacy.mechanism import (
     MOST_STEPS,
+    UNPROTECTED,
     Accountant,
     Cap,
     Fact,
@@ -45,6 +51,20 @@ from client.privacy.mechanism import (
 )
 from client.privacy.patient_exposure import Exposure, cohort_digest, maximal
 from common.errors import PrivacyError
+
+_SCAN: Final = re.compile(r"[0-9a-f]{32}")
+
+
+def over_cap(study: str, steps: int, study_cap: Cap, patient_cap: Cap) -> PrivacyError:
+    """Return the refusal of ``steps`` more, which may leave: it holds no figure of a patient."""
+    return PrivacyError(
+        f"The privacy budget of study {study} does not allow {steps} more steps below epsilon "
+        f"{study_cap.epsilon:g} of the study and {patient_cap.epsilon:g} of a patient over all "
+        "studies.",
+        do="The study ends here for this site, or the hospital raises its cap: `gliofed-site "
+        "budget` says what is left.",
+        code="privacy-cap",
+    )
 
 
 class Ledger:
@@ -61,6 +81,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._seen = 0
         self._head = GENESIS
+        self._scans: set[tuple[str, str]] = set()
+        self._scans_head = GENESIS
         self._exposure = Exposure()
         self._permitted: dict[object, int] = {}
         self._connection = ledger_file.connect(path)
@@ -103,7 +125,8 @@ class Ledger:
 
         ``protocol`` is the digest of the study protocol; ``patients`` are all who may be drawn.
         When this returns, the fact is synced to the disk. Raises PrivacyError (code
-        ``privacy-cap``) and writes nothing when one patient would pass a cap; PrivacyError (code
+        ``privacy-cap``) and writes nothing when one patient would pass a cap, except for
+        ``UNPROTECTED`` steps, which no cap refuses; PrivacyError (code
         ``privacy-parameters``) for impossible numbers or patients; StateError.
         """
         require(0 < clipping_norm < math.inf, "clipping_norm is not above 0")
@@ -112,20 +135,11 @@ class Ledger:
         cohort = cohort_digest(patients)
         with self._transaction("IMMEDIATE"):
             self._refresh()
-            own = self._least(study, mechanism, patients, study_cap)
-            all_studies = self._least(None, mechanism, patients, patient_cap)
-            if steps > (left := min(own, all_studies)):
-                limit = (
-                    f"epsilon {study_cap.epsilon:g}, the cap of the study"
-                    if own <= all_studies
-                    else f"epsilon {patient_cap.epsilon:g}, the cap per patient over all studies"
-                )
-                raise PrivacyError(
-                    f"The privacy budget of study {study} does not allow {steps} more steps: a "
-                    f"patient would pass {limit}; {left} steps are left for the worst patient.",
-                    do="The study ends here for this site, or the hospital raises its cap.",
-                    code="privacy-cap",
-                )
+            if mechanism != UNPROTECTED and steps > min(
+                self._least(study, mechanism, patients, study_cap),
+                self._least(None, mechanism, patients, patient_cap),
+            ):
+                raise over_cap(study, steps, study_cap, patient_cap)
             if cohort not in self._exposure:
                 self._connection.execute(
                     "INSERT INTO cohorts (digest, patients) VALUES (?, ?)",
@@ -154,6 +168,45 @@ class Ledger:
                 (*row, digest),
             )
         return number
+
+    def know(self, scans: Mapping[str, Collection[str]]) -> None:
+        """Write which scans, by keyed digests, each pseudonym has; what is known is left as it is.
+
+        A ledger of 0.1.0 becomes one of this format, if there is something to write.
+        """
+        pairs = sorted((scan, one) for one, several in scans.items() for scan in several)
+        if not pairs:
+            return
+        require_patients(frozenset(scans))
+        require(all(_SCAN.fullmatch(scan) for scan, _ in pairs), "a scan is no keyed digest")
+        with self._transaction("DEFERRED"):
+            self._refresh()
+            if self._scans.issuperset(pairs):
+                return
+        with self._transaction("IMMEDIATE"):
+            self._refresh()
+            if not ledger_file.holds_scans(self._connection):
+                ledger_file.add_scans(self._connection)
+            head = self._scans_head
+            new = [pair for pair in pairs if pair not in self._scans]
+            for number, pair in enumerate(new, len(self._scans) + 1):
+                head = chain(head, (number, *pair))
+                self._connection.execute(
+                    "INSERT INTO scans (id, scan, patient, digest) VALUES (?, ?, ?, ?)",
+                    (number, *pair, head),
+                )
+
+    def owner(self, scan: str) -> str | None:
+        """Return the pseudonym that had ``scan`` first; None if nobody has it."""
+        with self._transaction("DEFERRED"):
+            self._refresh()
+            return self._exposure.owner(scan)
+
+    def names(self, patient: str) -> tuple[str, ...]:
+        """Return every pseudonym of the patient, the one that was known first before the others."""
+        with self._transaction("DEFERRED"):
+            self._refresh()
+            return self._exposure.names(patient)
 
     def confirm(self, number: int) -> None:
         """Write that the steps of fact ``number`` were taken. It changes no sum.
@@ -312,9 +365,31 @@ class Ledger:
                 self._exposure.know(row[6], self._read_cohort(row[6]))
             self._exposure.add(row[2], Mechanism(row[7], row[8]), row[6], row[11])
             self._seen, self._head = row[0], digest
-        counted = self._connection.execute("SELECT seq FROM sqlite_sequence").fetchone()
-        if (counted[0] if counted else 0) != self._seen:
+        if self._counted("facts") != self._seen:
             raise damaged(self._path, "facts are missing at its end")
+        if ledger_file.holds_scans(self._connection):
+            self._refresh_scans()
+
+    def _refresh_scans(self) -> None:
+        rows = self._connection.execute(
+            "SELECT id, scan, patient, digest FROM scans WHERE id > ? ORDER BY id",
+            (len(self._scans),),
+        ).fetchall()
+        for *row, digest in rows:
+            if row[0] != len(self._scans) + 1 or digest != chain(self._scans_head, row):
+                raise damaged(self._path, f"scan {row[0]} is not the one that was written")
+            self._exposure.link(row[1], row[2])
+            self._scans.add((row[1], row[2]))
+            self._scans_head = digest
+        if self._counted("scans") != len(self._scans):
+            raise damaged(self._path, "scans are missing at its end")
+
+    def _counted(self, table: str) -> int:
+        """Return how many rows were ever written to ``table``."""
+        found = self._connection.execute(
+            "SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)
+        ).fetchone()
+        return int(found[0]) if found else 0
 
     def _read_cohort(self, digest: str) -> Patients:
         found = self._connection.execute(

@@ -21,7 +21,9 @@ from common.errors import StateError
 
 APPLICATION_ID: Final = 0x676C666C
 """Marks the file as a gliofed ledger; ``file`` and SQLite show it."""
-FORMAT: Final = 2
+FORMAT: Final = 3
+_WITHOUT_SCANS: Final = 2
+"""The format of 0.1.0: it becomes ``FORMAT`` when scans are first written."""
 
 GENESIS: Final = "0" * 64
 """Stands for the digest before the first fact."""
@@ -35,10 +37,22 @@ _BUSY_S: Final = 60.0
 _RESTORE: Final = "Restore it from the newest backup; until then no patient is trained on."
 # Each commit is moved to the file itself at once: a copy of that file is complete.
 _DURABLE: Final = ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1")
+_SCANS: Final = (
+    """CREATE TABLE scans (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        scan TEXT NOT NULL,
+        patient TEXT NOT NULL,
+        digest TEXT NOT NULL
+    )""",
+    """CREATE TRIGGER scans_stay BEFORE DELETE ON scans
+    BEGIN SELECT RAISE(ABORT, 'scans are never deleted'); END""",
+    """CREATE TRIGGER scans_keep BEFORE UPDATE ON scans
+    BEGIN SELECT RAISE(ABORT, 'scans are never changed'); END""",
+    f"PRAGMA user_version = {FORMAT}",
+)
 _CREATE: Final = (
     "PRAGMA synchronous = FULL",
     f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {FORMAT}",
     "BEGIN",
     """CREATE TABLE cohorts (
         digest TEXT NOT NULL PRIMARY KEY,
@@ -70,6 +84,7 @@ _CREATE: Final = (
     BEGIN SELECT RAISE(ABORT, 'cohorts are never deleted'); END""",
     """CREATE TRIGGER cohorts_keep BEFORE UPDATE ON cohorts
     BEGIN SELECT RAISE(ABORT, 'cohorts are never changed'); END""",
+    *_SCANS,
     "COMMIT",
 )
 
@@ -118,12 +133,24 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def holds_scans(connection: sqlite3.Connection) -> bool:
+    """Return whether the open ledger has the table of scans."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version) == FORMAT
+
+
+def add_scans(connection: sqlite3.Connection) -> None:
+    """Give the ledger of 0.1.0 the table of scans, inside the transaction that is open."""
+    for statement in _SCANS:
+        connection.execute(statement)
+
+
 def _check_format(path: Path, connection: sqlite3.Connection) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise damaged(path, "it is not a gliofed ledger")
-    if version != FORMAT:
+    if version not in {_WITHOUT_SCANS, FORMAT}:
         do = "Install the version of gliofed that wrote it, or a newer one."
         raise trouble(path, "version", f"has format {version}, not {FORMAT}", do=do)
     (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()

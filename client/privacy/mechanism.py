@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
@@ -57,6 +58,10 @@ class Mechanism:
     def __post_init__(self) -> None:
         require(0 < self.noise_multiplier < math.inf, "noise_multiplier is not above 0")
         require(0 < self.sampling_rate <= 1, "sampling_rate is not above 0 and at most 1")
+
+
+UNPROTECTED: Final = Mechanism(sys.float_info.min, 1.0)
+"""A step without privacy, in the least noise that a ledger can hold: its epsilon is infinite."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Which mechanisms touched which patients: the facts of a ledger, summed for each patient.
 
 Patients whom the same cohorts hold have the same history, so they form a class, and what is
-computed is computed for each class. Pure: no file, no accountant.
+computed is computed for each class. Pseudonyms that share a scan are one patient: what touched one
+of them touched the patient. Pure: no file, no accountant.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Exposure:
         self._cohorts: dict[str, Patients] = {}
         self._steps: Counter[tuple[str, Mechanism, str]] = Counter()
         self._parts: dict[Patients, list[tuple[Patients, frozenset[str]]]] = {}
+        self._owner: dict[str, str] = {}
+        self._same: dict[str, tuple[str, ...]] = {}
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._cohorts
@@ -42,12 +45,32 @@ class Exposure:
         """Add ``steps`` of ``study`` that touched the patients of ``cohort``."""
         self._steps[study, mechanism, cohort] += steps
 
+    def link(self, scan: str, patient: str) -> None:
+        """Remember that ``patient`` has ``scan``; who else has it is the same patient."""
+        owner = self._owner.setdefault(scan, patient)
+        known = self._same.setdefault(owner, (owner,))
+        names = self._same.setdefault(patient, (patient,))
+        if patient not in known:
+            both = {*known, *names}
+            # The dictionary keeps the order in which the names were first known.
+            merged = tuple(name for name in self._same if name in both)
+            self._same.update(dict.fromkeys(merged, merged))
+            self._parts.clear()
+
+    def owner(self, scan: str) -> str | None:
+        """Return the pseudonym that had ``scan`` first; None if nobody has it."""
+        return self._owner.get(scan)
+
+    def names(self, patient: str) -> tuple[str, ...]:
+        """Return every pseudonym of the patient, the one that was known first before the others."""
+        return self._same.get(patient, (patient,))
+
     def cohorts(self, *, study: str | None = None, patient: str | None = None) -> frozenset[str]:
         """Return the digests of the cohorts that ``study`` touched and that hold ``patient``."""
         return frozenset(
             digest
             for name, _, digest in self._steps
-            if study in {None, name} and (patient is None or patient in self._cohorts[digest])
+            if study in {None, name} and (patient is None or self._holds(digest, patient))
         )
 
     def patients(self, *, study: str | None = None) -> Patients:
@@ -72,10 +95,13 @@ class Exposure:
         if patients not in self._parts:
             members: defaultdict[frozenset[str], set[str]] = defaultdict(set)
             for patient in patients:
-                held = frozenset(key for key, cohort in self._cohorts.items() if patient in cohort)
+                held = frozenset(key for key in self._cohorts if self._holds(key, patient))
                 members[held].add(patient)
             self._parts[patients] = [(frozenset(part), held) for held, part in members.items()]
         return self._parts[patients]
+
+    def _holds(self, digest: str, patient: str) -> bool:
+        return not self._cohorts[digest].isdisjoint(self.names(patient))
 
 
 def maximal(histories: Iterable[Counter[Mechanism]]) -> list[Counter[Mechanism]]:

@@ -1,7 +1,8 @@
 """What a site does with an order: check, consent, train or evaluate, check again, record, answer.
 
 Order of things, each before the next: the protocol's signature, the two journals' heads, the
-hospital's own decision and policy, the privacy ledger (before each step), the journal's "sent"
+hospital's own decision, policy and what the approved protocol still has room for
+(``client.study.schedule``), the privacy ledger (before each step), the journal's "sent"
 (``client.study.outbound``), and only then the reply. What was trained or noised for a round is kept
 until the next one (``client.study.round_state``), so that an order that is given again, after a
 crash anywhere, is answered with the same and costs no patient anything more. The disk is looked at
@@ -13,26 +14,35 @@ A site whose journal cannot be read or written answers with a code alone, and li
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from client.imaging import preprocessing
 from client.privacy import budget_caps
+from client.privacy.patient_exposure import cohort_digest
 from client.site import key_renewal
 from client.site.activity import Activity
 from client.site.folder import Site
 from client.site.stop import CODE as STOPPED
 from client.site.stop import check_not_halted
-from client.study import reported_metrics, restore_reconciliation, round_training
+from client.study import (
+    charged_files,
+    reported_metrics,
+    restore_reconciliation,
+    round_training,
+    schedule,
+)
 from client.study.answer_times import Work
 from client.study.consent import check_order, check_start
 from client.study.outbound import Reply, let_out, may_report, unjournalled
 from client.study.round_state import Kept
+from client.study.schedule import Answers
 from client.training.drift_correction import next_control
 from common.errors import CaseError, ConsentError, GliofedError, UpdateError
 from common.messages.compression import decode, encoded_bytes_limit, plain
@@ -45,7 +55,6 @@ from common.messages.wire_format import (
     refusal,
     unpack_order,
 )
-from common.records.atomic_files import read_json, write_json
 from common.records.weights import Arrays, check_like, digest, norm
 from common.study.protocol import StudyProtocol
 from common.trust.identity import Statement
@@ -166,12 +175,8 @@ class Participation:
             now=dt.datetime.now(),
             preprocessing_sha256=preprocessing.digest(protocol.preprocessing),
         )
-        if order.round > protocol.rounds:
-            raise ConsentError(
-                f"Round {order.round} was ordered; {order.study} has {protocol.rounds} rounds.",
-                do="Ask the coordinator who ordered it.",
-                code="rounds",
-            )
+        if order.kind != "evaluate" or may_report(site, protocol, "dice"):
+            schedule.check_round(protocol, order.kind, order.round)
         if order.kind == "initial":
             made = round_training.starting_weights(protocol)
             return Reply(
@@ -206,90 +211,113 @@ class Participation:
         """Count the cohort once for a study; asked again, say the same."""
         if not may_report(site, protocol, "statistics"):
             return Reply(self._report(order), what="nothing", news=False)
+        before = schedule.answered(site, order.study).statistics
         path = Kept(site, protocol.study).statistics
-        if not path.exists():
-            write_json(path, reported_metrics.noised_cohort_statistics(site, protocol))
+        if before:
+            counts = before[0]["statistics"]
+        else:
+            data = charged_files.read(site, path)
+            if data is None:
+                made = reported_metrics.noised_cohort_statistics(site, protocol)
+                data = json.dumps(made).encode()
+                charged_files.write(site, path, data)
+            counts = json.loads(data)
         return Reply(
-            self._report(order, statistics=read_json(path, what="cohort statistics")),
+            self._report(order, statistics=counts),
             what=f"histograms of the training patients, with noise "
             f"({', '.join(protocol.statistics.about)})",
-            facts=self._ledger_head(site),
         )
 
     def _evaluate(
         self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays
     ) -> Reply:
-        """Score one set of weights a round: exact scores are no oracle for chosen weights."""
+        """Score one set of weights a round that is due: scores are no oracle for chosen weights."""
         nothing = Reply(self._report(order), what="nothing", news=False)
         if not may_report(site, protocol, "dice"):
             return nothing
-        asked = {"study": order.study, "round": order.round, "order": "evaluate"}
-        before = {entry.facts["weights"] for entry in site.journal.events("sent", **asked)}
-        if before - {order.weights_sha256}:
-            raise ConsentError(
-                f"Round {order.round} of {order.study} was evaluated here with other weights.",
-                do="Ask the coordinator why it wants scores of two models in one round.",
-                code="evaluated-already",
-            )
-        facts = {"weights": order.weights_sha256}
+        answers = schedule.answered(site, order.study)
+        before = schedule.scores_before(
+            protocol, answers, number=order.round, weights_sha256=order.weights_sha256
+        )
+        exact = site.settings.policy.dice == "exact"
+        if before is not None:
+            if "dice_noise" not in before and not exact:
+                return nothing  # the hospital lets no exact score leave any more
+            said = {key: before[key] for key in ("dice", "dice_noise") if key in before}
+            facts = {key: before[key] for key in ("weights", "validation") if key in before}
+            return Reply(self._report(order, **said), what=str(before["what"]), facts=facts)
         kept = Kept(site, protocol.study)
         kept.settle()  # what is scored has the newest local layers
-        if site.settings.policy.dice == "exact":
-            dice = reported_metrics.validation_dice(site, protocol, weights)
-            if not dice:
-                return nothing
-            return Reply(
-                self._report(order, dice=dice),
-                what="exact Dice of the validation patients",
-                facts=facts,
-            )
         path = kept.scores(order.round, order.weights_sha256)
-        if not path.exists():
+        data = charged_files.read(site, path)
+        if data is None:
+            made = self._scores(site, order, protocol, weights, answers)
+            if made is None:
+                return nothing
+            data = json.dumps(made).encode()
+            charged_files.write(site, path, data)
+        scores = json.loads(data)
+        if "dice_noise" not in scores and not exact:
+            return nothing
+        return Reply(
+            self._report(order, **{key: scores[key] for key in scores if key != "validation"}),
+            what="Dice of the validation patients, with noise"
+            if "dice_noise" in scores
+            else "exact Dice of the validation patients",
+            facts={
+                "weights": order.weights_sha256,
+                **{key: scores[key] for key in scores if key == "validation"},
+            },
+        )
+
+    def _scores(
+        self,
+        site: Site,
+        order: Order,
+        protocol: StudyProtocol,
+        weights: Arrays,
+        answers: Answers,
+    ) -> dict[str, object] | None:
+        """Return scores to keep until they leave; None if none may leave."""
+        if site.settings.policy.dice == "noised":
             made = reported_metrics.noised_validation_dice(
                 site, protocol, weights, round_number=order.round
             )
-            write_json(path, {"dice": made.dice, "dice_noise": made.deviation})
-        noised = dict(read_json(path, what="noised Dice"))
-        return Reply(
-            self._report(order, **noised),
-            what="Dice of the validation patients, with noise",
-            facts={**facts, **self._ledger_head(site)},
-        )
+            return {"dice": made.dice, "dice_noise": made.deviation}
+        patients = reported_metrics.validation_patients(site, protocol)
+        if not patients:
+            return None
+        validation = cohort_digest(frozenset(patients))
+        if not schedule.same_patients(answers, validation):
+            self._record("scores kept back", order, reason="the validation patients have changed")
+            return None
+        dice = reported_metrics.validation_dice(site, protocol, weights, patients)
+        return {"dice": dice, "validation": validation} if dice else None
 
     def _train(
         self, site: Site, order: Order, protocol: StudyProtocol, weights: Arrays, control: Arrays
     ) -> Reply:
         due = round_training.update_shapes(protocol, weights)
         kept = Kept(site, protocol.study)
-        body = kept.body(order.round, order.weights_sha256)
+        answers = schedule.answered(site, order.study)
+        left = order.round in answers.trained
+        body = kept.body(order.round, order.weights_sha256, left=left)
+        seen = {} if body is None else decode(body, due, protocol.messages)
+        schedule.check_training(
+            protocol,
+            answers,
+            number=order.round,
+            update="" if body is None else digest(seen),
+        )
         kept.settle()
         if body is not None:
-            seen = decode(body, due, protocol.messages)
             self._record("order given again", order, update=digest(seen))
         else:
             body = self._train_now(site, order, protocol, weights, control, kept)
             seen = decode(body, due, protocol.messages)
-        private = protocol.private
-        report = self._report(
-            order,
-            case_count=(
-                case_count_bucket(round_training.training_cases(site, protocol))
-                if may_report(site, protocol, "case_count")
-                else None
-            ),
-            privacy_spent=(
-                budget_caps.privacy_spent(site, protocol)
-                if private and may_report(site, protocol, "privacy_spent")
-                else None
-            ),
-            withdrawn=(
-                budget_caps.withdrawn_rounds(site, protocol)
-                if private and may_report(site, protocol, "withdrawals")
-                else ()
-            ),
-        )
+        before = answers.updates.get(digest(seen))
         return Reply(
-            report,
+            self._report(order, **self._beside_update(site, protocol, before)),
             what="weight update",
             body=body,
             messages=protocol.messages,
@@ -299,10 +327,29 @@ class Participation:
                 "update": digest(seen),
                 "arrays": len(seen),
                 "norm": round(norm(seen), 6),
-                "private": private,
-                **self._ledger_head(site),
+                "private": protocol.private,
             },
         )
+
+    @staticmethod
+    def _beside_update(
+        site: Site, protocol: StudyProtocol, before: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return what leaves beside an update: of one that left ``before`` what left with it."""
+        found: dict[str, Callable[[], object]] = {
+            "case_count": lambda: case_count_bucket(round_training.training_cases(site, protocol))
+        }
+        if protocol.private:
+            found["privacy_spent"] = lambda: budget_caps.privacy_spent(site, protocol)
+            found["withdrawn"] = lambda: budget_caps.withdrawn_rounds(site, protocol)
+        allowed = {
+            name: make
+            for name, make in found.items()
+            if may_report(site, protocol, "withdrawals" if name == "withdrawn" else name)
+        }
+        if before is not None:
+            return {name: before[name] for name in allowed if name in before}
+        return {name: make() for name, make in allowed.items()}
 
     def _train_now(
         self,
@@ -356,12 +403,6 @@ class Participation:
             messages=protocol.messages,
             control=follower if scaffold else None,
         )
-
-    @staticmethod
-    def _ledger_head(site: Site) -> dict[str, object]:
-        with budget_caps.open_ledger(site) as ledger:
-            facts, head = ledger.head
-        return {"ledger_facts": facts, "ledger_head": head}
 
     def _begin(self, site: Site, protocol: StudyProtocol) -> None:
         """Note that from now on it shows in the time what is done with patients."""

@@ -48,10 +48,11 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from client.site.folder import Site
 from common.doctor.tls_probe import context_for
 from common.errors import GliofedError, StateError
-from common.process.loopback_tls import HOST, LoopbackAddress, uvicorn_of
+from common.process.loopback_tls import HOST, LoopbackAddress
 from common.process.proxies import Proxy, without_proxies
 from common.records.atomic_files import read_json, write_json
 from common.records.journal import Journal
+from common.web.http_server import in_place_of_uvicorn
 
 _BEHIND_PROXY: Final = frozenset({"502", "503", "504"})
 _SAME_S: Final = 2.0
@@ -111,7 +112,7 @@ def serve(runtime: LoopbackAddress) -> None:
     """Run ``flower-supernode`` with a ``runtime`` for the worker alone, until its loop ends."""
     at, listening = runtime.bound()
     program: Any = import_module("flwr.supernode.cli.flower_supernode")
-    program.uvicorn = uvicorn_of(at, listening)
+    program.uvicorn = in_place_of_uvicorn(at.server_context(), listening)
     sys.argv += [
         *("--host", HOST, "--port", str(at.port)),
         *("--ssl-ca-certfile", str(at.certificate)),

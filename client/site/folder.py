@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -48,6 +48,8 @@ from common.study.protocol import APPROVAL, PROTOCOL, StudyProtocol, parse_proto
 from common.trust.coordinator_charter import Charter, parse_charter
 from common.trust.enrolment import Kit, Request, open_kit, sign_request
 from common.trust.identity import Identity, Statement, fingerprint
+
+_DIGEST_LETTERS: Final = 8
 
 
 class Decision(BaseModel):
@@ -329,16 +331,27 @@ class Site:
         return Decision.model_validate(body), statement
 
     def decide(
-        self, study: str, decision: Literal["approve", "refuse"], *, by: str, why: str = ""
+        self,
+        study: str,
+        decision: Literal["approve", "refuse"],
+        *,
+        by: str,
+        why: str = "",
+        digest: str | None = None,
     ) -> Decision:
         """Sign and keep a decision about a study that was offered.
 
-        Raises ConsentError without the name of a person, or if the words are too many.
+        ``digest`` begins that of the protocol which the person has read. Raises ConsentError if it
+        is not the one that lies here now, without the name of a person, or if the words are too
+        many.
         """
+        offered = self.protocol(study)
+        if digest is not None:
+            check_digest(offered, digest)
         try:
             value = Decision(
                 study=study,
-                protocol=self.protocol(study).digest,
+                protocol=offered.digest,
                 site=self.name,
                 decision=decision,
                 by=by.strip(),
@@ -356,6 +369,27 @@ class Site:
         self.journal.append(f"study {decision}d", **value.model_dump())
         statement.save(self.folder / "studies" / study / "decision.json")
         return value
+
+
+def check_digest(offered: StudyProtocol, digest: str) -> None:
+    """Raise ConsentError unless ``digest`` begins that of the protocol with 8 letters or more."""
+    study, said = offered.study, digest.strip().lower()
+    read = f"Read it with `gliofed-site plan DIR {study}`, which prints its digest, and approve "
+    read += f"that: `gliofed-site approve DIR {study} --digest DIGEST --by NAME`."
+    if len(said) < _DIGEST_LETTERS:
+        raise ConsentError(
+            f"{study} was not approved: an approval names the digest of the protocol that was "
+            f"read, its first {_DIGEST_LETTERS} letters or more.",
+            do=read,
+            code="digest",
+        )
+    if not offered.digest.startswith(said):
+        raise ConsentError(
+            f"{study} was not approved: the protocol that lies here, version {offered.version}, "
+            f"does not have the digest {said[:16]}. It may have been amended since you read it.",
+            do=read,
+            code="digest",
+        )
 
 
 def _password(path: Path) -> str:

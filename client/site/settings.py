@@ -28,6 +28,9 @@ data = {data}
 # The most that all studies together may ever cost one patient (epsilon at the study's delta).
 # A patient who has spent it is left out; the others go on.
 max_epsilon = 10.0
+# The largest delta at which a study may reckon that: "auto" is 0.001, or n to the power -1.1 where
+# n patients to train on make that less. At a larger delta the same epsilon allows more steps.
+max_delta = "auto"
 # Training without differential privacy: only if this says so and the study's protocol does too.
 allow_without_privacy = false
 networks = ["segresnet", "segresnet_mingru", "dynunet", "unet"]
@@ -35,9 +38,10 @@ networks = ["segresnet", "segresnet_mingru", "dynunet", "unet"]
 # (the rounds that saw patients who have withdrawn since), "statistics" (histograms of volumes,
 # spacing or intensities, if a study asks for them; with noise, charged to the ledger).
 reports = ["case_count", "privacy_spent", "withdrawals"]
-# Mean Dice of the validation patients: "exact" (not covered by epsilon), "noised" (differentially
-# private, charged to the ledger, of use with hundreds of patients only) or "never".
-dice = "exact"
+# Mean Dice of the validation patients: "never", "noised" (differentially private, charged to the
+# ledger, of use with hundreds of patients only) or "exact" (not covered by epsilon: of one patient
+# it is that patient's score).
+dice = "never"
 # When a round with privacy is answered. Its time must not tell how many patients were drawn: "auto"
 # answers always after the same time, found in the first round, 1.3 to 2 times what a round takes; a
 # number after a multiple of so many seconds; 0 at once, and then the time tells.
@@ -80,6 +84,9 @@ proxy_ca = ""
 """
 
 
+_MOST_DELTA: Final = 1e-3
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -88,6 +95,7 @@ class Policy(_Frozen):
     """What the hospital allows, whatever a protocol asks."""
 
     max_epsilon: float = Field(default=10.0, gt=0)
+    max_delta: Literal["auto"] | Annotated[float, Field(gt=0, lt=0.1)] = "auto"
     allow_without_privacy: bool = False
     networks: tuple[str, ...] = get_args(NetworkName)
     reports: tuple[Literal["case_count", "privacy_spent", "withdrawals", "statistics"], ...] = (
@@ -95,7 +103,7 @@ class Policy(_Frozen):
         "privacy_spent",
         "withdrawals",
     )
-    dice: Literal["exact", "noised", "never"] = "exact"
+    dice: Literal["exact", "noised", "never"] = "never"
     answer_every_s: Literal["auto"] | Annotated[float, Field(ge=0, le=3600)] = "auto"
     train_on_reviews: bool = False
     hours: str = Field(default="00:00-24:00", pattern=r"^\d\d:\d\d-\d\d:\d\d$")
@@ -108,6 +116,12 @@ class Policy(_Frozen):
             if hour * 60 + minute > 24 * 60 or minute > 59:
                 raise ValueError(f"{part} is not a time of day")
         return value
+
+    def delta_cap(self, patients: int) -> float:
+        """Return the largest delta of a study in which so many patients here take part."""
+        if isinstance(self.max_delta, float):
+            return self.max_delta
+        return min(_MOST_DELTA, float(max(1, patients) ** -1.1))
 
     def open_at(self, now: dt.time) -> bool:
         """Return whether orders may be carried out at ``now``; the window may pass midnight."""

@@ -7,6 +7,7 @@ words are about the protocol and the policy, never about a patient, so that they
 from __future__ import annotations
 
 import datetime as dt
+from typing import Final
 
 from client.site.folder import Decision
 from client.site.settings import Policy
@@ -14,9 +15,19 @@ from common.errors import ConsentError
 from common.study.drawn_weights import drawn_digest
 from common.study.protocol import StudyProtocol
 
+WITHOUT_PRIVACY: Final = (
+    "Each of its patients is charged an infinite epsilon: no study with privacy can train on them "
+    "here afterwards."
+)
 
-def check_policy(protocol: StudyProtocol, policy: Policy, *, preprocessing_sha256: str) -> None:
-    """Raise ConsentError if the site's policy can never allow this protocol."""
+
+def check_policy(
+    protocol: StudyProtocol, policy: Policy, *, preprocessing_sha256: str, patients: int = 0
+) -> None:
+    """Raise ConsentError if the site's policy can never allow this protocol.
+
+    ``patients`` is how many would be trained on, if that is known.
+    """
     study = protocol.study
     if not protocol.private and not policy.allow_without_privacy:
         raise ConsentError(
@@ -31,6 +42,7 @@ def check_policy(protocol: StudyProtocol, policy: Policy, *, preprocessing_sha25
             do="Ask for a protocol with a smaller max_epsilon, or raise the cap in site.toml.",
             code="policy-epsilon",
         )
+    check_delta(policy, protocol, patients)
     if protocol.network.name not in policy.networks:
         raise ConsentError(
             f"Study {study} trains the network {protocol.network.name}, which this site does "
@@ -43,6 +55,24 @@ def check_policy(protocol: StudyProtocol, policy: Policy, *, preprocessing_sha25
             f"Study {study} is for another preprocessing than the one installed here.",
             do="Install the version of gliofed that the coordinator uses.",
             code="preprocessing",
+        )
+
+
+def check_delta(policy: Policy, protocol: StudyProtocol, patients: int) -> None:
+    """Raise ConsentError if the delta is above the hospital's cap for so many patients.
+
+    Whatever the hospital set, it is below one over their number. The number is not in the words,
+    which may leave.
+    """
+    delta = protocol.privacy.delta
+    fits = delta <= policy.delta_cap(patients) and delta * patients < 1
+    if protocol.private and not fits:
+        raise ConsentError(
+            f"Study {protocol.study} reckons its epsilon at delta {delta:g}, which is more than "
+            "this site allows.",
+            do="Ask for a protocol with a smaller delta; `gliofed-site plan` says what is allowed. "
+            "The hospital may set max_delta in site.toml.",
+            code="policy-delta",
         )
 
 

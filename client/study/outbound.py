@@ -3,7 +3,7 @@
 Nothing passes but what is on the allow-list: the fields of ``common.messages.wire_format.Report``
 that the study's protocol asks for and the site's policy allows, and the arrays that the protocol
 names, with their shapes, finite and within its norm. What leaves is in the journal, synced, before
-it can leave.
+it can leave, with the head of the privacy ledger, which leaves too: neither can be put back alone.
 
 One exception: when the journal itself cannot be written or is damaged, the code ``journal-write``
 or ``journal-damaged`` leaves, alone and unjournalled: without it the coordinator would wait for
@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from client.privacy.budget_caps import open_ledger
 from client.site.folder import Site
 from client.site.key_renewal import kit_sha256, pending
 from client.site.stop import check_not_halted
@@ -107,8 +108,10 @@ def let_out(site: Site, order: Order, protocol: StudyProtocol | None, reply: Rep
         check_not_halted(site)
     # The head goes with replies that passed every check alone: also that of the heads before.
     done = reply.report.status == "done" and reply.news
+    ledger = _ledger(site, done=done) if reply.news else {}
     report = reply.report.model_copy(
         update={
+            "ledger_head": ledger.get("ledger_head", ""),
             "coordinator_head": _heard(site),
             "site_head": GENESIS if done else "",
             "kit_sha256": kit_sha256(site) if done else "",
@@ -132,11 +135,27 @@ def let_out(site: Site, order: Order, protocol: StudyProtocol | None, reply: Rep
         site_head=order.site_head,
         **({} if done else {"code": report.code, "reason": report.reason}),
         **report.model_dump(include=kept, exclude_defaults=True),
+        **ledger,
         **reply.facts,
     )
     if done:
         report = report.model_copy(update={"site_head": entry.hash})
     return pack(report, reply.body)
+
+
+def _ledger(site: Site, *, done: bool) -> dict[str, Any]:
+    """Return the ledger's head, to which the answer is bound.
+
+    What was done does not leave without one (raises StateError); that nothing was done may.
+    """
+    try:
+        with open_ledger(site) as ledger:
+            facts, head = ledger.head
+    except StateError:
+        if done:
+            raise
+        return {}
+    return {"ledger_facts": facts, "ledger_head": head}
 
 
 def unjournalled(order: Order, error: Exception) -> Content:

@@ -8,7 +8,7 @@ has no budget for it is left out. Everything here stays at the site;
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,8 +22,9 @@ from client.privacy.dp_histograms import SENSITIVITY as STATISTICS_SENSITIVITY
 from client.privacy.dp_histograms import noised_statistics, patient_vector
 from client.privacy.mechanism import Mechanism, Patients, Purpose
 from client.site.folder import Site
+from client.study.consent import check_delta
+from client.study.known_patients import by_patient
 from client.study.round_training import (
-    by_patient,
     loaders,
     mean_dice,
     read_split,
@@ -38,13 +39,21 @@ from common.study.protocol import StudyProtocol
 _LOG = logging.getLogger(__name__)
 
 
-def validation_dice(site: Site, protocol: StudyProtocol, weights: Arrays) -> dict[str, float]:
+def validation_dice(
+    site: Site, protocol: StudyProtocol, weights: Arrays, patients: Mapping[str, Sequence[Case]]
+) -> dict[str, float]:
     """Return the mean Dice per region on the validation patients; empty without any.
 
     What is scored are the global weights with this site's own local layers, if the study has such.
     """
     used = with_local_layers(site, protocol, weights)
-    return mean_dice(score(site, protocol, used, read_split(site, protocol).validation))
+    cases = [case for own in patients.values() for case in own]
+    return mean_dice(score(site, protocol, used, cases))
+
+
+def validation_patients(site: Site, protocol: StudyProtocol) -> dict[str, list[Case]]:
+    """Return the cases of each patient whom the study validates on, by pseudonym."""
+    return by_patient(site, read_split(site, protocol).validation)
 
 
 def noised_validation_dice(
@@ -55,7 +64,7 @@ def noised_validation_dice(
     Scored is what ``validation_dice`` scores. Raises PrivacyError (code ``privacy-cap``) when the
     budget of no patient allows it.
     """
-    patients = by_patient(site, read_split(site, protocol).validation)
+    patients = validation_patients(site, protocol)
     multiplier = protocol.privacy.dice_noise_multiplier
     used = with_local_layers(site, protocol, weights)
     scores: list[dict[str, float | None]] = []
@@ -147,6 +156,7 @@ def _charged(
     if not patients:
         yield patients
         return
+    check_delta(site.settings.policy, protocol, len(patients))
     study_cap, patient_cap = caps(site, protocol)
     with open_ledger(site) as ledger:
         names = with_room(ledger, protocol, release, 1, patients, (study_cap, patient_cap))

@@ -24,13 +24,14 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from client.privacy.budget_caps import caps, mechanism, open_ledger
+from client.privacy.budget_caps import caps, charge_unprotected, mechanism, open_ledger
 from client.privacy.dp_dice import SENSITIVITY
 from client.privacy.dp_histograms import SENSITIVITY as STATISTICS_SENSITIVITY
 from client.privacy.ledger import Ledger
 from client.privacy.mechanism import Mechanism, Purpose
 from client.site.folder import Site
 from client.study import round_training
+from client.study.known_patients import by_patient
 from client.study.round_state import Kept
 from common.errors import CaseError, ConsentError, StateError
 from common.messages.wire_format import RESTORED, Given, Order
@@ -96,6 +97,7 @@ def settle(site: Site, restoration: Restoration, order: Order) -> None:
     """Settle with the account in ``order``; raise ConsentError (code ``restored``) without one."""
     if restoration.charged_by:
         charged: list[dict[str, Any]] = []
+        orders: list[tuple[str, str, int]] = []
         by = restoration.charged_by
     elif order.account is None:
         raise ConsentError(
@@ -106,8 +108,16 @@ def settle(site: Site, restoration: Restoration, order: Order) -> None:
         )
     else:
         charged, by = _charge(site, order.account), "the coordinator's account"
+        orders = _listed(order.account)
     lost = "" if not order.site_head or site.journal.holds(order.site_head) else order.site_head
-    site.journal.append(SETTLED, backup=restoration.backup, by=by, charged=charged, lost_head=lost)
+    site.journal.append(
+        SETTLED,
+        backup=restoration.backup,
+        by=by,
+        charged=charged,
+        orders=orders,
+        lost_head=lost,
+    )
     (site.folder / FILE).unlink()
 
 
@@ -135,10 +145,21 @@ def charge_by_hand(site: Site, rounds: dict[str, int], *, by: str) -> list[dict[
                 Given(study=study, kind=kind, round=last + more) for more in range(1, count + 1)
             ]
     charged = _charge(site, account)
-    site.journal.append("restoration charged", by=by.strip(), rounds=rounds, charged=charged)
+    site.journal.append(
+        "restoration charged",
+        by=by.strip(),
+        rounds=rounds,
+        charged=charged,
+        orders=_listed(account),
+    )
     note = restoration.model_copy(update={"charged_by": by.strip()})
     write_json(site.folder / FILE, note.model_dump())
     return charged
+
+
+def _listed(account: Iterable[Given]) -> list[tuple[str, str, int]]:
+    """Return the orders as the journal keeps them: what they gave may have left."""
+    return sorted({(one.study, one.kind, one.round) for one in account})
 
 
 def _charge(site: Site, account: Iterable[Given]) -> list[dict[str, Any]]:
@@ -160,9 +181,7 @@ def _charge(site: Site, account: Iterable[Given]) -> list[dict[str, Any]]:
     charged: list[dict[str, Any]] = []
     with open_ledger(site) as ledger:
         for study, orders in sorted(by_study.items()):
-            protocol = site.protocol(study)
-            if protocol.private:
-                charged += _charge_study(site, protocol, ledger, orders)
+            charged += _charge_study(site, site.protocol(study), ledger, orders)
     return charged
 
 
@@ -177,7 +196,9 @@ def _charge_study(
     options, policy = protocol.privacy, site.settings.policy
     charged = []
     for (kind, number), times in sorted(asked.items()):
-        if kind == "train":
+        if kind == "train" and not protocol.private:
+            charged += _charge_unprotected(site, protocol, ledger, known | now["train"], number)
+        elif kind == "train":
             charged += _reserve(
                 site,
                 protocol,
@@ -215,6 +236,16 @@ def _charge_study(
             number=0,
         )
     return charged
+
+
+def _charge_unprotected(
+    site: Site, protocol: StudyProtocol, ledger: Ledger, patients: frozenset[str], number: int
+) -> list[dict[str, Any]]:
+    if not patients:
+        return []
+    charge_unprotected(site, protocol, ledger, patients, round_number=number)
+    steps = protocol.training.steps_per_round
+    return [{"study": protocol.study, "round": number, "purpose": "training", "steps": steps}]
 
 
 def _reserve(
@@ -269,8 +300,8 @@ def _patients_now(site: Site, protocol: StudyProtocol) -> dict[str, frozenset[st
             raise
         return {"train": frozenset(), "validation": frozenset()}
     return {
-        "train": frozenset(round_training.by_patient(site, split.train)),
-        "validation": frozenset(round_training.by_patient(site, split.validation)),
+        "train": frozenset(by_patient(site, split.train)),
+        "validation": frozenset(by_patient(site, split.validation)),
     }
 
 

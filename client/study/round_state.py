@@ -2,7 +2,8 @@
 
 In ``outbox/STUDY``, named after the round and the weights that it began with: ``.safetensors``, the
 bytes of the last update, whose presence says that the round was trained; ``.residual``, what their
-encoding left out; ``.json``, the last noised scores.
+encoding left out; ``.json``, the last scores; ``.ledger``, what they cost
+(``client.study.charged_files``).
 
 In ``studies/STUDY``, the site's own, which never leaves: ``control.safetensors``, its control
 variate c_i (SCAFFOLD); ``local.safetensors``, its local layers; ``personal.safetensors``, its
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from client.site.folder import Site
+from client.study import charged_files
 from common.errors import StateError
 from common.messages.compression import encode
 from common.records.atomic_files import write_bytes
@@ -62,6 +64,7 @@ class Kept:
     """What the site keeps of one study."""
 
     def __init__(self, site: Site, study: str) -> None:
+        self._owner = site
         self._site = site.name
         self._study = study
         self._outbox = site.folder / "outbox" / study
@@ -92,7 +95,7 @@ class Kept:
         return found
 
     def scores(self, round_number: int, weights: str) -> Path:
-        """Return where the noised scores of these weights (SHA-256) are."""
+        """Return where the scores of these weights (SHA-256) are until they leave."""
         return self._stem(round_number, weights).with_suffix(".json")
 
     @property
@@ -100,10 +103,13 @@ class Kept:
         """Return where the noised histograms of the cohort are."""
         return self._home / "statistics.json"
 
-    def body(self, round_number: int, weights: str) -> bytes | None:
-        """Return the update that was made for the round from these weights, as it was encoded."""
+    def body(self, round_number: int, weights: str, *, left: bool = False) -> bytes | None:
+        """Return the update that was made for the round from these weights, as it was encoded.
+
+        ``left`` says that it has left before. Raises what ``charged_files.read`` raises.
+        """
         path = self._stem(round_number, weights).with_suffix(_BODY)
-        return path.read_bytes() if path.exists() else None
+        return charged_files.read(self._owner, path, left=left)
 
     def settle(self) -> None:
         """Finish what was left when the last update was kept: its layers become the site's own."""
@@ -183,7 +189,7 @@ class Kept:
             if arrays:
                 facts = {"study": self._study, "round": str(round_number)}
                 save(stem.with_suffix(suffix), arrays, facts)
-        write_bytes(stem.with_suffix(_BODY), body)
+        charged_files.write(self._owner, stem.with_suffix(_BODY), body)
         for path in self._outbox.iterdir():
             if path.stem != stem.name:
                 path.unlink()

@@ -21,7 +21,13 @@ from client.imaging.prepared_cache import PreparedCache
 from client.imaging.preprocessing import Prepared
 from client.networks.padding import PaddedNetwork
 from client.networks.registry import build, load_arrays, state_arrays
-from client.privacy.budget_caps import caps, check_delta, mechanism, open_ledger, with_room
+from client.privacy.budget_caps import (
+    caps,
+    charge_unprotected,
+    mechanism,
+    open_ledger,
+    with_room,
+)
 from client.privacy.dp_sgd import LedgerCharge, train_privately
 from client.segmentation.calibration import Counts
 from client.segmentation.dice import RegionScores
@@ -30,6 +36,8 @@ from client.site.execution import execution_for
 from client.site.folder import Site
 from client.site.preemption import yielding
 from client.site.pseudonyms import patients_key, pseudonym, withdrawn
+from client.study.consent import check_delta
+from client.study.known_patients import by_patient
 from client.study.round_state import Kept, Trained
 from client.training.drift_correction import NO_TERMS, Terms, correction
 from client.training.loop import Progress, TrainingResult, train
@@ -111,26 +119,14 @@ def training_patients(site: Site, protocol: StudyProtocol) -> dict[str, list[Loa
 
     The patient is the unit of privacy. Raises CaseError (code ``case-none``) if there is none.
     """
-    cases = read_split(site, protocol).train
-    if not cases:
+    known = by_patient(site, read_split(site, protocol).train)
+    if not known:
         raise CaseError(
             f"The training split of {site.name} is empty.",
             do="Add labelled patients to the cohort, or what the log says that its cases lack.",
             code="case-none",
         )
-    return {
-        name: loaders(site, protocol.preprocessing, own)
-        for name, own in by_patient(site, cases).items()
-    }
-
-
-def by_patient(site: Site, cases: Sequence[Case]) -> dict[str, list[Case]]:
-    """Return the cases of each patient, by pseudonym."""
-    key = patients_key(site)
-    found: dict[str, list[Case]] = {}
-    for case in sorted(cases, key=lambda case: case.patient):
-        found.setdefault(pseudonym(key, case.patient), []).append(case)
-    return found
+    return {name: loaders(site, protocol.preprocessing, own) for name, own in known.items()}
 
 
 def train_round(
@@ -152,6 +148,7 @@ def train_round(
     called: what comes after it depends on the draws. Each step is charged to the site's ledger
     before it is taken; patients whose budget does not allow the whole round are left out of it.
     Raises PrivacyError (code ``privacy-cap``) when that is everyone, CaseError without patients.
+    Without privacy the whole round is charged to all of them, as steps whose epsilon is infinite.
     """
     patients = training_patients(site, protocol)
     if protocol.private:
@@ -176,7 +173,14 @@ def train_round(
             progress=part.progress,
         )
 
-    return _trained(_parts(site, protocol, weights, round_number, control, progress), train_part)
+    parts = _parts(site, protocol, weights, round_number, control, progress)
+    with open_ledger(site) as ledger:
+        number = charge_unprotected(
+            site, protocol, ledger, frozenset(patients), round_number=round_number
+        )
+        made = _trained(parts, train_part)
+        ledger.confirm(number)
+    return made
 
 
 def _prepare(site: Site, patients: Mapping[str, Sequence[Loader]]) -> None:
@@ -204,7 +208,7 @@ def _train_privately(
     control: Arrays | None,
     progress: Progress | None,
 ) -> Trained:
-    check_delta(protocol, len(patients))
+    check_delta(site.settings.policy, protocol, len(patients))
     study_cap, patient_cap = caps(site, protocol)
     with open_ledger(site) as ledger:
         names = with_room(

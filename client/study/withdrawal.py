@@ -7,8 +7,8 @@ hold one: reasons belong into the hospital's own records.
 
 The lineage is the rounds that saw the patient, as the ledger says, and the models installed here
 that descend from them: the model of round N of a study descends from every round up to N. A round
-that trained without privacy, and an exact Dice score, are not in the ledger; they are named as
-rounds that may have seen the patient.
+that trained without privacy before gliofed charged those, and an exact Dice score, are not in the
+ledger; they are named as rounds that may have seen the patient.
 
 Out of scope: to take a patient out of weights. Differential privacy bounds what weights that were
 trained with the patient tell of the patient; the hospital's scans themselves are the hospital's.
@@ -31,6 +31,7 @@ from client.imaging.prepared_cache import retain
 from client.privacy.budget_caps import open_ledger
 from client.site.folder import Site
 from client.site.pseudonyms import keep_withdrawal, patients_key, pseudonym, withdrawals
+from client.study.known_patients import by_patient
 from common.errors import CaseError, ConsentError, GliofedError
 from common.records.atomic_files import is_held, read_json
 from common.study.protocol import PreprocessingOptions
@@ -120,6 +121,7 @@ def withdraw(site: Site, patient: str, *, by: str) -> Effect:
         )
     lineage = _lineage(site, hidden, own)
     models = _models(site, lineage)
+    by_patient(site, own)  # so that the scans stay away under any other name
     if hidden not in before:
         site.journal.append(
             "patient withdrawn",
@@ -174,8 +176,10 @@ def _lineage(site: Site, hidden: str, own: Sequence[Case]) -> tuple[StudyLineage
     with open_ledger(site) as ledger:
         for fact in ledger.facts(patient=hidden):
             rounds[fact.study][fact.purpose].add(fact.round)
+        charged = {(fact.study, fact.round) for fact in ledger.facts()}
     for study, what, number in _unaccounted(site, own):
-        rounds[study][what].add(number)
+        if what != "maybe_training" or (study, number) not in charged:
+            rounds[study][what].add(number)
     return tuple(
         StudyLineage(study, **{what: tuple(sorted(numbers)) for what, numbers in seen.items()})
         for study, seen in sorted(rounds.items())

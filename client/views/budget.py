@@ -10,6 +10,7 @@ Out of scope: the picture (``client.views.budget_chart``), a study that has not 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
@@ -18,7 +19,7 @@ from client.privacy.budget_caps import accountant, caps, mechanism, open_ledger
 from client.privacy.ledger import Ledger
 from client.privacy.mechanism import Accountant, Fact, Mechanism
 from client.site.folder import Site
-from client.site.pseudonyms import patients_key, pseudonym
+from client.study.known_patients import look_up
 from client.study.outbound import may_report
 from client.study.round_state import Kept
 from client.study.round_training import read_split
@@ -26,6 +27,12 @@ from common.errors import CaseError
 from common.study.protocol import StudyProtocol
 
 ADJACENCY: Final = "patient; add or remove one"
+UNSEEN: Final = (
+    "A patient who is in another hospital's cohort too is charged there separately: no hospital "
+    "sees that, and nobody adds the two up. Nor is a patient known again whose scans all changed "
+    "with the name (resampled, say, or taken anew)."
+)
+"""What no epsilon here counts."""
 _NO_STUDY_DELTA: Final = 1e-5
 
 
@@ -42,7 +49,7 @@ def budget(site: Site) -> dict[str, Any]:
         studies = [
             _study(site, protocol, ledger, known)
             if protocol.private
-            else {"study": protocol.study, "private": False}
+            else _unprotected(protocol, ledger)
             for protocol in protocols
         ]
         total = ledger.spent(delta)
@@ -53,7 +60,7 @@ def budget(site: Site) -> dict[str, Any]:
         "unit": ADJACENCY,
         "studies": studies,
         "all_studies": {
-            "epsilon_spent": round(total.epsilon, 4),
+            "epsilon_spent": figure(total.epsilon),
             "epsilon_cap": site.settings.policy.max_epsilon,
             "delta": delta,
             "steps_spent": total.steps,
@@ -62,6 +69,11 @@ def budget(site: Site) -> dict[str, Any]:
             "studies_of_worst_patient": sorted({fact.study for fact in facts}),
         },
     }
+
+
+def figure(epsilon: float) -> float | str:
+    """Return ``epsilon`` as JSON can hold it: training without privacy costs "infinity"."""
+    return round(epsilon, 4) if math.isfinite(epsilon) else "infinity"
 
 
 def history(facts: Iterable[Fact]) -> list[tuple[Mechanism, int]]:
@@ -80,8 +92,8 @@ def patients_now(site: Site, protocol: StudyProtocol) -> frozenset[str]:
         if error.code != "case-none":
             raise
         return frozenset()
-    key = patients_key(site)
-    return frozenset(pseudonym(key, name) for name in {case.patient for case in cases})
+    with open_ledger(site) as ledger:
+        return frozenset(look_up(site, ledger, cases))
 
 
 def room(
@@ -114,6 +126,17 @@ def histograms(site: Site, protocol: StudyProtocol) -> list[Mechanism]:
     return [Mechanism(protocol.statistics.noise_multiplier, 1.0)] if asked else []
 
 
+def _unprotected(protocol: StudyProtocol, ledger: Ledger) -> dict[str, Any]:
+    spent = ledger.spent(protocol.privacy.delta, study=protocol.study)
+    return {
+        "study": protocol.study,
+        "private": False,
+        "epsilon_spent": figure(spent.epsilon),
+        "steps_spent": spent.steps,
+        "steps_unconfirmed": spent.unconfirmed,
+    }
+
+
 def _study(
     site: Site, protocol: StudyProtocol, ledger: Ledger, known: Accountant
 ) -> dict[str, Any]:
@@ -124,7 +147,7 @@ def _study(
     return {
         "study": protocol.study,
         "private": True,
-        "epsilon_spent": round(spent.epsilon, 4),
+        "epsilon_spent": figure(spent.epsilon),
         "epsilon_cap": options.max_epsilon,
         "delta": options.delta,
         "steps_spent": spent.steps,

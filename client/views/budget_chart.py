@@ -4,7 +4,8 @@ Each study has one line: that of the patient who has spent the most in it by now
 the patient who has spent the most over all studies. Colours are those of Okabe and Ito, which
 people who see few colours can tell apart; each line has its own marker and dashes besides.
 
-Out of scope: studies without privacy, which spend no epsilon because they grant none.
+Out of scope: steps without privacy, whose epsilon is infinite: the black line says that it leaves
+them out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from client.privacy.budget_caps import accountant, open_ledger
-from client.privacy.mechanism import Accountant, Fact
+from client.privacy.mechanism import UNPROTECTED, Accountant, Fact
 from client.site.folder import Site
 from client.views.budget import history
 from common.errors import StateError
@@ -62,7 +63,10 @@ def curves(site: Site) -> list[Curve]:
         worst = ledger.worst_patient(delta)
         if worst is not None:
             facts, cap = ledger.facts(patient=worst), site.settings.policy.max_epsilon
-            found.append(_curve("all studies", facts, known, delta=delta, cap=cap))
+            drawn = [fact for fact in facts if fact.mechanism != UNPROTECTED]
+            name = "all studies" if len(drawn) == len(facts) else "all but those without privacy"
+            if drawn:
+                found.append(_curve(name, drawn, known, delta=delta, cap=cap))
     return found
 
 

@@ -16,6 +16,7 @@ from client.privacy.budget_caps import accountant, open_ledger
 from client.privacy.ledger import Ledger
 from client.site.folder import Site
 from client.site.pseudonyms import withdrawn
+from client.study import charged_files
 from common.errors import StateError
 from common.records.journal import GENESIS, Entry
 
@@ -54,7 +55,7 @@ def audit(site: Site) -> Findings:
 
     entries: tuple[Entry, ...] = attempt(lambda: tuple(site.journal.entries())) or ()
     states = attempt(lambda: _ledger_states(site)) or ()
-    attempt(lambda: open_ledger(site).close())  # it compares the ledger with the journal
+    attempt(lambda: _check_charged(site))
     gone = attempt(lambda: withdrawn(site)) or frozenset()
     attempt(lambda: _check_withdrawn(site, entries, gone))
     told, heard = _heads(entries)
@@ -75,6 +76,12 @@ def _ledger_states(site: Site) -> tuple[str, ...]:
     """Return the state of every fact: opening the ledger checks its whole chain."""
     with Ledger(site.folder / "ledger.sqlite", accountant=accountant(site)) as ledger:
         return tuple(fact.state for fact in ledger.facts())
+
+
+def _check_charged(site: Site) -> None:
+    """Compare the ledger with the journal, and with every file that waits to leave."""
+    with open_ledger(site) as ledger:
+        charged_files.check_all(site, ledger)
 
 
 def _check_withdrawn(site: Site, entries: tuple[Entry, ...], gone: frozenset[str]) -> None:

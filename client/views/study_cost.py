@@ -23,9 +23,10 @@ from client.imaging import preprocessing
 from client.privacy.budget_caps import accountant, mechanism, open_ledger
 from client.privacy.mechanism import Accountant, Mechanism
 from client.site.folder import Site
-from client.study.consent import check_policy
+from client.study.consent import check_delta, check_policy
 from client.study.outbound import may_report
 from client.study.round_training import read_split, starting_weights, trained_shapes, update_shapes
+from client.study.schedule import due
 from client.views.budget import ADJACENCY, histograms, patients_now, room
 from common.errors import CaseError, ConsentError
 from common.study.drawn_weights import start_in_words
@@ -43,7 +44,8 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
     A protocol that was not published yet counts as one for the preprocessing installed here.
     Raises StateError, and CaseError for a cohort that cannot be read.
     """
-    if not protocol.preprocessing_sha256:
+    draft = not protocol.preprocessing_sha256
+    if draft:
         own = preprocessing.digest(protocol.preprocessing)
         protocol = protocol.model_copy(update={"preprocessing_sha256": own})
     weights = starting_weights(protocol)
@@ -53,6 +55,8 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
         "site": site.name,
         "study": protocol.study,
         "title": protocol.title,
+        "version": protocol.version,
+        "digest": "" if draft else protocol.digest,
         "private": protocol.private,
         "policy": _policy(site, protocol),
         "patients": _patients(site, protocol),
@@ -75,7 +79,12 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
 
 def _policy(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
     try:
-        check_policy(protocol, site.settings.policy, preprocessing_sha256=_installed(protocol))
+        check_policy(
+            protocol,
+            site.settings.policy,
+            preprocessing_sha256=_installed(protocol),
+            patients=len(patients_now(site, protocol)),
+        )
     except ConsentError as error:
         return {"allowed": False, "reason": error.message, "do": error.do}
     return {"allowed": True, "reason": "", "do": ""}
@@ -107,37 +116,88 @@ def _left_out(site: Site, protocol: StudyProtocol) -> int:
 
 
 def _leaves(site: Site, protocol: StudyProtocol, sent: int) -> list[dict[str, Any]]:
-    """Return what would leave, how often, and what protects the patients in it."""
+    """Return what can leave, how often at most, and what protects the patients in it.
+
+    ``fields`` are those of the report that hold it. Without ``times`` it goes with every answer.
+    """
     noise = "differentially private" if protocol.private else "NO PRIVACY: exact"
     dice = {
         "exact": "exact: not covered by epsilon",
         "noised": "with noise, charged to the validation patients",
         "never": "does not leave",
     }[site.settings.policy.dice]
-    rows: list[tuple[str, int, str, int]] = [
-        ("the signed approval, with the name of who decided", 1, "holds no patient's data", 0),
-        ("weight update", protocol.rounds, noise, _FLOAT_BYTES * sent),
-        ("hash of the site's journal, salted", protocol.rounds, "tells nothing of its lines", 0),
+    rounds, about = protocol.rounds, ", ".join(protocol.statistics.about)
+    found = [
+        _row(
+            "the signed approval, with the name of who decided",
+            1,
+            "holds no patient's data",
+            "approval",
+        ),
+        _row("weight update", rounds, noise, size=_FLOAT_BYTES * sent),
+        _row(
+            "hashes of the site's journal and ledger, salted",
+            None,
+            "tell nothing of their lines",
+            "site_head",
+            "ledger_head",
+        ),
+        _row(
+            "the last hash of the coordinator's journal, and its kit, that are known here",
+            None,
+            "the coordinator's own",
+            "coordinator_head",
+            "kit_sha256",
+        ),
+        _row(
+            "the version of gliofed, and new public keys when they are renewed",
+            None,
+            "holds no patient's data",
+            "version",
+            "renewal",
+        ),
+        _row(
+            "that an order was refused or failed: a code, and words about the protocol",
+            None,
+            "no figure of a patient",
+            "code",
+            "reason",
+        ),
     ]
+    counted = "with noise, charged to the training patients"
     reports = {
-        "dice": ("mean Dice of the validation patients", _evaluations(protocol), dice),
-        "case_count": ("number of training cases", protocol.rounds, "a range, not by epsilon"),
-        "privacy_spent": ("epsilon and steps so far", protocol.rounds, "of the worst patient"),
-        "withdrawals": ("rounds that saw who withdrew", protocol.rounds, "rounds, no patient"),
+        "statistics": _row(
+            f"histograms of the training patients ({about})", 1, counted, "statistics"
+        ),
+        "dice": _row(
+            "mean Dice of the validation patients", len(due(protocol)), dice, "dice", "dice_noise"
+        ),
+        "case_count": _row(
+            "number of training cases", rounds, "a range, not by epsilon", "case_count"
+        ),
     }
-    about = ", ".join(protocol.statistics.about)
-    if may_report(site, protocol, "statistics"):
-        protection = "with noise, charged to the training patients"
-        rows.append((f"histograms of the training patients ({about})", 1, protection, 0))
-    rows += [(*row, 0) for what, row in reports.items() if may_report(site, protocol, what)]
-    return [
-        {"what": what, "times": times, "protection": protection, "bytes": size or None}
-        for what, times, protection, size in rows
-    ]
+    if protocol.private:
+        reports |= {
+            "privacy_spent": _row(
+                "epsilon and steps so far", rounds, "of the worst patient", "privacy_spent"
+            ),
+            "withdrawals": _row(
+                "rounds that saw who withdrew", rounds, "rounds, no patient", "withdrawn"
+            ),
+        }
+    return found + [row for what, row in reports.items() if may_report(site, protocol, what)]
 
 
-def _evaluations(protocol: StudyProtocol) -> int:
-    return math.ceil(protocol.rounds / protocol.evaluate_every)
+def _row(
+    what: str, times: int | None, protection: str, *fields: str, size: int = 0
+) -> dict[str, Any]:
+    return {
+        "what": what,
+        "times": times,
+        "protection": protection,
+        "bytes": size or None,
+        "fields": list(fields),
+    }
 
 
 def _privacy(site: Site, protocol: StudyProtocol, trained: int) -> dict[str, Any]:
@@ -157,7 +217,8 @@ def _privacy(site: Site, protocol: StudyProtocol, trained: int) -> dict[str, Any
         "clipping_norm": options.clipping_norm,
         "delta": options.delta,
         "one_over_patients": 1 / len(patients) if patients else None,
-        "delta_fits": options.delta * len(patients) < 1,
+        "delta_cap": site.settings.policy.delta_cap(len(patients)),
+        "delta_fits": _delta_fits(site, protocol, len(patients)),
         "epsilon": _epsilons(site, protocol, known, step),
         "study_cap": options.max_epsilon,
         "patient_cap": site.settings.policy.max_epsilon,
@@ -170,6 +231,14 @@ def _privacy(site: Site, protocol: StudyProtocol, trained: int) -> dict[str, Any
         "dice": _dice_cost(site, protocol, known),
         "statistics": _statistics_cost(site, protocol, known),
     }
+
+
+def _delta_fits(site: Site, protocol: StudyProtocol, patients: int) -> bool:
+    try:
+        check_delta(site.settings.policy, protocol, patients)
+    except ConsentError:
+        return False
+    return True
 
 
 def _epsilons(
@@ -219,5 +288,6 @@ def _dice_cost(site: Site, protocol: StudyProtocol, known: Accountant) -> dict[s
     if site.settings.policy.dice != "noised" or not may_report(site, protocol, "dice"):
         return None
     release = Mechanism(protocol.privacy.dice_noise_multiplier, 1.0)
-    spent = known.epsilon([(release, _evaluations(protocol))], protocol.privacy.delta)
-    return {"times": _evaluations(protocol), "epsilon": round(spent, 4)}
+    times = len(due(protocol))
+    spent = known.epsilon([(release, times)], protocol.privacy.delta)
+    return {"times": times, "epsilon": round(spent, 4)}

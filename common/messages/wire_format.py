@@ -168,6 +168,8 @@ class Report(_Frozen):
     """Of the signed kit that the site uses."""
     site_head: Head = ""
     """Of the site's journal, when the reply left."""
+    ledger_head: Head = ""
+    """Of the site's privacy ledger, when the reply left: a chain of salted hashes."""
     coordinator_head: Head = ""
     """Of the coordinator's journal, as the site last heard it before this order."""
     version: Version = ""

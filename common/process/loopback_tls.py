@@ -9,8 +9,8 @@ owner does. Here both ends show the one certificate whose key lies in a folder o
 trust that alone: whoever cannot read the folder can neither ask the server nor stand in its place.
 Where another process has taken the port meanwhile, the server takes another and notes that.
 
-Flower's own programs take a certificate for the server and ask for none of the client
-(``uvicorn_of`` gives them a server that does).
+Flower's own programs ask for no certificate: ``common.web.http_server.in_place_of_uvicorn`` gives
+them a server that does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import socket
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -159,40 +159,11 @@ class LoopbackAddress:
             ) from None
         return context
 
-    def server_options(self) -> dict[str, Any]:
-        """Return the options of ``uvicorn.Config`` with which a client must show it as well."""
-        return {
-            "ssl_certfile": str(self.certificate),
-            "ssl_keyfile": str(self.key),
-            "ssl_ca_certs": str(self.certificate),
-            "ssl_cert_reqs": ssl.CERT_REQUIRED,
-        }
-
-
-def uvicorn_of(at: LoopbackAddress, listening: socket.socket) -> Any:
-    """Return what stands in a Flower program for its module ``uvicorn``.
-
-    Whatever the program asks for, it serves at ``listening`` alone, to clients that show the
-    certificate of ``at``. It has the three names that Flower 1.41 uses and no others: a Flower
-    that serves in another way fails instead of serving everyone, also because the port is taken.
-    """
-    import uvicorn
-
-    class Config(uvicorn.Config):
-        def __init__(self, app: Any, **options: Any) -> None:
-            super().__init__(app, **{**options, **at.server_options()})
-
-    class Server(uvicorn.Server):
-        def run(self, sockets: list[socket.socket] | None = None) -> None:
-            del sockets
-            super().run(sockets=[listening])
-
-    class Module:
-        pass
-
-    def run(app: Any, **options: Any) -> None:
-        Server(Config(app, **options)).run()
-
-    module: Any = Module()
-    module.Config, module.Server, module.run = Config, Server, run
-    return module
+    def server_context(self) -> ssl.SSLContext:
+        """Return what shows the certificate and completes no handshake with who does not."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(self.certificate, self.key)
+        context.load_verify_locations(self.certificate)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context

@@ -6,7 +6,8 @@ for the connection (TLS and headers included), one for a request and its answer 
 and an answer that is not read included), one between two requests. A peer that reads slowly is
 waited for, so that an answer is never held whole for it; headers have a largest size.
 
-An application vouches with ``vouch``. Out of scope: what a request may hold, which is its own.
+An application vouches with ``vouch``; TLS that asks for a certificate has vouched. Out of scope:
+what a request may hold, which is its own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from common.web.connection_limits import ConnectionLimits, Connections
 
 _MOST_HEADER_BYTES: Final = 32 * 1024
 _MINE: Final = "gliofed.connection"
+_OWN: Final = ConnectionLimits(known=512, each=512)
+"""Of a server for processes of this machine and user: there is one known peer."""
 _BACKLOG: Final = 512
 """Connections that the system holds for us; also how many are taken before others are served."""
 
@@ -79,6 +82,33 @@ def in_thread(served: uvicorn.Config, listening: socket.socket) -> Iterator[None
     finally:
         server.should_exit = True
         thread.join()
+
+
+def in_place_of_uvicorn(tls: ssl.SSLContext, listening: socket.socket) -> Any:
+    """Return what stands in a program of another maker for its module ``uvicorn``.
+
+    Whatever the program asks for, it serves at ``listening`` alone, to whoever ``tls`` lets in. It
+    has the three names that Flower 1.41 uses and no others: a Flower that serves in another way
+    fails instead of serving everyone, also because the port is taken.
+    """
+
+    class Server(uvicorn.Server):
+        def run(self, sockets: list[socket.socket] | None = None) -> None:
+            del sockets
+            super().run(sockets=[listening])
+
+    class Module:
+        pass
+
+    def made(app: Any, **_: Any) -> uvicorn.Config:
+        return config(app, limits=_OWN, tls=tls)
+
+    def served(app: Any, **_: Any) -> None:
+        Server(made(app)).run()
+
+    module: Any = Module()
+    module.Config, module.Server, module.run = made, Server, served
+    return module
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -198,6 +228,8 @@ class _Guarded(H11Protocol):
     def _opened(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._open = True
+        if self._door.tls is not None and self._door.tls.verify_mode is ssl.CERT_REQUIRED:
+            self.vouch("who has the key")
         if self._before:
             super().data_received(bytes(self._before))
             self._before.clear()

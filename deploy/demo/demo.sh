@@ -104,9 +104,11 @@ fi
 for site in "${sites[@]}"; do
     run gliofed-site request "$site" --name "$site" --data "data-$site"
     # Several hospitals share this machine's cores.
-    # Phantoms have no draws to hide, so that answers need not wait.
+    # Phantoms have no draws to hide, so that answers need not wait, and their scores may leave; at
+    # a new site scores never do.
     sed -e "s/^threads = 0/threads = 1/" -e "s/^answer_every_s = .*/answer_every_s = 0/" \
-        "$site/site.toml" >"$site.toml" && mv "$site.toml" "$site/site.toml"
+        -e 's/^dice = "never"/dice = "exact"/' "$site/site.toml" >"$site.toml" &&
+        mv "$site.toml" "$site/site.toml"
     run gliofed-server admit coordinator "$site/request.json" --out "$site-kit.json"
     run gliofed-site join "$site" "$site-kit.json"
 done
@@ -126,13 +128,15 @@ check=(gliofed-site check "${sites[0]}" --spacing-mm 3.75 --workers 1)
 begin check.txt "${check[@]}"; checking=$!
 for site in "${sites[@]}"; do until_true 120 test -f "$site/studies/demo/protocol.json"; done
 run gliofed-site studies "${sites[0]}"
+digest=$(gliofed-site studies "${sites[0]}" --json | sed -n 's/.*"protocol": "\([0-9a-f]\{16\}\).*/\1/p')
 approving=()
 for site in "${sites[@]}"; do
-    begin "$site-approve.txt" gliofed-site approve "$site" demo --by "Data officer of $site"
+    begin "$site-approve.txt" gliofed-site approve "$site" demo --digest "$digest" \
+        --by "Data officer of $site"
     approving+=($!)
 done
 for i in "${!sites[@]}"; do
-    echo; show gliofed-site approve "${sites[$i]}" demo --by "Data officer of ${sites[$i]}"
+    echo; show gliofed-site approve "${sites[$i]}" demo --digest "$digest" --by "Data officer of ${sites[$i]}"
     await "${approving[$i]}" "${sites[$i]}-approve.txt"
 done
 echo; show "${check[@]}"

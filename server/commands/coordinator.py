@@ -503,11 +503,11 @@ def _show(report: dict[str, Any]) -> None:
         [
             e["round"],
             site,
-            *(console.figure(dice.get(region)) for region in ("WT", "TC", "ET")),
-            f"about {e['dice_noise'][site]:.3f}" if site in e["dice_noise"] else "exact",
+            *(console.figure(e["dice"].get(site, {}).get(r)) for r in ("WT", "TC", "ET")),
+            _noise(e, site),
         ]
         for e in report["evaluations"]
-        for site, dice in e["dice"].items()
+        for site in sorted({*e["dice"], *report["approved"]})
     ]
     if scores:
         title = "Dice on the sites' validation patients"
@@ -531,6 +531,15 @@ def _show(report: dict[str, Any]) -> None:
         console.say(_kept(weights))
     if report["last_problem"]:
         console.warn(str(report["last_problem"]))
+
+
+def _noise(evaluation: dict[str, Any], site: str) -> str:
+    """Return what noise a site's scores hold, or why there are none."""
+    if site in evaluation["dice_noise"]:
+        return f"about {evaluation['dice_noise'][site]:.3f}"
+    if site in evaluation["dice"]:
+        return "exact"
+    return str(evaluation["dropped"].get(site, "not reported"))
 
 
 def _kept(weights: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from common.study.protocol import RELEASE, StudyProtocol
 from server.consortium.provisioning import Consortium
 from server.reporting.study_report import cohorts, study_report
 from server.rounds.weight_retention import check_kept
+
+_FEWEST_SUMMED: Final = 3
 
 
 def release(
@@ -133,7 +135,10 @@ def _card(
 ) -> dict[str, Any]:
     rounds = [r for r in report["rounds"] if r["round"] <= number]
     evaluation = next((e for e in report["evaluations"] if e["round"] == number), None)
-    dice = evaluation["dice"] if evaluation else {}
+    told = evaluation["dice"] if evaluation else {}
+    noise = evaluation["dice_noise"] if evaluation else {}
+    dice = {site: said for site, said in told.items() if site in noise}
+    exact = {site: said for site, said in told.items() if said and site not in noise}
     means = {site: sum(d.values()) / len(d) for site, d in dice.items() if d}
     worst = min(means, key=lambda site: means[site], default=None)
     return {
@@ -168,10 +173,28 @@ def _card(
             if any(r <= number for r in seen)
         },
         "validation_dice": dice,
-        "dice_noise": evaluation["dice_noise"] if evaluation else {},
+        "dice_noise": noise,
         "worst_site": worst,
+        "mean_dice": _mean_scores(exact),
+        "dice_not_reported": sorted(
+            {site for r in rounds for site in r["took_part"]} - set(dice) - set(exact)
+        ),
         "intended_use": "Research. Not a medical device; a person reviews each result.",
     }
+
+
+def _mean_scores(exact: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return, by region, the mean of exact scores and of how many sites; {} of too few.
+
+    A release is public, and exact scores are not covered by epsilon: no site's own is in it, and
+    none can be had by taking away one's own from the others'.
+    """
+    found = {}
+    for region in REGIONS:
+        scores = [said[region] for said in exact.values() if region in said]
+        if len(scores) >= _FEWEST_SUMMED:
+            found[region] = {"mean": round(sum(scores) / len(scores), 4), "sites": len(scores)}
+    return found
 
 
 def _markdown(card: dict[str, Any]) -> str:
@@ -231,8 +254,16 @@ def _markdown(card: dict[str, Any]) -> str:
             f"The scores of {site} hold noise of about {noise:.3f}, for privacy."
             for site, noise in sorted(card["dice_noise"].items())
         ]
-    else:
-        lines.append("No site reported Dice for this round.")
+    if card["mean_dice"]:
+        lines += ["", "Mean of exact scores, of which no single one leaves the consortium:"]
+        lines += [
+            f"- {region} {said['mean']:.3f}, of {said['sites']} sites"
+            for region, said in card["mean_dice"].items()
+        ]
+    if not card["validation_dice"] and not card["mean_dice"]:
+        lines.append("Dice: not reported, or exactly by fewer than three sites.")
+    elif card["dice_not_reported"]:
+        lines += ["", f"Dice not reported: {', '.join(card['dice_not_reported'])}."]
     if "cohort" in card:
         lines += [
             "",

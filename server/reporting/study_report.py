@@ -90,7 +90,7 @@ def full_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict[
                 "regions": {r: asdict(found) for r, found in spreads(said["dice"]).items()},
                 "noised": sorted(said["dice_noise"]),
                 "not_reported": {
-                    site: said["dropped"].get(site, "not in its reply")
+                    site: said["dropped"].get(site, "not reported")
                     for site in report["approved"]
                     if site not in said["dice"]
                 },

@@ -16,7 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from common.process.loopback_tls import HOST, LoopbackAddress, uvicorn_of
+from common.process.loopback_tls import HOST, LoopbackAddress
+from common.web.http_server import in_place_of_uvicorn
 from server.consortium.superlink_address import Hub
 
 PROGRAM: Final = "flower-superlink"
@@ -26,7 +27,7 @@ def main(folder: Path) -> None:
     """Run the SuperLink of the coordinator's ``folder`` until told to stop."""
     hub, listening = Hub.open(folder / "flower").bound()
     program: Any = import_module("flwr.superlink.cli.flower_superlink")
-    program.uvicorn = uvicorn_of(hub, listening)
+    program.uvicorn = in_place_of_uvicorn(hub.server_context(), listening)
     sys.argv = [PROGRAM, *arguments(folder, hub)]
     program.flower_superlink()
 

@@ -355,7 +355,8 @@ def test_the_images_train_install_and_segment_as_a_user_without_a_name(
     until(offered.exists, timeout_s=300, what="the offer")
     for role in ("coordinator", "site"):
         world.says(role, *world.images[role].last["HEALTHCHECK"])
-    world.says("site", site, "approve", "site", "pilot", "--by=Dr Adams")
+    digest = json.loads(world.says("site", site, "plan", "site", "pilot", "--json"))["digest"]
+    world.says("site", site, "approve", "site", "pilot", f"--digest={digest}", "--by=Dr Adams")
     world.says("coordinator", server, "launch", "coordinator", "pilot")
     doctor = json.loads(world.says("site", site, "doctor", "site", "--json"))
     assert {one["level"] for one in doctor["findings"] if one["about"] == "trial"} == {"ok"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from client.study import round_training
 from common.errors import StateError
 from common.records.atomic_files import held
 from common.records.weights import load, load_metadata, save
+from common.study.amendment import amended
 from common.study.protocol import StudyProtocol
 from common.study.segmentation_options import PostprocessingOptions
 from common.trust.identity import fingerprint
@@ -78,11 +80,13 @@ def test_studies_are_listed_decided_and_refused(
     table = site_command("studies", site.folder).out
     assert all(name in table for name in rows)
 
-    said = site_command("approve", site.folder, STUDY, "--by", "Dr. Tamm")
-    assert said.out.startswith(f"Dr. Tamm approved {STUDY}")
-    assert site_command("approve", site.folder, "greedy", "--by", "Dr. Tamm").code == 13
-    assert site_command("approve", site.folder, "bare", "--by", "Dr. Tamm").code == 13
-    nobody = site_command("approve", site.folder, STUDY, "--by", "")
+    def approving(study: str, by: str = "Dr. Tamm") -> Any:
+        read = ("--digest", rows[study]["protocol"][:8])
+        return site_command("approve", site.folder, study, *read, "--by", by)
+
+    assert approving(STUDY).out.startswith(f"Dr. Tamm approved {STUDY}")
+    assert approving("greedy").code == approving("bare").code == 13
+    nobody = approving(STUDY, by="")
     assert (nobody.code, "needs a person's name" in nobody.err) == (13, True)
     said = site_command("refuse", site.folder, STUDY, "--by", "Dr. Tamm", "--why", "no time")
     assert said.out.strip() == f"Dr. Tamm refused {STUDY}: no time"
@@ -96,8 +100,48 @@ def test_approving_a_study_without_privacy_is_said_aloud(
 ) -> None:
     edit(site, "privacy = false", "privacy = true")
     offer(site, consortium, tiny_protocol(study="bare", privacy={"mode": "none"}))
-    said = site_command("approve", site.folder, "bare", "--by", "Dr. Tamm")
+    read = ("--digest", site.protocol("bare").digest)
+    said = site_command("approve", site.folder, "bare", *read, "--by", "Dr. Tamm")
     assert (said.code, "WITHOUT" in said.err) == (0, True)
+    assert "infinite epsilon" in said.err
+
+
+def test_an_approval_names_the_protocol_that_was_read(
+    site_command: Run, site: Site, consortium: Consortium
+) -> None:
+    first = tiny_protocol()
+    offer(site, consortium, first)
+    planned = site_command("plan", site.folder, STUDY)
+    assert first.digest in planned.out
+    printed = re.findall(r"--digest ([0-9a-f]+)", planned.out)[-1]
+    later = amended(first, tiny_protocol(rounds=40, evaluate_every=1))
+    offer(site, consortium, later)  # it arrives while the first is being read
+    for read in (printed, printed[:8], first.digest, later.digest[:7], "", "z" * 64):
+        said = site_command("approve", site.folder, STUDY, "--digest", read, "--by", "Dr. Tamm")
+        assert (said.code, "gliofed-site plan DIR" in said.err) == (13, True), read
+        assert later.digest[:8] not in said.err  # nobody copies what was not read
+    assert site_command("approve", site.folder, STUDY, "--by", "Dr. Tamm").code == 13
+    assert site.decision(STUDY) is None
+    read = f" {later.digest[:8].upper()} "
+    said = site_command("approve", site.folder, STUDY, "--digest", read, "--by", "Dr. Tamm")
+    assert (said.code, "rounds was 2, is 40" in said.out) == (0, True)
+    decided = site.decision(STUDY)
+    assert decided is not None
+    assert decided[0].protocol == later.digest
+
+
+@pytest.mark.parametrize(("delta", "set_to", "code"), [(2e-3, "", 13), (2e-3, "0.002", 0)])
+def test_a_study_of_a_large_delta_is_not_approved(
+    site_command: Run, site: Site, consortium: Consortium, delta: float, set_to: str, code: int
+) -> None:
+    if set_to:
+        edit(site, 'max_delta = "auto"', f"max_delta = {set_to}")
+    protocol = tiny_protocol(privacy={"delta": delta})
+    offer(site, consortium, protocol)
+    read = ("--digest", protocol.digest[:8], "--by", "Dr. Tamm")
+    said = site_command("approve", site.folder, STUDY, *read)
+    assert (said.code, "delta 0.002" in said.err) == (code, code != 0)
+    assert (site.decision(STUDY) is None) is (code != 0)
 
 
 def test_check(site_command: Run, make_site: Callable[..., Site], own_cohort: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,8 +279,8 @@ def test_several_at_a_time_never_take_more_than_the_limit(
     caches = [limited(2) for _ in cases]
     prepare = module.prepare
 
-    def at_once(case: Case, options: PreprocessingOptions) -> object:
-        prepared = prepare(case, options)
+    def at_once(case: Case, options: PreprocessingOptions, **read: Any) -> object:
+        prepared = prepare(case, options, **read)
         together.wait()
         return prepared
 

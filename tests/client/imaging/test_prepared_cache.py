@@ -39,9 +39,9 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Return the names of the cases that were prepared from their files."""
     names: list[str] = []
 
-    def counted(case: Case, options: PreprocessingOptions) -> Prepared:
+    def counted(case: Case, options: PreprocessingOptions, **read: Any) -> Prepared:
         names.append(case.name)
-        return prepare(case, options)
+        return prepare(case, options, **read)
 
     monkeypatch.setattr(module, "prepare", counted)
     return names
@@ -260,10 +260,10 @@ def test_two_processes_may_fill_one_entry(
     first, second = PreparedCache(folder, OPTIONS), PreparedCache(folder, OPTIONS)
     inner = module.prepare
 
-    def overtaken(case: Case, options: PreprocessingOptions) -> Prepared:
+    def overtaken(case: Case, options: PreprocessingOptions, **read: Any) -> Prepared:
         monkeypatch.setattr(module, "prepare", inner)
         second.get(case)
-        return prepare(case, options)
+        return prepare(case, options, **read)
 
     monkeypatch.setattr(module, "prepare", overtaken)
     same(first.get(case), second.get(case))
@@ -276,8 +276,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 ) -> None:
     case = aged(make_case())
 
-    def meddled(case: Case, options: PreprocessingOptions) -> Prepared:
-        result = prepare(case, options)
+    def meddled(case: Case, options: PreprocessingOptions, **read: Any) -> Prepared:
+        result = prepare(case, options, **read)
         images, _ = anatomy()
         make_case(images=images * 2)
         return result

@@ -118,7 +118,7 @@ def test_ledger_is_never_created_twice(path: Path, ledger: Ledger) -> None:
     }
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 4])
 def test_ledger_of_another_format_is_refused(path: Path, version: int) -> None:
     with contextlib.closing(sqlite3.connect(path)) as foreign:
         foreign.execute(f"PRAGMA user_version = {version}")

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, RecordDict
 from client.privacy import accountant, budget_caps
 from client.privacy.accountant import epsilon
 from client.privacy.dp_histograms import noised_statistics
-from client.privacy.mechanism import Fact, Mechanism
+from client.privacy.mechanism import UNPROTECTED, Fact, Mechanism
 from client.runtime.order_handler import Participation
 from client.site.folder import Site
 from client.site.pseudonyms import patients_key, pseudonym
@@ -22,7 +22,7 @@ from client.study import reported_metrics, round_training
 from client.study.consent import check_order
 from client.study.round_state import Trained
 from client.study.withdrawal import withdraw
-from common.errors import CaseError, ConsentError, PrivacyError, UpdateError
+from common.errors import CaseError, ConsentError, UpdateError
 from common.messages.compression import plain
 from common.messages.wire_format import Content, Report, pack
 from common.records.weights import Arrays, digest, norm
@@ -198,7 +198,7 @@ def test_another_round_is_new_training_and_replaces_what_was_kept(
     assert digest(first) != digest(second)
     assert len(approving.facts()) == 4
     kept = list((approving.site.folder / "outbox" / STUDY).iterdir())
-    assert [path.name[:5] for path in kept] == ["0002-"]
+    assert {path.name[:5] for path in kept} == {"0002-"}
 
 
 def test_a_study_ends_where_its_budget_ends(hospital: Hospital) -> None:
@@ -250,16 +250,37 @@ def test_a_patients_cap_counts_over_all_studies(hospital: Hospital) -> None:
             assert accountant.epsilon(own, 1e-3) <= 2.5
 
 
-def test_delta_must_fit_the_cohort(hospital: Hospital) -> None:
+@pytest.mark.parametrize(
+    ("delta", "set_to", "code"),
+    [
+        (1e-3, '"auto"', ""),
+        (2e-3, '"auto"', "policy-delta"),
+        (2e-3, "0.002", ""),
+        (1e-3, "0.0009", "policy-delta"),
+    ],
+)
+def test_a_delta_above_the_hospitals_cap_is_refused(
+    hospital: Hospital, delta: float, set_to: str, code: str
+) -> None:
+    hospital.site = edit(hospital.site, 'max_delta = "auto"', f"max_delta = {set_to}")
+    protocol = tiny_protocol(privacy={"delta": delta})
+    hospital.approve(protocol)
+    report, _ = hospital.train(protocol)
+    assert report.code == code
+    assert bool(hospital.facts()) is (code == "")
+
+
+def test_no_setting_allows_a_delta_of_one_over_the_patients(hospital: Hospital) -> None:
+    hospital.site = edit(hospital.site, 'max_delta = "auto"', "max_delta = 0.09")
     protocol = tiny_protocol(privacy={"delta": 0.09})
     protocol = protocol.model_copy(
         update={"privacy": protocol.privacy.model_copy(update={"delta": 0.25})}
     )
-    with pytest.raises(PrivacyError) as caught:
+    with pytest.raises(ConsentError) as caught:
         round_training.train_round(
             hospital.site, protocol, round_training.starting_weights(protocol), round_number=1
         )
-    assert caught.value.code == "privacy-delta"
+    assert caught.value.code == "policy-delta"
     assert hospital.facts() == ()
 
 
@@ -276,7 +297,8 @@ def test_without_privacy_only_if_both_say_so(hospital: Hospital) -> None:
     report, arrays = hospital.train(protocol)
     assert (report.status, report.privacy_spent) == ("done", None)
     assert arrays
-    assert hospital.facts() == ()
+    (fact,) = hospital.facts()
+    assert (fact.mechanism, fact.steps, fact.state) == (UNPROTECTED, 2, "confirmed")
     (sent,) = events(hospital.site, "sent")
     assert sent["private"] is False
 
@@ -316,11 +338,12 @@ def test_validation_scores_leave_and_are_recorded(
     approving: Hospital, protocol: StudyProtocol
 ) -> None:
     weights = round_training.starting_weights(protocol)
+    approving.train(protocol)
     report, arrays = approving.ask(protocol, "evaluate", number=1, weights=weights)
     assert arrays == {}
     assert report.dice is not None
     assert set(report.dice) == {"WT", "TC", "ET"}
-    (sent,) = sent_data(approving.site)
+    sent = sent_data(approving.site)[-1]
     assert sent["what"] == "exact Dice of the validation patients"
     assert sent["dice"] == report.dice
 
@@ -329,6 +352,7 @@ def test_one_round_is_scored_for_one_model_only(
     approving: Hospital, protocol: StudyProtocol
 ) -> None:
     weights = round_training.starting_weights(protocol)
+    approving.train(protocol)
     for _ in range(2):  # the same order again is answered again
         assert approving.ask(protocol, "evaluate", number=1, weights=weights)[0].status == "done"
     other = {name: array + 1 for name, array in weights.items()}
@@ -362,9 +386,10 @@ def test_no_validation_patient_no_score(hospital: Hospital) -> None:
     assert split.patients["validation"] == 0
     hospital.approve(protocol)
     weights = round_training.starting_weights(protocol)
-    report, _ = hospital.ask(protocol, "evaluate", weights=weights)
+    hospital.train(protocol)
+    report, _ = hospital.ask(protocol, "evaluate", number=1, weights=weights)
     assert (report.status, report.dice) == ("done", None)
-    assert sent_data(hospital.site) == []
+    assert [fact["order"] for fact in sent_data(hospital.site)] == ["train"]
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
@@ -372,7 +397,9 @@ def test_weights_must_be_those_that_the_order_names(
     approving: Hospital, protocol: StudyProtocol, kind: str
 ) -> None:
     weights = round_training.starting_weights(protocol)
-    report, arrays = approving.ask(protocol, kind, weights=weights, weights_sha256="0" * 64)
+    report, arrays = approving.ask(
+        protocol, kind, number=1, weights=weights, weights_sha256="0" * 64
+    )
     assert (report.status, report.code, report.reason) == ("failed", "weights", "")
     assert arrays == {}
     assert approving.facts() == ()
@@ -528,18 +555,23 @@ def test_scores_leave_with_noise_once_a_round_and_are_charged(hospital: Hospital
     hospital.site = edit(hospital.site, 'dice = "exact"', 'dice = "noised"')
     hospital.approve(protocol)
     weights = round_training.starting_weights(protocol)
-    exact = reported_metrics.validation_dice(hospital.site, protocol, weights)
+    patients = reported_metrics.validation_patients(hospital.site, protocol)
+    exact = reported_metrics.validation_dice(hospital.site, protocol, weights, patients)
+    hospital.train(protocol)
+    trained = len(hospital.facts())
     said = [hospital.ask(protocol, "evaluate", number=1, weights=weights)[0] for _ in range(2)]
     assert said[0].dice is not None
     assert said[0].dice != exact
     assert said[0].dice_noise is not None
     assert said[0].dice == said[1].dice  # the same noise: averaging answers does not help
-    (fact,) = hospital.facts()
+    (fact,) = hospital.facts()[trained:]
     assert (fact.purpose, fact.mechanism, fact.steps) == ("metrics", Mechanism(3.0, 1.0), 1)
-    (sent, _) = sent_data(hospital.site)
+    (*_, sent, _) = sent_data(hospital.site)
     assert sent["what"] == "Dice of the validation patients, with noise"
+    hospital.train(protocol, number=2)
     other, _ = hospital.ask(protocol, "evaluate", number=2, weights=weights)
-    assert (other.dice, len(hospital.facts())) != (said[0].dice, 1)
+    assert other.dice is not None
+    assert len(hospital.facts()) == 2 * trained + 2
 
 
 def test_noised_scores_end_with_the_budget(hospital: Hospital) -> None:
@@ -547,9 +579,11 @@ def test_noised_scores_end_with_the_budget(hospital: Hospital) -> None:
     hospital.site = edit(hospital.site, 'dice = "exact"', 'dice = "noised"')
     hospital.approve(protocol)
     weights = round_training.starting_weights(protocol)
+    hospital.train(protocol)
+    trained = hospital.facts()
     report, _ = hospital.ask(protocol, "evaluate", number=1, weights=weights)
     assert (report.status, report.code, report.dice) == ("refused", "privacy-cap", None)
-    assert hospital.facts() == ()
+    assert hospital.facts() == trained
 
 
 HISTOGRAMS = {"about": ["volumes", "spacing"], "noise_multiplier": 4.0}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from client.site.folder import Site
+from client.study import charged_files
 from client.study import round_state as module
 from client.study.round_state import Kept, Trained
 from client.training.drift_correction import next_control
@@ -39,7 +40,9 @@ class Disk:
         self.left: float = float("inf")
         self.after = False
         self.count = 0
-        for place, name in ((module, "write_bytes"), (module, "save"), (Path, "unlink")):
+        places = ((module, "write_bytes"), (module, "save"), (Path, "unlink"))
+        notes = ((charged_files, "write_bytes"), (charged_files, "write_json"))
+        for place, name in (*places, *notes):
             monkeypatch.setattr(place, name, self._counted(getattr(place, name)))
 
     def _counted(self, change: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,7 +129,7 @@ def test_a_site_killed_at_any_change_of_a_file_goes_on(
             study(site, disk, kill_at=kill_at, after=after)
             assert disk.left <= 0
     left = {path.name.partition(".")[2] for path in (site.folder / "outbox" / STUDY).iterdir()}
-    assert left == {"safetensors", "residual", "control"}
+    assert left == {"safetensors", "residual", "control", "ledger"}
 
 
 def test_a_control_variate_of_another_round_stops_the_site(site: Site) -> None:

@@ -82,7 +82,13 @@ def test_spent_and_left_fit_the_accountant(site: Site, consortium: Consortium) -
     charge(site, second, patients, confirm=False)
     found = budget(site)
     by_name = {one["study"]: one for one in found["studies"]}
-    assert by_name["bare"] == {"study": "bare", "private": False}
+    assert by_name["bare"] == {
+        "study": "bare",
+        "private": False,
+        "epsilon_spent": 0.0,
+        "steps_spent": 0,
+        "steps_unconfirmed": 0,
+    }
     own = by_name[STUDY]
     assert (own["steps_spent"], own["steps_unconfirmed"]) == (2, 0)
     assert by_name["another-one"]["steps_unconfirmed"] == 2

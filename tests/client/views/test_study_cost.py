@@ -81,16 +81,21 @@ def test_a_step_in_numbers(site: Site) -> None:
     assert privacy["one_over_patients"] == 0.25
 
 
-@pytest.mark.parametrize(("delta", "fits"), [(0.01, True), (0.0999, True)])
-def test_delta_against_the_number_of_patients(site: Site, delta: float, fits: bool) -> None:
-    assert plan(site, tiny_protocol(privacy={"delta": delta}))["privacy"]["delta_fits"] == fits
+@pytest.mark.parametrize(("delta", "fits"), [(0.001, True), (0.0011, False), (0.0999, False)])
+def test_delta_against_the_sites_cap(site: Site, delta: float, fits: bool) -> None:
+    found = plan(site, tiny_protocol(privacy={"delta": delta}))
+    assert (found["privacy"]["delta_fits"], found["privacy"]["delta_cap"]) == (fits, 1e-3)
+    assert found["policy"]["allowed"] is fits
 
 
-def test_a_delta_that_is_too_large_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = frozenset(f"{n:032x}" for n in range(20))
+def test_many_patients_lower_the_cap_of_delta(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = frozenset(f"{n:032x}" for n in range(2000))
     monkeypatch.setattr("client.views.study_cost.patients_now", lambda *_: many)
-    privacy = plan(site, tiny_protocol(privacy={"delta": 0.06}))["privacy"]
-    assert (privacy["delta_fits"], privacy["one_over_patients"]) == (False, 0.05)
+    found = plan(site, tiny_protocol(privacy={"delta": 1e-3}))
+    assert found["privacy"]["delta_cap"] == pytest.approx(2000**-1.1)
+    assert not found["privacy"]["delta_fits"]
+    assert "more than this site allows" in found["policy"]["reason"]
+    assert "2000" not in found["policy"]["reason"]
 
 
 def test_what_patients_spent_elsewhere_shortens_the_study(

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from common.errors import StateError
-from common.process.loopback_tls import HOST, LoopbackAddress, uvicorn_of
+from common.process.loopback_tls import HOST, LoopbackAddress
+from common.web.http_server import in_place_of_uvicorn
 
 
 async def _answers(scope: Any, receive: Any, send: Any) -> None:
@@ -33,11 +34,9 @@ def made(folder: Path) -> LoopbackAddress:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackAddress]:
     """A program that serves as Flower's SuperNode does, with a certificate and asking for none."""
     at, listening = made(tmp_path_factory.mktemp("site") / "runtime").bound()
-    program = uvicorn_of(at, listening)
+    program = in_place_of_uvicorn(at.server_context(), listening)
     options = {"host": HOST, "port": 9, "ssl_certfile": "x", "ssl_keyfile": "y", "workers": 1}
-    server = program.Server(
-        program.Config(app=_answers, log_level="critical", ws="none", **options)
-    )
+    server = program.Server(program.Config(app=_answers, **options))
     thread = Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -122,7 +121,7 @@ def test_a_program_that_serves_in_another_way_fails(tmp_path: Path) -> None:
     at, listening = made(tmp_path / "runtime").bound()
     with listening:
         with pytest.raises(AttributeError):
-            uvicorn_of(at, listening).main()
+            in_place_of_uvicorn(at.server_context(), listening).main()
         with pytest.raises(OSError, match="in use"):
             socket.create_server((HOST, at.port), reuse_port=False)
 

@@ -48,7 +48,8 @@ def test_a_study_without_scores_is_shown_everywhere(
     readings = Readings(consortium, dict)
     assert b"study_rounds" in generate_latest(registry(Figures(readings.now)))
     card = release(consortium, "demo", tmp_path / "model")
-    assert card["worst_site"] == (None if silent == "abc" else "c")
+    assert (card["worst_site"], card["mean_dice"]) == (None, {})
+    assert set(card["dice_not_reported"]) == set(silent)
     client = TestClient(
         application(readings, Door(tmp_path / "tokens", title="T", renew="another")),
         base_url="http://127.0.0.1",
@@ -56,11 +57,13 @@ def test_a_study_without_scores_is_shown_everywhere(
     assert client.post("/login", data={"token": issue(tmp_path / "tokens")}).status_code == 200
     page = client.get("/studies/demo").text
     assert ("No site has reported Dice yet" in page) is (silent == "abc")
-    assert "a gave no score: not in its reply." in page
+    assert "a gave no score: not reported." in page
     for command in ("status", "report"):
         asked = ["gliofed-server", command, str(consortium.folder), "demo"]
         monkeypatch.setattr(sys, "argv", asked)
         with pytest.raises(SystemExit) as ended:
             coordinator.main()
         assert not ended.value.code
-        assert "nan" not in capsys.readouterr().out.lower().split()
+        said = capsys.readouterr().out
+        assert "nan" not in said.lower().split()
+        assert "not reported" in said

@@ -234,7 +234,7 @@ def test_fairness_names_the_worst_site_and_who_was_silent(world: Any) -> None:
     assert one["regions"]["TC"]["sites"] == 1
     assert "ET" not in one["regions"]
     assert one["noised"] == ["a"]
-    assert one["not_reported"] == {"c": "not in its reply"}
+    assert one["not_reported"] == {"c": "not reported"}
 
 
 def test_an_approval_that_was_taken_back_is_none(world: Any) -> None:
