@@ -1,5 +1,6 @@
 """Orders over Flower, and the only port that faces the internet.
 
 ``gateway`` is that port, ``superlink`` Flower's process behind it, ``flower_fleet`` the fleet of
-``server.rounds`` over Flower. Not here: what an order says (``common.messages``).
+``server.rounds`` over Flower, ``reply_pull`` how it takes in one reply. Not here: what an order
+says (``common.messages``).
 """
