@@ -12,6 +12,8 @@ only rooms below it (import-linter's contract ``common``)::
     study     the study protocol and all that it says
     records   files, formats, journal and weights on the disk
 
+``foreign_text`` is where text of the other side is made fit to be shown.
+
 Sockets are opened in ``doctor``, ``process`` and ``web`` alone.
 """
 

@@ -2,7 +2,8 @@
 
 ``protocol`` with its options for aggregation and segmentation, ``amendment`` (what may change while
 a study runs), ``cohort_histograms`` (what may be counted), ``network_shapes`` and
-``trained_parameters`` (names and shapes, without torch), ``starting_weights``.
+``trained_parameters`` (names and shapes, without torch), ``drawn_weights`` (a random start) and
+``starting_weights`` (one from a file).
 
 Not here: how a study is carried out (``client.study``, ``server.rounds``).
 """

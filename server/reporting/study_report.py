@@ -25,6 +25,9 @@ from server.consortium.published_study import Study
 from server.reporting.fairness import Attempt, Reply, conducts, spreads
 from server.rounds.orders import STOPPED
 
+_MOST: Final = 1e15
+"""No fact is a larger number, but one that a site made up."""
+
 _OF_A_REPLY: Final = (
     "weight",
     "norm",
@@ -108,14 +111,26 @@ def full_report(study: Study, journal: Journal, *, admitted: list[str]) -> dict[
     }
 
 
+def _drawable(value: Any) -> Any:
+    """Return a value whose numbers a chart can be drawn of."""
+    if isinstance(value, dict):
+        return {key: _drawable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_drawable(one) for one in value]
+    if isinstance(value, int | float) and abs(value) > _MOST:
+        return math.copysign(_MOST, value)
+    return value
+
+
 def _entries(study: Study, journal: Journal) -> list[Entry]:
     """Return the facts about the study, and those about sites that hold for every study.
 
-    Sites wrote some of their words: all that is reported of them is fit to be shown from here on.
+    Sites wrote some of their words and numbers, and earlier versions took any: all that is reported
+    of them is fit to be shown from here on.
     """
     name = study.protocol.study
     return [
-        entry._replace(facts=printable_values(entry.facts))
+        entry._replace(facts=_drawable(printable_values(entry.facts)))
         for entry in journal.entries()
         if entry.facts.get("study") == name or entry.event in {"site suspended", "site restored"}
     ]

@@ -271,7 +271,7 @@ class Orders:
             if delivery.content is None and delivery.refused is None:
                 self._lost(site, sent.order, delivery.failure, exchange)
                 continue
-            report, refused = self._read(site, sent, delivery, accept)
+            report, refused = self._read(site, sent, delivery, accept, told=told)
             if task.lasting and report is not None and report.code in NO_TIME:
                 self._put_off(site, sent.order, report, exchange, told)
                 continue
@@ -359,10 +359,18 @@ class Orders:
                 self._declined(site, sent.order, report, None)
 
     def _read(
-        self, site: str, sent: Sent, delivery: Delivery, accept: Accept
+        self,
+        site: str,
+        sent: Sent,
+        delivery: Delivery,
+        accept: Accept,
+        *,
+        told: dict[str, str] | None = None,
     ) -> tuple[Report | None, str]:
         """Check a reply and hand a good one to ``accept``; return it, or None and why not.
 
+        A site is refused again and again for the same where it is asked again and again, as with an
+        offer: then the journal says so once, which ``told`` knows.
         Only what is not the site's doing passes: a disk of ours (StateError), and what another
         journal says after a restore (FederationError).
         """
@@ -381,7 +389,11 @@ class Orders:
                 within(lambda: accept(answer), passes=(StateError,))
                 self._deadlines.learn(order.kind, site, seconds)
         except (UpdateError, IdentityError) as error:
-            self._record(site, order, "reply refused", code=error.code, reason=reason(error))
+            said = f"refused here {error.code}"
+            if told is None or told.get(site) != said:
+                self._record(site, order, "reply refused", code=error.code, reason=reason(error))
+            if told is not None:
+                told[site] = said
             return None, error.code
         return report, ""
 

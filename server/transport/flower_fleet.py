@@ -83,7 +83,8 @@ CALL_ERRORS: Final = (httpx.HTTPError, RuntimeError, OSError)
 
 
 _STILL_COMING_S: Final = 0.25
-"""How often it is looked whether the rest of a reply has arrived."""
+"""After which it is looked whether the rest of a reply has arrived; twice as long each time, to"""
+_LONGEST_S: Final = 2.0
 _NAME_LETTERS: Final = 100
 _FREED_AT_ONCE: Final = 16
 """Of the answers that a site gave to one order: more of them go with the run."""
@@ -151,6 +152,7 @@ class _Pull:
     incoming: Incoming | None = None
     forgotten: bool = False
     looked_at_s: float = 0.0
+    again_s: float = _STILL_COMING_S
     lost_at_s: float | None = None
 
     def lost_for_s(self) -> float:
@@ -252,8 +254,9 @@ class GridFleet:
                     return None
                 delivery = Delivery(None, "restarted")
             elif delivery is None and not (lost and pull.lost_for_s() >= self._broken_off_s):
-                if time.monotonic() - pull.looked_at_s >= _STILL_COMING_S:
+                if time.monotonic() - pull.looked_at_s >= pull.again_s:
                     pull.looked_at_s = time.monotonic()
+                    pull.again_s = min(_LONGEST_S, 2 * pull.again_s)
                     pull.future = self._pool.submit(self._advance, ticket, pull)
                 return None
         elif not (lost and pull.lost_for_s() >= self._broken_off_s):

@@ -119,3 +119,29 @@ def test_what_is_said_keeps_its_own_lines(show: Any, capsys: pytest.CaptureFixtu
     show("one\ntwo \x1b[2J [bold]three[/]")
     shown = capsys.readouterr()
     assert "one\ntwo �[2J [bold]three[/]" in shown.out + shown.err
+
+
+def test_a_number_that_an_earlier_version_took_stops_no_report(three: Any, tmp_path: Path) -> None:
+    three.run()
+    spent = {
+        "noise_multiplier": 1e308,
+        "sampling_rate": 5e-324,
+        "steps": 10**300,
+        "delta": 5e-324,
+        "epsilon": 1.7e308,
+    }
+    last = {name: three.events(name)[-1] for name in ("round opened", "round closed")}
+    accepted = three.events("reply accepted", site="c")[-1]
+    journal = three.consortium.journal
+    journal.append("round opened", **{**last["round opened"], "round": 3})
+    made_up = {"round": 3, "privacy_spent": spent, "withdrawn": [10**300]}
+    journal.append("reply accepted", **{**accepted, **made_up})
+    journal.append(
+        "round closed", **{**last["round closed"], "round": 3, "privacy_spent": {"c": spent}}
+    )
+    folder = str(three.consortium.folder)
+    for command in (["status"], ["status", "--json"], ["report", "demo", "--out", str(tmp_path)]):
+        name, *rest = command
+        result = CliRunner().invoke(coordinator.app, [name, folder, *rest])
+        assert result.exit_code == 0, (command, result.exception)
+        assert len(result.output) < 20_000

@@ -190,3 +190,18 @@ def test_a_second_answer_to_one_order_is_freed_unread(
     three.run()
     assert means(three) == [6.0, 6.0]
     assert len(superlink.freed) == 2 * superlink.pushed
+
+
+def test_a_site_that_answers_every_offer_with_rubbish_does_not_fill_the_journal(
+    three: Any, superlink: HostileSuperLink
+) -> None:
+    """An offer is made every two seconds to who has not approved."""
+    change, code = HOSTILE["a child that the tree lacks"]
+    superlink.hostile["c"] = only("offer", change)
+    told: dict[str, str] = {}
+    for _ in range(50):
+        three.rounds().offer(told)
+    assert [(f["site"], f["code"]) for f in three.events("reply refused")] == [("c", code)]
+    superlink.hostile["c"] = only("offer", HOSTILE["a wide tree"][0])
+    three.rounds().offer(told)
+    assert [f["code"] for f in three.events("reply refused")] == [code, "reply-objects"]
