@@ -28,6 +28,7 @@ from client.study.outbound import may_report
 from client.study.round_training import read_split, starting_weights, trained_shapes, update_shapes
 from client.views.budget import ADJACENCY, histograms, patients_now, room
 from common.errors import CaseError, ConsentError
+from common.foreign_text import printable
 from common.study.protocol import StudyProtocol
 
 STRICT_DELTA: Final = 1e-5
@@ -51,7 +52,7 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
     return {
         "site": site.name,
         "study": protocol.study,
-        "title": protocol.title,
+        "title": printable(protocol.title),
         "private": protocol.private,
         "policy": _policy(site, protocol),
         "patients": _patients(site, protocol),
