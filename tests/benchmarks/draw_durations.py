@@ -1,10 +1,10 @@
 """What a private round's time tells of its draws, and what either way to hide it costs.
 
 Rounds of a small network on phantoms, one after the other on one thread: the processor's time that
-each took, and how many patients were drawn. From the same run what it would take if each step were padded to a public
-number of patients with throw-away ones, that number being passed in a whole study with a chance of
-a hundredth of delta; and what it takes where answers wait (``client.study.answer_times``). Padding
-costs that much of the machine; waiting leaves it free.
+each took, and how many patients were drawn. From the same run what it would take if each step were
+padded to a public number of patients with throw-away ones, that number being passed in a whole study
+with a chance of a hundredth of delta; and what it takes where answers wait
+(``client.study.answer_times``). Padding costs that much of the machine; waiting leaves it free.
 """
 
 from __future__ import annotations
