@@ -90,8 +90,7 @@ def found(folder: Path, *, name: str = "Northern Consortium") -> Consortium:
 
 
 def enrol(consortium: Consortium, folder: Path, *, name: str, data: Path) -> Site:
-    """Return a hospital that asked, was admitted and joined. It answers at once: tests wait long.
-    """
+    """Return a hospital that asked, was admitted and joined. It answers at once, as tests need."""
     site = sites.request(folder, name=name, data=data, make_ledger=Ledger.create)
     kit = folder.with_name(f"{name}-kit.json")
     provisioning.admit(consortium, site.folder / "request.json", kit)
