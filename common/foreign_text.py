@@ -48,6 +48,16 @@ def printable_values(value: Any) -> Any:
     return value
 
 
+def on_page(value: Any) -> Any:
+    """Return what a page shows of a value: for jinja2's ``finalize``, which escapes it afterwards.
+
+    What says of itself that it is HTML is ours.
+    """
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return printable(value, lines=True)
+    return value
+
+
 def _fit(letter: str) -> str:
     if letter in _BLANK:
         return " "

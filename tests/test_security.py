@@ -27,7 +27,9 @@ def rows() -> list[Row]:
     for line in section.splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
         if len(cells) == 4 and "::" in cells[3]:
-            found.append(Row(cells[0], cells[1], cells[2], tuple(re.findall(r"`([^`]+)`", cells[3]))))
+            found.append(
+                Row(cells[0], cells[1], cells[2], tuple(re.findall(r"`([^`]+)`", cells[3])))
+            )
     return found
 
 

@@ -17,6 +17,7 @@ from client.cohort import brats_and_bids, decathlon, manifest
 from client.cohort.case_assembly import LABEL, Finding, Found, Refusal, assemble, relative
 from client.imaging.case import Case
 from common.errors import CaseError
+from common.foreign_text import printable
 
 if TYPE_CHECKING:  # DICOM's libraries are loaded where there is a file that may be one
     from client.cohort.dicom import Judgement
@@ -65,7 +66,7 @@ def read_cohort(root: Path, *, decide: Decide = undecided) -> Cohort:
     """
     cases, refused, names = _read(root, decide)
     if not cases:
-        reasons = "".join(f"\n  {r.case} {r.file}: {r.reason}" for r in refused[:10])
+        reasons = "".join(f"\n  {printable(r.case)} {_said(r)}" for r in refused[:10])
         known = "".join(f"\n  {line}" for line in brats_and_bids.KNOWN)
         raise CaseError(
             f"{root} holds no usable case ({len(refused)} refused).{reasons}",
@@ -73,6 +74,10 @@ def read_cohort(root: Path, *, decide: Decide = undecided) -> Cohort:
             code="case-none",
         )
     return Cohort("+".join(sorted(names)), tuple(cases), tuple(refused))
+
+
+def _said(one: Refusal) -> str:
+    return f"{printable(one.file)}: {printable(one.reason, lines=True)}"
 
 
 def read_case(folder: Path, *, decide: Decide = undecided) -> Case:
@@ -86,12 +91,12 @@ def read_case(folder: Path, *, decide: Decide = undecided) -> Case:
     names = sorted({case.name for case in cases} | {one.case for one in spoilt})
     if len(names) > 1:
         raise CaseError(
-            f"{folder} holds {len(names)} cases: {', '.join(names[:10])}.",
+            f"{folder} holds {len(names)} cases: {', '.join(map(printable, names[:10]))}.",
             do="Name the folder of one of them.",
             code="case-several",
         )
     if spoilt or not cases:
-        reason = "; ".join(f"{r.file}: {r.reason}" for r in (spoilt or refused)[:5])
+        reason = "; ".join(map(_said, (spoilt or refused)[:5]))
         known = "".join(f"\n  {line}" for line in brats_and_bids.KNOWN)
         raise CaseError(
             f"{folder} does not hold one usable case: {reason or 'no image in it'}.",

@@ -9,6 +9,7 @@ import typer
 
 from client.site.folder import Site
 from common import console
+from common.foreign_text import printable
 from common.records.atomic_files import read_json
 from common.trust.identity import Statement, fingerprint
 
@@ -45,4 +46,4 @@ def renew_kit(
         Statement.loads(str(value.get("kit"))),
         [Statement.loads(one) for one in value.get("charters", [])],
     )
-    console.say(f"{site.name} uses the newer kit of {site.kit.consortium}.")
+    console.say(f"{site.name} uses the newer kit of {printable(site.kit.consortium)}.")

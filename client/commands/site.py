@@ -25,6 +25,7 @@ from client.site.stop import check_not_retired, halted
 from client.study.consent import WITHOUT_PRIVACY, check_policy
 from common import console
 from common.errors import CaseError, ConsentError, StateError
+from common.foreign_text import printable
 from common.process import logs, supervisor_log
 from common.process.child_processes import Supervisor, stop_on_signals
 from common.records.atomic_files import held, is_held
@@ -84,7 +85,7 @@ def join(
 ) -> None:
     """Join the consortium with the kit that the coordinator sent."""
     taken = sites.join(Site.open(folder), kit, coordinator=coordinator)
-    console.say(f"Joined {taken.consortium} at {taken.address}.")
+    console.say(f"Joined {printable(taken.consortium)} at {taken.address}.")
     if coordinator is None:
         console.say(
             f"Its fingerprint is {fingerprint(taken.coordinator_key)}: compare it with the "
@@ -428,7 +429,7 @@ def _study_row(site: Site, name: str) -> dict[str, object]:
     would = _would_spend(site, protocol)
     return {
         "study": name,
-        "title": protocol.title,
+        "title": printable(protocol.title),
         "version": protocol.version,
         "protocol": protocol.digest,
         "private": protocol.private,
@@ -454,7 +455,8 @@ def _changed(site: Site, protocol: StudyProtocol) -> list[str]:
     if before is None:
         return []
     return [
-        f"{protocol.study}, version {protocol.version}: {key} was {old}, is {new}."
+        f"{protocol.study}, version {protocol.version}: {key} was {printable(str(old))}, is "
+        f"{printable(str(new))}."
         for key, (old, new) in changes(before, protocol)
     ]
 

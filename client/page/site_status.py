@@ -28,6 +28,7 @@ from client.site.pseudonyms import withdrawn
 from client.site.stop import Halt, halted
 from client.views.disclosures import listed
 from common.errors import GliofedError, StateError
+from common.foreign_text import printable
 from common.records.atomic_files import is_held, read_json
 from common.records.journal import Entry
 
@@ -159,7 +160,7 @@ class Readings:
         kit = attempt(lambda: site.kit, None)
         return Reading(
             site=site.name,
-            consortium=kit.consortium if kit else "",
+            consortium=printable(kit.consortium) if kit else "",
             address=kit.address if kit else "",
             at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             running=is_held(site.lock),

@@ -21,6 +21,7 @@ from client.site.execution import execution_for
 from client.site.folder import Site
 from client.site.pseudonyms import patients_key, pseudonym, withdrawn
 from common.errors import StateError
+from common.foreign_text import printable_values
 from common.records.atomic_files import write_json
 from common.study.protocol import PreprocessingOptions
 
@@ -44,7 +45,8 @@ def check_site(
     gone, key = withdrawn(site), patients_key(site)
     cases = [case for case in cohort.cases if pseudonym(key, case.patient) not in gone]
     refused = [
-        {"case": r.case, "file": r.file, "reason": r.reason, "code": r.code} for r in cohort.refused
+        printable_values({"case": r.case, "file": r.file, "reason": r.reason, "code": r.code})
+        for r in cohort.refused
     ]
     work = functools.partial(
         check_case,

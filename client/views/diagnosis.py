@@ -49,6 +49,7 @@ from common.doctor.machine_checks import (
     size,
 )
 from common.doctor.tls_probe import PATIENCE_S, reach
+from common.foreign_text import printable
 from common.process.exit_reason import last_words
 from common.records.atomic_files import is_held, read_json
 from common.trust.identity import Statement
@@ -120,7 +121,12 @@ def _connection(site: Site, *, patience_s: float) -> list[Finding]:
         ]
     kit = site.kit
     trusted = x509.load_pem_x509_certificates((site.folder / "ca.crt").read_bytes())
-    said = [ok("kit", f"{site.name} belongs to {kit.consortium}; its keys are those of the kit.")]
+    said = [
+        ok(
+            "kit",
+            f"{site.name} belongs to {printable(kit.consortium)}; its keys are those of the kit.",
+        )
+    ]
     now = dt.datetime.now(dt.UTC)
     said += looked("proxy", lambda: _way(site, patience_s=patience_s, now=now))
     for one in trusted:

@@ -29,6 +29,7 @@ from client.study.round_training import read_split, starting_weights, trained_sh
 from client.study.schedule import due
 from client.views.budget import ADJACENCY, histograms, patients_now, room
 from common.errors import CaseError, ConsentError
+from common.foreign_text import printable
 from common.study.drawn_weights import start_in_words
 from common.study.protocol import StudyProtocol
 
@@ -54,7 +55,7 @@ def plan(site: Site, protocol: StudyProtocol) -> dict[str, Any]:
     return {
         "site": site.name,
         "study": protocol.study,
-        "title": protocol.title,
+        "title": printable(protocol.title),
         "version": protocol.version,
         "digest": "" if draft else protocol.digest,
         "private": protocol.private,

@@ -40,6 +40,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.errors import StateError
+from common.foreign_text import on_page
 from common.records.atomic_files import write_secret
 from common.web.http_server import vouch
 
@@ -202,6 +203,7 @@ class Door:
 def environment(*folders: Path) -> jinja2.Environment:
     """Return templates of ``folders`` and of the door, which show text as text."""
     return jinja2.Environment(
+        finalize=on_page,
         loader=jinja2.FileSystemLoader([*folders, HERE / "templates"]),
         autoescape=True,
         trim_blocks=True,

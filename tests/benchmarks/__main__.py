@@ -25,6 +25,7 @@ from common.records.atomic_files import write_json
 from tests.benchmarks import (
     cold_segment,
     dicom_input,
+    draw_durations,
     familiarity,
     missing_sequences,
     poisoning,
@@ -58,6 +59,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "small_volumes": Benchmark(small_volumes.measure, minutes=2),
     "cold_segment": Benchmark(cold_segment.measure, minutes=13 + cold_segment.TURNS),
     "familiarity": Benchmark(familiarity.measure, minutes=3),
+    "draw_durations": Benchmark(draw_durations.measure, minutes=1),
     "missing_sequences": Benchmark(missing_sequences.measure, minutes=6),
 }
 _QUIET_S: Final = 60.0

@@ -187,6 +187,7 @@ def _limited(response: Any, **_: Any) -> None:
         for piece in read(*arguments, **options):
             size += len(piece)
             if size > MOST_SERIES_BYTES:
+                response.close()
                 raise requests.exceptions.ContentDecodingError("the answer is too long")
             yield piece
 

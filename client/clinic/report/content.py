@@ -15,6 +15,7 @@ from client.clinic.rano_response import BIDIMENSIONAL, VOLUMETRIC, Change
 from client.clinic.result_schema import Lesions, Result, computed
 from client.clinic.review_outcome import MACHINE, Review
 from client.clinic.sequence_importance import Explained
+from common.foreign_text import printable
 from common.regions import LABEL_NAMES, MODALITY_NAMES
 
 BANNER: Final = (
@@ -83,7 +84,7 @@ def content(
     date = f"Study of {result.study_date}" if result.study_date else "Study date not in the files"
     there = ", ".join(MODALITY_NAMES[name] for name in result.inputs)
     facts = (
-        f"Case: {result.case or _NONE}",
+        f"Case: {printable(result.case) or _NONE}",
         f"{date}. Segmented {result.made[:16].replace('T', ' ') or _NONE}.",
         f"Sequences: {there}. Measured on the grid of the {MODALITY_NAMES[result.grid_of]}.",
     )

@@ -26,6 +26,7 @@ from reportlab.platypus import CondPageBreak, Image, Paragraph, SimpleDocTemplat
 from reportlab.platypus import Table as Grid
 
 from client.clinic.report.content import Block, Picture, Report, Table
+from common.foreign_text import printable
 
 _MARGIN: Final = 14 * mm
 _WIDTH: Final[float] = A4[0] - 2 * _MARGIN
@@ -124,7 +125,7 @@ def _words(
         splitLongWords=True,
         **more,
     )
-    return Paragraph(escape(text), style)
+    return Paragraph(escape(printable(text, lines=True)), style)
 
 
 def _block(block: Block) -> list[Any]:

@@ -19,6 +19,7 @@ import jinja2
 
 from client.cohort.quality.case_measurements import CaseMeasures
 from client.cohort.quality.cohort_warnings import Remark
+from common.foreign_text import on_page
 from common.records.atomic_files import write_bytes
 from common.regions import LABEL_COLOURS, MODALITIES
 
@@ -45,7 +46,11 @@ def write_report(
     for one in remarks:
         by_case[one.case].append(one)
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        finalize=on_page,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     html = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         site=site,

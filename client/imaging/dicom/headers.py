@@ -31,6 +31,7 @@ from client.imaging.case import Part
 from client.imaging.dicom.series_facts import Facts
 from client.imaging.limits import MOST_HEADER_BYTES, MOST_ITEMS
 from common.errors import CaseError
+from common.foreign_text import printable
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 for _name in ("pydicom", "highdicom"):
@@ -272,11 +273,11 @@ def _facts(dataset: Dataset, kind: str) -> Facts:
     across = _numbers(plane, "PixelSpacing", 2) or (0.0, 0.0)
     step = _number(plane, "SpacingBetweenSlices") or _number(plane, "SliceThickness") or 0.0
     return Facts(
-        description=_text(dataset, "SeriesDescription"),
-        protocol=_text(dataset, "ProtocolName"),
-        sequence=_text(dataset, "PulseSequenceName" if enhanced else "SequenceName"),
+        description=printable(_text(dataset, "SeriesDescription")),
+        protocol=printable(_text(dataset, "ProtocolName")),
+        sequence=printable(_text(dataset, "PulseSequenceName" if enhanced else "SequenceName")),
         number=_whole(dataset, "SeriesNumber"),
-        modality=_text(dataset, "Modality").upper(),
+        modality=printable(_text(dataset, "Modality").upper()),
         image_type=_words(dataset, "ImageType") or _words(kinds, "FrameType"),
         scanning=_scanning(dataset, groups) if enhanced else _words(dataset, "ScanningSequence"),
         variant=_words(dataset, "SequenceVariant"),
@@ -285,8 +286,8 @@ def _facts(dataset: Dataset, kind: str) -> Facts:
         te=_number(echo, "EffectiveEchoTime" if enhanced else "EchoTime"),
         ti=_inversion(dataset, groups) if enhanced else _number(dataset, "InversionTime"),
         flip=_number(timing, "FlipAngle"),
-        contrast=_contrast(dataset),
-        body_part=_text(dataset, "BodyPartExamined").upper(),
+        contrast=printable(_contrast(dataset)),
+        body_part=printable(_text(dataset, "BodyPartExamined").upper()),
         burned_in=_text(dataset, "BurnedInAnnotation").upper() == "YES",
         secondary_capture=kind.startswith(_SECONDARY),
         shape=(_whole(dataset, "Rows") or 0, _whole(dataset, "Columns") or 0),
@@ -356,7 +357,7 @@ def _words(dataset: Dataset, keyword: str) -> tuple[str, ...]:
     if not found:
         return ()
     parts = found if isinstance(found, MultiValue) else str(found).split("\\")
-    return tuple(str(part).strip().upper() for part in parts)
+    return tuple(printable(str(part).strip().upper()) for part in parts)
 
 
 def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:

@@ -116,6 +116,18 @@ def test_anything_else_is_refused_by_name(tmp_path: Path, content: object, said:
     assert "torch.save(model.state_dict(), FILE)" in str(error.value)
 
 
+def test_a_file_that_would_grow_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"a.weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(one.filename, archive.read(one)) for one in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries:
+            archive.writestr(name, content)
+    with pytest.raises(ModelError, match="compressed, as torch writes no file"):
+        converted(path)
+
+
 def test_a_program_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.pt", "w") as file:  # as torch.jit.save names its files
         for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):

@@ -52,6 +52,16 @@ REFUSED = {
 }
 
 
+def without_end() -> bytes:
+    """Return a mask whose header says 35 TB."""
+    header = nib.Nifti1Header(sent()[:348])
+    header["dim"] = [3, 32767, 32767, 32767, 1, 1, 1, 1]
+    return bytes(header.binaryblock) + sent()[348:]
+
+
+REFUSED["35 TB of voxels"] = (without_end(), "32767x32767x32767 voxels and the scan has 5x6x7")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_is_refused(name: str) -> None:
     body, words = REFUSED[name]
