@@ -46,7 +46,7 @@ def asked(pins: list[tuple[str, str]]) -> list[dict[str, Any]]:
         {"package": {"name": name, "ecosystem": "PyPI"}, "version": version.partition("+")[0]}
         for name, version in pins
     ]
-    call = urllib.request.Request(  # noqa: S310 - a constant
+    call = urllib.request.Request(
         DATABASE,
         data=json.dumps({"queries": queries}).encode(),
         headers={"content-type": "application/json"},

@@ -2,15 +2,15 @@
 
     lock/build.txt      what builds wheels: ours, and those that are published as source only
     lock/run.txt        all that gliofed needs on a coordinator, at a site and in a clinic
-    lock/torch.txt      torch as the package index has it, and lock/cuda.txt what that needs with CUDA
+    lock/torch.txt      torch as the package index has it; lock/cuda.txt: what that needs with CUDA
     lock/torch-cpu.txt  torch for CPUs, where pip is told of an index or folder that has it
     lock/dev.txt        what tests and checks it
     lock/ci.txt         linters of deploy/, and lock/helm.txt what carries helm, for .ci/run
     lock/brats.txt      the challenges' own scorer, for .ci/run
 
-Versions are those of ``constraints.txt``; what is not there keeps the version that the lock has. The
-digests are of wheels and sources for every system and Python, as the index names them; nothing is
-downloaded for it. uv resolves for all systems at once.
+Versions are those of ``constraints.txt``; what is not there keeps the version that the lock has.
+The digests are of wheels and sources for every system and Python, as the index names them; nothing
+is downloaded for it. uv resolves for all systems at once.
 """
 
 from __future__ import annotations
