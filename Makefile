@@ -5,6 +5,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # What only runs gliofed does not need the tools that test it.
 RUNNABLE := $(VENV)/.runnable
+# In order: what builds, torch (the CPU's where pip is told of one), all else; deploy/lock.py writes them.
+LOCK := deploy/lock
+LOCKS := $(wildcard $(LOCK)/*.txt)
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+LOCKED = $(PIP) install --no-compile --no-deps --no-build-isolation --require-hashes
+define INSTALL
+	$(PYTHON) -m venv $(VENV)
+	$(LOCKED) -r $(LOCK)/build.txt
+	$(LOCKED) -r $(LOCK)/torch-cpu.txt 2> /dev/null || $(LOCKED) -r $(LOCK)/torch.txt -r $(LOCK)/cuda.txt
+endef
 BEGAN := $(shell date +%s)
 DATA ?=
 DEMO ?= .demo
@@ -13,6 +23,7 @@ CORES ?= auto
 WHEELHOUSE ?= wheelhouse
 GPU_WHEELS ?= .gpu-wheels
 GPU_PYTHON ?= 3.12
+SIGN_KEY ?=
 TURN ?=
 MINUTES ?=
 COVERAGE ?=
@@ -25,7 +36,7 @@ export FLWR_DISABLE_UPDATE_CHECK = 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 
 .PHONY: demo test test-fast test-slow slow-seconds bench bench-accuracy gpu-check gpu-wheels check initial \
-	wheelhouse clean
+	wheelhouse lock audit clean
 
 # Three phantom hospitals train one model together, on real processes; see deploy/demo/demo.sh.
 # make demo DATA=FOLDER takes one hospital per subfolder of FOLDER instead of phantoms; DEMO_FULL=1 compares
@@ -73,15 +84,35 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive server client common deploy
 
 # All that an installation without a network needs, for this Python and processor: wheels of gliofed and of
-# what it depends on, the versions, their digests. It fills anew; see deploy/README.md.
+# what it depends on, the versions, their digests, and the list of all parts (CycloneDX). It fills anew; see
+# deploy/README.md. SIGN_KEY=FILE, a key of ssh-keygen, signs the digests.
+wheelhouse: VENV := .venv-wheels
+wheelhouse: WHEEL = $(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(WHEELHOUSE)
 wheelhouse:
 	rm -rf $(WHEELHOUSE)
-	$(PYTHON) -m pip wheel --quiet --constraint deploy/constraints.txt --wheel-dir $(WHEELHOUSE) \
-		".[server,site,clinic]"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(LOCKED) -r $(LOCK)/build.txt
+	$(WHEEL) --require-hashes -r $(LOCK)/torch-cpu.txt 2> /dev/null || \
+		$(WHEEL) --require-hashes -r $(LOCK)/torch.txt -r $(LOCK)/cuda.txt
+	$(WHEEL) --require-hashes -r $(LOCK)/run.txt
+	$(WHEEL) .
 	cp deploy/constraints.txt $(WHEELHOUSE)
-	cd $(WHEELHOUSE) && sha256sum *.whl constraints.txt > SHA256SUMS
+	$(BIN)/python deploy/sbom.py $(WHEELHOUSE) > $(WHEELHOUSE).cdx.json
+	mv $(WHEELHOUSE).cdx.json $(WHEELHOUSE)/sbom.cdx.json
+	cd $(WHEELHOUSE) && sha256sum *.whl constraints.txt sbom.cdx.json > SHA256SUMS
+	$(if $(SIGN_KEY),ssh-keygen -q -Y sign -f $(SIGN_KEY) -n gliofed-wheelhouse $(WHEELHOUSE)/SHA256SUMS)
+	rm -rf $(VENV)
+
+# Renews deploy/lock from deploy/constraints.txt; needs the package index.
+lock: $(INSTALLED)
+	$(BIN)/python deploy/lock.py
+
+# Asks a public database for vulnerabilities of what is locked; says "not run" where none is reached.
+audit:
+	$(PYTHON) deploy/audit.py $(LOCK)/run.txt $(LOCK)/torch.txt $(LOCK)/build.txt $(LOCK)/dev.txt
 
 # The starting weights that ship with the demo, of each network: trained on phantoms only.
 NETWORKS := segresnet segresnet_mingru dynunet unet
@@ -93,21 +124,21 @@ deploy/demo/initial-%.safetensors: $(INSTALLED)
 
 # pip would compile all that is installed, which takes a core longer than unpacking it; Python compiles what is
 # imported.
-$(INSTALLED): pyproject.toml deploy/constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		--constraint deploy/constraints.txt --editable ".[dev]"
+$(INSTALLED): pyproject.toml $(LOCKS)
+	$(INSTALL)
+	$(LOCKED) -r $(LOCK)/run.txt -r $(LOCK)/dev.txt
+	$(PIP) install --no-compile --no-deps --no-build-isolation --editable .
 	touch $@
 
 # What the demo imports is compiled once now, not later in several processes at a time.
-$(RUNNABLE): pyproject.toml deploy/constraints.txt
+$(RUNNABLE): pyproject.toml $(LOCKS)
 	@echo "Installing gliofed and what it needs into $(VENV), once: a minute or two."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		--constraint deploy/constraints.txt --editable ".[server,site]"
+	$(INSTALL)
+	$(LOCKED) -r $(LOCK)/run.txt
+	$(PIP) install --no-compile --no-deps --no-build-isolation --editable .
 	$(BIN)/python -W ignore -c "import client.worker, client.views.cohort_check, client.clinic.segment, server.executor"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-brats .venv-tools $(DEMO) .demo-pretraining $(WHEELHOUSE) \
+	rm -rf $(VENV) .venv-brats .venv-tools .venv-wheels $(DEMO) .demo-pretraining $(WHEELHOUSE) \
 		$(GPU_WHEELS)

@@ -9,7 +9,7 @@ Out of scope: whether the weights fit a study (``common.study.starting_weights``
 
 from __future__ import annotations
 
-import pickle
+import pickle  # for its error alone # nosec B403
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,6 +6,7 @@ import socket
 import tempfile
 import webbrowser
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from client.review.pages import application
 from client.review.review_case import REVIEWS
 from client.review.session import Desk
 from common.errors import StateError
-from common.records.atomic_files import held
+from common.records.atomic_files import held, write_secret
 from common.web import http_server
 from common.web.auth import Door, issue, link
 
@@ -60,8 +61,22 @@ def serve(
             address = link(f"http://{HOST}:{number}", issue(Path(tokens)))
             told(address)
             if browser:
-                webbrowser.open(address)
+                webbrowser.open(_opening(Path(tokens), address))
             http_server.run(http_server.config(page), [listening])
+
+
+def _opening(folder: Path, address: str) -> str:
+    """Return the address of a page of our own that leads to ``address``.
+
+    Every user of the machine can read what a browser is started with, only its owner the page.
+    """
+    page = folder / "open.html"
+    write_secret(
+        page,
+        f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(address)}">'
+        f'<a href="{escape(address)}">gliofed</a>\n'.encode(),
+    )
+    return page.as_uri()
 
 
 def _bound(port: int) -> socket.socket:

@@ -130,9 +130,9 @@ def write_secret(path: Path, data: bytes) -> None:
     write_bytes(path, data, mode=0o600)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write ``value`` as indented JSON with a final newline."""
-    write_bytes(path, json_bytes(value))
+    write_bytes(path, json_bytes(value), mode=mode)
 
 
 def json_bytes(value: Any) -> bytes:

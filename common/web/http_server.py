@@ -155,6 +155,10 @@ class _Guarded(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._raw = transport
         self.connections.add(self)
+        # asyncio does so only where the listening socket was made with a protocol's number.
+        carrier = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):  # it is gone already
+            carrier.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = transport.get_extra_info("peername") or ("",)
         for other in self._door.connections.arrived(self, str(peer[0])):
             other.drop()

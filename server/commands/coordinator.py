@@ -16,7 +16,13 @@ from common.doctor.findings import Finding
 from common.errors import FederationError, StateError
 from common.process import logs, supervisor_log
 from common.process.child_processes import Supervisor, stop_on_signals
-from common.records.atomic_files import held, is_held, read_json, write_bytes, write_json
+from common.records.atomic_files import (
+    held,
+    is_held,
+    read_json,
+    write_json,
+    write_secret,
+)
 from common.study.drawn_weights import start_in_words
 from common.study.starting_weights import read as read_weights
 from common.trust.identity import fingerprint
@@ -316,8 +322,8 @@ def report(
         draw(told, out / "report.png")
         if told["statistics"] and told["statistics"]["statistics"]:
             draw_statistics(told, out / "cohorts.png")
-        write_json(out / "report.json", told)
-        write_bytes(out / "report.md", markdown(told, chart="report.png").encode())
+        write_json(out / "report.json", told, mode=0o600)
+        write_secret(out / "report.md", markdown(told, chart="report.png").encode())
     if json:
         console.show_json(told)
     elif out is not None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from common.errors import StateError
 
-_ALL_V4: Final = "0.0.0.0"  # noqa: S104
+_ALL_V4: Final = "0.0.0.0"  # noqa: S104 # nosec B104
 _ALL: Final = "::"
 
 

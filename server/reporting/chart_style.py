@@ -36,6 +36,6 @@ def new_figure(path: Path, *, size: tuple[float, float]) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write the figure whole or not at all."""
-    with replacing(path) as temporary:
+    """Write the figure whole or not at all, readable by its owner only: it names hospitals."""
+    with replacing(path, mode=0o600) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -198,6 +198,7 @@ def application(
         if request.method != "POST" or path not in FLEET_CALLS:
             return PlainTextResponse("not found", status_code=404)
         try:
+            _unambiguous(request)
             caller = admits(request.headers)
             size = _length(request)
             if not http_server.vouch(request.scope, caller.site):
@@ -212,6 +213,14 @@ def application(
 
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
     return Starlette(routes=[Route("/{path:path}", forward, methods=methods)], lifespan=lifespan)
+
+
+def _unambiguous(request: Request) -> None:
+    """Refuse what the SuperLink could read in another way: it must see the key that was checked."""
+    if len({name.lower() for name in request.headers}) != len(request.headers.items()):
+        raise Refusal(400, "a header is there twice")
+    if "transfer-encoding" in request.headers:
+        raise Refusal(411, "a call says how long it is")
 
 
 def _length(request: Request) -> int:

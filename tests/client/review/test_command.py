@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import nibabel as nib
@@ -26,6 +27,7 @@ from client.cohort.reviewed_cases import reviewed_cases
 from client.cohort.series_decisions import cohort_of
 from client.commands import clinic
 from client.imaging.image_reading import read_image
+from client.review import page_process
 from client.review.into_cohort import into_cohort
 from client.review.session import Desk
 from client.site.folder import Site
@@ -181,3 +183,30 @@ def test_a_review_is_saved_though_the_cohort_refuses_it(
     done = desk.decide("accepted", reviewer="Dr. Tamm", comment="", seen=desk.state()["sha256"])
     assert done["number"] == 1
     assert "did not get the case" in done["told"]
+
+
+def test_no_argument_of_a_browser_holds_the_token(
+    result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user of the machine sees what a process was started with."""
+    started_with: list[str] = []
+    said: list[str] = []
+    pages: list[str] = []
+
+    def opened(address: str) -> bool:
+        started_with.append(address)
+        page = Path(unquote(urlsplit(address).path))
+        assert page.stat().st_mode & 0o077 == 0
+        assert page.parent.stat().st_mode & 0o077 == 0
+        pages.append(page.read_text())
+        return True
+
+    monkeypatch.setattr(page_process.webbrowser, "open", opened)
+    monkeypatch.setattr(page_process.http_server, "run", lambda _, sockets: sockets[0].close())
+    monkeypatch.setattr(page_process, "application", lambda *_, **__: None)
+    page_process.serve(result, lambda: None, told=said.append)  # type: ignore[arg-type, return-value]
+    ((link,), (address,), (page,)) = said, started_with, pages
+    token = link.rpartition("=")[2]
+    assert len(token) > 20
+    assert token not in address
+    assert token in page

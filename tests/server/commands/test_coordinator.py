@@ -547,6 +547,7 @@ def test_report_into_a_folder(run: Run, world: Any, folder: Path, tmp_path: Path
     finish(world)
     out = tmp_path / "new" / "report"
     result = words(run("report", folder, "demo", "--out", out))
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o600}
     assert "Every admitted site took part in every closed round. Written to" in result
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "![Curves of the study](report.png)" in (out / "report.md").read_text()

@@ -27,7 +27,7 @@ from server.transport.gateway import (
     Notices,
     application,
 )
-from server.transport.node_signature import KEY_HEADER, SIGNATURE_HEADER
+from server.transport.node_signature import KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER
 from server.transport.site_allowance import SiteAllowances
 from tests import faulty_doors
 from tests.supernodes import pulled, signed
@@ -183,6 +183,39 @@ def test_a_length_that_is_none_is_refused(said: str) -> None:
         Upstream(), "POST", "/v1/fleet/get-run", content=chunks(), **{"content-length": said}
     )
     assert answer.status_code in {411, 413}
+
+
+@pytest.mark.parametrize("name", [KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER, "content-length"])
+def test_a_header_that_is_there_twice_is_refused(world: Any, name: str) -> None:
+    """Else a revoked site could add its own key and signature to an admitted one's."""
+    world.join("a")
+    headers = {**signed(world.node_keys["a"]), "content-length": "0"}
+    revoked = {**signed(ec.generate_private_key(ec.SECP384R1())), "content-length": "0"}
+    upstream = Upstream()
+
+    async def go() -> int:
+        app = application(
+            httpx.AsyncClient(base_url="https://127.0.0.1:1", transport=upstream),
+            admits=Door(world.consortium.sites),
+        )
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(base_url="https://gateway", transport=transport) as client:
+            pairs = [*headers.items(), (name.title(), revoked[name])]
+            answer = await client.post("/v1/fleet/pull-messages", headers=pairs)
+            return answer.status_code
+
+    assert asyncio.run(go()) == 400
+    assert upstream.seen == []
+
+
+def test_a_length_beside_pieces_without_one_is_refused() -> None:
+    async def chunks() -> Any:
+        yield b"0" * 100
+
+    framing = {"content-length": "5", "transfer-encoding": "chunked"}
+    upstream = Upstream()
+    answer = call(upstream, "POST", "/v1/fleet/push-object", content=chunks(), **framing)
+    assert (answer.status_code, upstream.seen) == (411, [])
 
 
 def test_only_what_brings_something_may_be_long() -> None:
