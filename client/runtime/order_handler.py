@@ -175,6 +175,8 @@ class Participation:
                 due={name: array.shape for name, array in made.items()},
                 max_norm=_INITIAL_NORM,
             )
+        with budget_caps.open_ledger(site) as ledger:
+            charged_files.check_all(site, ledger)
         if order.kind == "describe":
             return self._describe(site, order, protocol)
         weights, control = _parted(weights)

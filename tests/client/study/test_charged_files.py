@@ -78,6 +78,7 @@ def test_a_kept_update_of_a_ledger_that_was_put_back_does_not_leave(
     (damage,) = audit(hospital.site).damage
     assert damage.code == "ledger-old"
     assert "outbox" in damage.message
+    assert hospital.train(protocol, number=3)[0].code == "ledger-old"
     put_back(hospital.site, new)
     report, update = hospital.train(protocol, number=2)
     assert (report.status, bool(update)) == ("done", True)
