@@ -186,6 +186,8 @@ class Participation:
                 due={name: array.shape for name, array in made.items()},
                 max_norm=_INITIAL_NORM,
             )
+        with budget_caps.open_ledger(site) as ledger:
+            charged_files.check_all(site, ledger)
         if site.settings.policy.answer_every_s != "auto":
             self._begin(site, protocol)
         if order.kind == "describe":

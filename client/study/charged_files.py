@@ -68,8 +68,8 @@ def _head(path: Path) -> dict[str, Any] | None:
 def _check(ledger: Ledger, path: Path, said: dict[str, Any]) -> None:
     if not ledger.holds(said["facts"], said["head"]):
         raise StateError(
-            f"The privacy ledger does not hold what {path} cost: it was put back from an old copy "
-            "or replaced.",
+            f"The privacy ledger does not hold what {path.with_suffix('')} cost: it was put back "
+            "from an old copy or replaced.",
             do="Put the newest copy of ledger.sqlite back; until then no patient is trained on.",
             code="ledger-old",
         )

@@ -1,5 +1,6 @@
 import contextlib
 import math
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.privacy.accountant import PldAccountant
 from client.privacy.ledger import Ledger
-from client.privacy.mechanism import Cap, Fact, History, Mechanism, StepPrices
+from client.privacy.mechanism import UNPROTECTED, Cap, Fact, History, Mechanism, StepPrices
 from client.privacy.patient_exposure import cohort_digest
 from common.errors import PrivacyError, StateError
 from tests import children
@@ -387,3 +389,120 @@ def test_head_stands_for_all_facts(path: Path, ledger: Ledger) -> None:
         assert all(again.holds(*head) for head in heads)
         for number, digest in [(4, heads[3][1]), (2, heads[3][1]), (0, heads[1][1]), (1, "")]:
             assert not again.holds(number, digest)
+
+
+SCANS = [f"{n:032x}" for n in range(100, 110)]
+
+
+def test_pseudonyms_that_share_a_scan_are_one_patient(ledger: Ledger) -> None:
+    old, new, other = PEOPLE[:3]
+    ledger.know({old: {SCANS[0], SCANS[1]}, other: {SCANS[2]}})
+    reserve(ledger, 4, patients=frozenset({old, other}))
+    assert ledger.names(new) == (new,)
+    ledger.know({new: {SCANS[1], SCANS[3]}})
+    assert ledger.names(new) == ledger.names(old) == (old, new)
+    assert (ledger.owner(SCANS[3]), ledger.owner(SCANS[9])) == (new, None)
+    reserve(ledger, 5, patients=frozenset({new}))
+    room = ledger.room(**wanted(patients=frozenset({old, new, other})))
+    assert room == {old: 1, new: 1, other: 6}
+    assert len(ledger.facts(patient=new)) == len(ledger.facts(patient=old)) == 2
+    assert ledger.spent(1e-3).steps == 9
+    # A third name joins two who were known apart: all that was spent adds up.
+    ledger.know({PEOPLE[0]: {SCANS[2]}})
+    assert ledger.names(other) == (old, other, new)
+    with pytest.raises(PrivacyError):
+        reserve(ledger, 2, patients=frozenset({other}))
+
+
+def test_scans_are_kept_and_written_once(ledger: Ledger, path: Path) -> None:
+    for _ in range(2):
+        ledger.know({PEOPLE[0]: {SCANS[0]}, PEOPLE[1]: {SCANS[1]}})
+    ledger.know({PEOPLE[1]: set()})
+    ledger.know({})
+    with Ledger(path, accountant=StepPrices()) as again:
+        again.know({PEOPLE[2]: {SCANS[0]}})
+        assert again.names(PEOPLE[2]) == (PEOPLE[0], PEOPLE[2])
+    assert ledger.names(PEOPLE[0]) == (PEOPLE[0], PEOPLE[2])
+    with contextlib.closing(sqlite3.connect(path)) as look:
+        assert look.execute("SELECT count(*) FROM scans").fetchone() == (3,)
+
+
+@pytest.mark.parametrize("scans", [{"Anna": {SCANS[0]}}, {PEOPLE[0]: {"Anna"}}])
+def test_what_is_no_pseudonym_and_no_digest_is_refused(
+    ledger: Ledger, scans: dict[str, set[str]]
+) -> None:
+    with pytest.raises(PrivacyError) as caught:
+        ledger.know(scans)
+    assert "Anna" not in str(caught.value)
+    assert ledger.names(PEOPLE[0]) == (PEOPLE[0],)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE scans SET patient = '{other}' WHERE id = 1",
+        "DELETE FROM scans WHERE id = 1",
+        "DELETE FROM scans WHERE id = 2",
+    ],
+)
+def test_changed_scans_are_refused(ledger: Ledger, path: Path, damage: str) -> None:
+    ledger.know({PEOPLE[0]: {SCANS[0], SCANS[1]}})
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as foreign:
+        with pytest.raises(sqlite3.IntegrityError, match="never"):
+            foreign.execute(damage.format(other=PEOPLE[1]))
+        foreign.execute("DROP TRIGGER scans_stay")
+        foreign.execute("DROP TRIGGER scans_keep")
+        foreign.execute(damage.format(other=PEOPLE[1]))
+    with pytest.raises(StateError) as caught:
+        Ledger(path, accountant=StepPrices())
+    assert caught.value.code == "ledger-damaged"
+
+
+def test_a_ledger_of_the_first_release_opens_and_takes_scans(ledger: Ledger, path: Path) -> None:
+    reserve(ledger, 3)
+    ledger.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.execute("DROP TABLE scans")
+        old.execute("PRAGMA user_version = 2")
+    with Ledger(path, accountant=StepPrices()) as one, Ledger(path, accountant=StepPrices()) as two:
+        assert one.names(PEOPLE[0]) == (PEOPLE[0],)
+        reserve(one, 1)
+        assert _format(path) == 2  # to read it, or to charge, changes nothing
+        one.know({PEOPLE[0]: {SCANS[0]}})
+        two.know({PEOPLE[1]: {SCANS[0]}})
+        assert one.names(PEOPLE[1]) == two.names(PEOPLE[1]) == (PEOPLE[0], PEOPLE[1])
+        assert one.spent(1e-3).steps == 4
+    assert _format(path) == 3
+
+
+def _format(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as look:
+        return int(look.execute("PRAGMA user_version").fetchone()[0])
+
+
+def test_steps_without_privacy_are_never_refused_and_leave_no_room(path: Path) -> None:
+    with Ledger(path, accountant=PldAccountant()) as ledger:
+        assert ledger.spent(1e-3).epsilon == 0
+        reserve(ledger, 10_000, study="open", mechanism=UNPROTECTED)
+        reserve(ledger, 1, study="open", mechanism=UNPROTECTED)
+        assert ledger.spent(1e-3, study="open").epsilon == math.inf
+        assert ledger.spent(1e-5).steps == 10_001
+        assert set(ledger.room(**wanted()).values()) == {0}
+        with pytest.raises(PrivacyError) as caught:
+            reserve(ledger, 1)
+        assert caught.value.code == "privacy-cap"
+    with Ledger(path, accountant=PldAccountant()) as again:
+        assert again.spent(1e-3).epsilon == math.inf
+
+
+def test_a_refusal_holds_no_figure_of_a_patient(ledger: Ledger) -> None:
+    said = set()
+    for _ in range(3):
+        reserve(ledger, 3)
+        with pytest.raises(PrivacyError) as caught:
+            reserve(ledger, 9)
+        said.add(caught.value.message)
+    reserve(ledger, 3, study="beta")
+    with pytest.raises(PrivacyError) as caught:
+        reserve(ledger, 9)
+    assert said == {caught.value.message}

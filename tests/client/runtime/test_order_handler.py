@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from client.study import reported_metrics, round_training
 from client.study.consent import check_order
 from client.study.round_state import Trained
 from client.study.withdrawal import withdraw
+from client.views.budget import budget, patients_now
 from common.errors import CaseError, ConsentError, UpdateError
 from common.messages.compression import plain
 from common.messages.wire_format import Content, Report, pack
@@ -775,3 +777,40 @@ def test_who_has_withdrawn_is_in_no_part_and_the_rounds_are_said(
         assert {f.round for f in ledger.facts(patient=hidden)} == {1}
     text = (site.folder / "journal.jsonl").read_text()
     assert case.patient not in text
+
+
+def test_who_was_trained_on_without_privacy_has_no_room_afterwards(hospital: Hospital) -> None:
+    hospital.site = edit(hospital.site, "privacy = false", "privacy = true")
+    bare, private = tiny_protocol(study="bare", **OPEN), tiny_protocol()
+    for protocol in (bare, private):
+        hospital.approve(protocol)
+    hospital.train(bare)
+    open_steps = len(hospital.facts())
+    shared = patients_now(hospital.site, private) & patients_now(hospital.site, bare)
+    assert shared
+    hospital.train(private)
+    with budget_caps.open_ledger(hospital.site) as ledger:
+        for one in shared:
+            assert [fact.study for fact in ledger.facts(patient=one)] == ["bare"]
+    assert open_steps == 1
+    found = budget(hospital.site)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["all_studies"]["epsilon_spent"] == "infinity"
+    by_name = {one["study"]: one for one in found["studies"]}
+    assert by_name["bare"]["epsilon_spent"] == "infinity"
+
+
+def test_no_refusal_says_what_patients_have_spent(hospital: Hospital) -> None:
+    line = 'reports = ["case_count", "privacy_spent", "withdrawals"]'
+    hospital.site = edit(hospital.site, line, "reports = []")
+    other = tiny_protocol(study="other")
+    long = tiny_protocol(training={"local_steps": 500})
+    for protocol in (other, long):
+        hospital.approve(protocol)
+    said = []
+    for number in (1, 2):
+        said.append(hospital.train(long)[0])
+        hospital.train(other, number=number)
+    said.append(hospital.train(long)[0])
+    assert {(one.status, one.code) for one in said} == {("refused", "privacy-cap")}
+    assert len({one.reason for one in said}) == 1
