@@ -199,7 +199,7 @@ def dashboard_link(folder: Folder) -> None:
 
 @app.command()
 def health(folder: Folder) -> None:
-    """Fail unless orders can be given: gateway, SuperLink and executor are well.
+    """Fail unless orders can be given: gateway, SuperLink and executor with its threads are well.
 
     Fails once the certificate has expired, and warns before.
     """

@@ -564,7 +564,10 @@ def _once() -> RetryInvoker:
 
 
 def _retries() -> RetryInvoker:
-    """Retry what a restarting SuperLink causes for a minute; give up at once on a refusal."""
+    """Retry what a restarting SuperLink causes for a minute; give up at once on a refusal.
+
+    So with 500, which it answers while another call keeps its database locked.
+    """
     return RetryInvoker(
         wait_gen_factory=lambda: exponential(base_delay=0.2, max_delay=2.0),
         recoverable_exceptions=(httpx.TransportError, httpx.HTTPStatusError),
@@ -572,6 +575,6 @@ def _retries() -> RetryInvoker:
         max_time=45.0,
         should_giveup=lambda error: (
             isinstance(error, httpx.HTTPStatusError)
-            and error.response.status_code not in {502, 503, 504}
+            and error.response.status_code not in {500, 502, 503, 504}
         ),
     )

@@ -256,7 +256,8 @@ def test_what_is_forgotten_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "again"), [(401, False), (403, False), (404, False), (502, True), (503, True)]
+    ("status", "again"),
+    [(401, False), (403, False), (404, False), (500, True), (502, True), (503, True)],
 )
 def test_a_refused_call_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch, status: int, again: bool
