@@ -27,7 +27,7 @@ from client.site.folder import Site
 from common.errors import IdentityError, ModelError
 from common.records.atomic_files import read_json, write_json
 from common.regions import REGIONS
-from common.trust.identity import fingerprint
+from common.trust.identity import Statement, fingerprint
 
 TOLERANCE: Final = 0.01
 """How much lower the mean Dice of a new model may be than that of the active one."""
@@ -99,7 +99,10 @@ def keep(site: Site, model: Model) -> Path:
         return target
     temporary = target.with_name(f".{target.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(model.folder, temporary)
+    temporary.mkdir(parents=True)
+    signed = Statement.load(model.folder / "release.json", what="release").body["files"]
+    for name in ("release.json", *signed):  # what else lies there is nobody's
+        shutil.copy2(model.folder / name, temporary / name)
     temporary.rename(target)
     return target
 

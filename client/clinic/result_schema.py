@@ -20,8 +20,10 @@ from client.clinic.review_outcome import Review
 from client.clinic.sequence_importance import Explained
 from client.clinic.stage_times import Spent, Stage
 from common.errors import StateError
+from common.records.regular_files import read_regular
 
 RESULT_VERSION: Final = 1
+MOST_RESULT_BYTES: Final = 2**26
 
 Millilitres = Annotated[float, Field(ge=0)]
 Millimetres = Annotated[float, Field(ge=0)]
@@ -260,7 +262,7 @@ def read_result(folder: Path, *, do: str, code: str) -> Result:
     """
     path = folder / "result.json"
     try:
-        return Result.model_validate(json.loads(path.read_bytes()))
+        return Result.model_validate(json.loads(read_regular(path, most_bytes=MOST_RESULT_BYTES)))
     except FileNotFoundError:
         raise StateError(f"{folder} holds no result.json.", do=do, code=code) from None
     except OSError as error:

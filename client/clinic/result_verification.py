@@ -25,7 +25,13 @@ from client.clinic.installed_models import installed_model
 from client.clinic.provenance import RESULT, SEAL, sealed_sha256, sha256_of, software
 from client.clinic.released_model import Model, open_model
 from client.clinic.result_folder import Segmentation, volumes_ml
-from client.clinic.result_schema import DEVICE_NAMES, Identity, Result, computed
+from client.clinic.result_schema import (
+    DEVICE_NAMES,
+    MOST_RESULT_BYTES,
+    Identity,
+    Result,
+    computed,
+)
 from client.clinic.revoked_models import check_not_revoked, revocations_of
 from client.clinic.segment import network_of, segment_case
 from client.cohort.case_discovery import Decide, read_case
@@ -38,6 +44,7 @@ from client.site.execution import ExecutionOptions, Hardware, Precision, executi
 from client.site.folder import Site
 from client.site.settings import Machine
 from common.errors import CaseError, GliofedError, IdentityError, ModelError, StateError
+from common.records.regular_files import read_regular
 from common.trust.identity import Statement, fingerprint
 
 Verdict = Literal["holds", "broken", "unchecked"]
@@ -106,7 +113,7 @@ def _read(folder: Path) -> Result:
     path = folder / RESULT
     do = "Name the folder that `gliofed-clinic segment` wrote."
     try:
-        return Result.model_validate(json.loads(path.read_bytes()))
+        return Result.model_validate(json.loads(read_regular(path, most_bytes=MOST_RESULT_BYTES)))
     except OSError as error:
         raise StateError(
             f"{folder} holds no {RESULT} that can be read: {error.strerror}.", do=do

@@ -43,7 +43,7 @@ reports = ["case_count", "privacy_spent", "withdrawals"]
 # it is that patient's score).
 dice = "never"
 # When a round with privacy is answered. Its time must not tell how many patients were drawn: "auto"
-# answers always after the same time, found in the first round, 1.3 to 2 times what a round takes; a
+# answers always after the same time, found in the first round, 1.3 to 2.5 times what one takes; a
 # number after a multiple of so many seconds; 0 at once, and then the time tells.
 answer_every_s = "auto"
 # Train also on cases that clinicians accepted or corrected in `gliofed-clinic review --site`; their

@@ -8,9 +8,9 @@ deviations (reckoned from the protocol alone), rounded up to a step of 25 %. A r
 longer raises it, and is seen to; after twenty rounds that would all have fitted into a time two
 steps shorter, it is that. A round that fails waits as well.
 
-The other way, to give each step the same work with throw-away patients, costs what this costs in
-time, and in energy too (``tests.benchmarks.draw_durations``); it hides neither the disk nor a
-scan that cannot be read.
+The other way, to give each step the same work with throw-away patients, takes longer and keeps the
+machine busy meanwhile (``tests.benchmarks.draw_durations``); it hides neither the disk nor a scan
+that cannot be read.
 
 Not hidden: how large the cohort is, how fast the machine; that a round was longer than any before;
 of the first round, its time to 25 %. Out of scope: a study without privacy, which waits for

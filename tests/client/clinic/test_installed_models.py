@@ -114,6 +114,18 @@ def test_another_coordinators_model_is_not_kept(world: World) -> None:
     assert not (world.site.folder / "models").exists()
 
 
+def test_what_nobody_signed_is_not_copied(world: World, tmp_path: Path) -> None:
+    """A link to a device would be copied for ever."""
+    release = tmp_path / "release"
+    shutil.copytree(world.model().folder, release)
+    (release / "more").symlink_to("/dev/null")
+    (release / "notes.txt").write_text("?")
+    kept = keep(world.site, open_model(release))
+    assert {path.name for path in kept.iterdir()} == {
+        "release.json", "protocol.json", "card.json", "card.md", "weights.safetensors",
+    }  # fmt: skip
+
+
 def test_a_copy_that_was_cut_short_is_made_again(world: World) -> None:
     torn = world.site.folder / "models" / f".{STUDY}-1.0.2.new"
     torn.mkdir(parents=True)
