@@ -49,6 +49,8 @@ SILENT: Final = {
     "client.clinic.pacs.dimse": "by sockets of its own, which know of no proxy",
     "client.review.page_process": "serves",
     "common.process.child_processes": "looks for a free port",
+    "common.web.http_server": "serves",
+    "common.web.prometheus": "serves",
 }
 """What holds a library that could speak, and does not speak by HTTP or gRPC."""
 
