@@ -90,6 +90,7 @@ check: $(INSTALLED)
 # what it depends on, the versions, their digests, and the list of all parts (CycloneDX). It fills anew; see
 # deploy/README.md. SIGN_KEY=FILE, a key of ssh-keygen, signs the digests.
 wheelhouse: VENV := .venv-wheels
+wheelhouse: BIN := .venv-wheels/bin
 wheelhouse: WHEEL = $(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(WHEELHOUSE)
 wheelhouse:
 	rm -rf $(WHEELHOUSE)

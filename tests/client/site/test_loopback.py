@@ -51,6 +51,8 @@ SILENT: Final = {
     "client.review.page_process": "serves",
     "common.process.child_processes": "looks for a free port",
     "common.process.loopback_tls": "listens, and makes certificates",
+    "common.web.http_server": "serves",
+    "common.web.prometheus": "serves",
 }
 """What holds a library that could speak, and does not speak by HTTP or gRPC."""
 
