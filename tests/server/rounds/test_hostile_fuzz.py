@@ -209,6 +209,8 @@ class Trial:
             return stored
 
         self.superlink.hostile["a"] = reply
+        for kept in (self.superlink.freed, self.superlink.orders, self.accepted):
+            kept.clear()  # what this test itself would gather
         before = self.superlink.served_bytes
         dropped = self.orders.give(self.task, {"a"}, self.accepted.append)
         self.orders.forget()
