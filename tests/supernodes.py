@@ -8,8 +8,8 @@ import datetime as dt
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.proto.fleet_pb2 import PullMessagesResponse, Reconnect
-from flwr.proto.message_pb2 import Message
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest, Reconnect
+from flwr.proto.message_pb2 import Message, ObjectTree
 
 from server.transport.node_signature import KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER
 
@@ -25,6 +25,13 @@ def signed(key: ec.EllipticCurvePrivateKey, *, at: dt.datetime | str = "") -> di
         TIME_HEADER: said,
         SIGNATURE_HEADER: base64.b64encode(signature).decode(),
     }
+
+
+def announced() -> bytes:
+    """Return how a site announces a reply of one object."""
+    return PushMessagesRequest(
+        messages_list=[Message()], message_object_trees=[ObjectTree(object_id="0" * 64)]
+    ).SerializeToString()
 
 
 def pulled(messages: int) -> bytes:

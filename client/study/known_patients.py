@@ -24,7 +24,6 @@ from client.privacy.budget_caps import open_ledger
 from client.privacy.ledger import Ledger
 from client.site.folder import Site
 from client.site.pseudonyms import patients_key, pseudonym, withdrawn
-from common.errors import CaseError
 from common.study.protocol import PreprocessingOptions
 
 _LOG = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def _own(
         own.setdefault(name, []).append(case)
         try:
             found = cache.scans(case, read=read)
-        except (CaseError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  whatever one scan does, the others go on
             _LOG.warning("A scan of patient %s is not known by its voxels: %s", name, error)
             continue
         scans[name] |= {_keyed(key, scan) for scan in found}

@@ -62,7 +62,12 @@ def reply_limit(
 ) -> ReplyLimit:
     """Return the limit of an answer that brings arrays of these shapes, or none."""
     body = encoded_bytes_limit(template, options) if template else 0
-    return ReplyLimit(body, _FORM_OBJECTS + math.ceil(body / _CHUNK_BYTES))
+    return ReplyLimit(body, most_objects(body))
+
+
+def most_objects(body_bytes: int) -> int:
+    """Return of how many objects of Flower's a message with a body of so many bytes is at most."""
+    return _FORM_OBJECTS + math.ceil(body_bytes / _CHUNK_BYTES)
 
 
 def study_reply_limit(protocol: StudyProtocol) -> ReplyLimit:

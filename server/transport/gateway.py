@@ -8,7 +8,8 @@ TLS ends here and begins again towards the SuperLink, which has a certificate of
 A call is let in by its headers alone: by a key of a site that is admitted when the call comes (a
 revoked site's next call is refused), its signature, which the SuperLink checks again, and a length
 that fits what the call is for and what the site is due (``transport.site_allowance``). Nothing of a
-body is read before, and nothing is held whole: bodies and answers pass through. How many
+body is read before, and nothing is held whole but what a reply is announced by, which is short and
+looked at (``transport.announcements``): bodies and answers pass through. How many
 connections there may be, and how slow, is ``common.web.http_server``'s; here a connection is
 vouched for by the first signed call on it.
 
@@ -46,12 +47,12 @@ from server.consortium.certificates import settle
 from server.consortium.listen_address import bound
 from server.consortium.provisioning import Consortium
 from server.consortium.sites import Sites
+from server.transport import announcements
 from server.transport.node_signature import KEY_HEADER, BadSignature, NodeKey, SeenSignatures
 from server.transport.site_allowance import (
     UNKNOWN_BYTES,
     LargestReply,
     SiteAllowances,
-    holds_message,
 )
 
 FLEET_CALLS: Final = frozenset(
@@ -77,8 +78,9 @@ MAX_BODY_BYTES: Final = 16 * 2**20
 _PUSH: Final = "/v1/fleet/push-object"
 _ANNOUNCE: Final = "/v1/fleet/push-messages"
 _PULL: Final = "/v1/fleet/pull-messages"
-_STORED: Final = frozenset({_PUSH, _ANNOUNCE})
-_MOST_BYTES: Final = {_PUSH: MAX_BODY_BYTES, _ANNOUNCE: 2**22}
+_STORED: Final = {_PUSH: 1, _ANNOUNCE: 16}
+"""Bytes that the SuperLink stores for one of these calls' bytes: of an announcement rows."""
+_MOST_BYTES: Final = {_PUSH: MAX_BODY_BYTES, _ANNOUNCE: announcements.MOST_BYTES}
 _FEW_BYTES: Final = 2**16
 """Of any other call, which asks for something. Messages go without what they hold."""
 
@@ -86,6 +88,7 @@ REFUSED: Final = "This site's key is not, or no longer, admitted: ask the coordi
 
 _CONNECTIONS: Final = "This site holds more connections than a SuperNode needs."
 _BYTES: Final = "This site sends more than its orders ask for."
+_ANNOUNCED: Final = "This site announces what is no reply to an order"
 
 LIMITS: Final = ConnectionLimits(unknown=512, known=1024, each=16, arrive_s=15.0, call_s=180.0)
 """A SuperNode has six connections at most; two pushes, two pulls, its heartbeat, its questions."""
@@ -192,6 +195,7 @@ def application(
     ``patience_s`` for a SuperLink that takes no connection.
     """
     allowed = allowances or SiteAllowances(lambda: UNKNOWN_BYTES)
+    orders = announcements.OrderNames()
 
     async def forward(request: Request) -> Response:
         path = request.url.path
@@ -204,12 +208,29 @@ def application(
             if not http_server.vouch(request.scope, caller.site):
                 noticed(caller.site, _CONNECTIONS)
                 raise Refusal(503, _CONNECTIONS)
-            if not allowed.take(caller.site, size, stored=path in _STORED):
+            cost = size * _STORED.get(path, 0)
+            if path == _ANNOUNCE:
+                why = orders.refusal(await request.body(), most_objects=allowed.objects())
+                if why:
+                    noticed(caller.site, f"{_ANNOUNCED}: {why}.")
+                    raise Refusal(400, f"{_ANNOUNCED}: {why}.")
+            if not allowed.take(caller.site, size, cost=cost):
                 noticed(caller.site, _BYTES)
                 raise Refusal(503, _BYTES)
         except Refusal as refusal:
             return PlainTextResponse(str(refusal), status_code=refusal.status)
-        return _Passing(upstream, request, size, caller.site, allowed, patience_s)
+        except ClientDisconnect:
+            return PlainTextResponse("broken off", status_code=400)
+        return _Passing(
+            upstream,
+            request,
+            size=size,
+            cost=cost,
+            site=caller.site,
+            allowances=allowed,
+            orders=orders,
+            patience_s=patience_s,
+        )
 
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
     return Starlette(routes=[Route("/{path:path}", forward, methods=methods)], lifespan=lifespan)
@@ -240,15 +261,20 @@ class _Passing(Response):
         self,
         upstream: httpx.AsyncClient,
         request: Request,
+        *,
         size: int,
+        cost: int,
         site: str,
         allowances: SiteAllowances,
+        orders: announcements.OrderNames,
         patience_s: float,
     ) -> None:
         self.background = None
         self._upstream = upstream
         self._request = request
         self._size = size
+        self._cost = cost
+        self._orders = orders
         self._site = site
         self._allowances = allowances
         self._patience_s = patience_s
@@ -267,15 +293,14 @@ class _Passing(Response):
         else:
             taken = answer.is_success
         finally:
-            stored = self._request.url.path in _STORED
-            self._allowances.done(self._site, self._size, stored=stored, taken=taken)
+            self._allowances.done(self._site, self._size, cost=self._cost, taken=taken)
         try:
             await self._answered(answer, send)
         finally:
             await answer.aclose()
 
     async def _answered(self, answer: httpx.Response, send: Send) -> None:
-        if self._request.url.path == _PULL and holds_message(await answer.aread()):
+        if self._request.url.path == _PULL and self._orders.delivered(await answer.aread()):
             self._allowances.ordered(self._site)
         packed = "content-encoding" in answer.headers
         kept = [

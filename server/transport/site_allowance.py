@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from common.errors import GliofedError
-from common.messages.reply_limits import REPORT_BYTES, study_reply_limit
+from common.messages.reply_limits import REPORT_BYTES, most_objects, study_reply_limit
 from common.study import network_shapes
 from server.consortium.provisioning import Consortium
 from server.consortium.published_study import Study
@@ -30,9 +30,6 @@ _FIRST_ORDERS: Final = 2
 _MOST_ORDERS: Final = 4
 """So many unanswered orders count: of several studies, or whose answers were lost."""
 _ROOM: Final = 1.25
-_MESSAGES_LIST: Final = 2
-"""The field of Flower's PullMessagesResponse that holds a message; a test compares."""
-_LENGTH_DELIMITED: Final = 2
 
 
 @dataclass
@@ -48,31 +45,34 @@ class SiteAllowances:
         self._reply_bytes = reply_bytes
         self._sites: dict[str, _Account] = {}
 
-    def take(self, site: str, size: int, *, stored: bool) -> bool:
+    def take(self, site: str, size: int, *, cost: int) -> bool:
         """Count a call of ``size`` bytes and return True, or return False if it is too much.
 
-        What is ``stored`` counts against the orders as well. ``done`` follows each call that was
-        counted.
+        ``cost`` is what the SuperLink stores for it, in bytes, which counts against the orders.
+        ``done`` follows each call that was counted.
         """
         account = self._account(site)
-        cost = size if stored else 0
         if account.under_way + size > UNDER_WAY_BYTES or cost > account.left:
             return False
         account.under_way += size
         account.left -= cost
         return True
 
-    def done(self, site: str, size: int, *, stored: bool, taken: bool) -> None:
+    def done(self, site: str, size: int, *, cost: int, taken: bool) -> None:
         """Note that a call ended; what the SuperLink has not ``taken`` is not held against it."""
         account = self._account(site)
         account.under_way -= size
-        if stored and not taken:
-            account.left += size
+        if not taken:
+            account.left += cost
 
     def ordered(self, site: str) -> None:
         """Note that an order was delivered to the site, which it may answer."""
         account, one = self._account(site), _ROOM * self._reply_bytes()
         account.left = max(account.left, min(account.left + one, _MOST_ORDERS * one))
+
+    def objects(self) -> int:
+        """Return how many objects a reply may be made of."""
+        return most_objects(math.ceil(_ROOM * self._reply_bytes()))
 
     def _account(self, site: str) -> _Account:
         if site not in self._sites:
@@ -106,33 +106,6 @@ class LargestReply:
         shapes = network_shapes.shapes(study.protocol.network)
         weights = 4 * sum(math.prod(shape) for shape in shapes.values())  # float32, where all go
         return max(study_reply_limit(study.protocol).bytes, weights + REPORT_BYTES)
-
-
-def holds_message(answer: bytes) -> bool:
-    """Return whether Flower's answer to ``pull-messages`` brings a message.
-
-    Of protobuf's encoding only the outermost fields are looked at; what cannot be read holds none.
-    """
-    at = 0
-    while at < len(answer):
-        tag, at = _varint(answer, at)
-        if tag & 7 != _LENGTH_DELIMITED:
-            return False
-        if tag >> 3 == _MESSAGES_LIST:
-            return True
-        size, at = _varint(answer, at)
-        at += size
-    return False
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number at ``at`` and where the next begins; a number that is cut off is short."""
-    value = 0
-    for place, byte in enumerate(data[at : at + 10]):
-        value |= (byte & 127) << 7 * place
-        if byte < 128:
-            return value, at + place + 1
-    return value, len(data)
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:

@@ -30,7 +30,7 @@ from server.transport.gateway import (
 from server.transport.node_signature import KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER
 from server.transport.site_allowance import SiteAllowances
 from tests import faulty_doors
-from tests.supernodes import pulled, signed
+from tests.supernodes import announced, pulled, signed
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -99,8 +99,9 @@ def call(
 @pytest.mark.parametrize("path", sorted(FLEET_CALLS))
 def test_a_fleet_call_passes(path: str) -> None:
     upstream = Upstream()
-    answer = call(upstream, "POST", path, content=b"abc", **{"flwr-key": "k"})
-    assert (answer.status_code, answer.content) == (200, b"cba")
+    body = announced() if path.endswith("push-messages") else b"abc"
+    answer = call(upstream, "POST", path, content=body, **{"flwr-key": "k"})
+    assert (answer.status_code, answer.content) == (200, body[::-1])
     (request,) = upstream.seen
     assert request.url == f"https://127.0.0.1:1{path}"
     assert request.headers["flwr-key"] == "k"
@@ -218,15 +219,12 @@ def test_a_length_beside_pieces_without_one_is_refused() -> None:
     assert (answer.status_code, upstream.seen) == (411, [])
 
 
-def test_only_what_brings_something_may_be_long() -> None:
+def test_only_an_object_may_be_long() -> None:
     small = b"0" * (2**16 + 1)
     answers = {
         path: call(Upstream(), "POST", path, content=small).status_code for path in FLEET_CALLS
     }
-    assert {path for path, status in answers.items() if status == 200} == {
-        "/v1/fleet/push-object",
-        "/v1/fleet/push-messages",
-    }
+    assert {path for path, status in answers.items() if status == 200} == {"/v1/fleet/push-object"}
 
 
 def test_a_body_is_passed_on_piece_by_piece() -> None:
@@ -437,15 +435,33 @@ def test_a_site_that_sends_more_than_it_was_asked_for_is_held_back_and_named(wor
     assert len(journal.events("site limited")) == 2
 
 
+def test_what_is_no_reply_is_not_announced(world: Any) -> None:
+    """A tree of thousands of objects would lock the SuperLink's database for everybody."""
+    world.join("a")
+    upstream = Upstream(lambda _: httpx.Response(200))
+    answer = call(
+        upstream,
+        "POST",
+        "/v1/fleet/push-messages",
+        content=b"\0" * 4000,
+        admits=lambda _: Caller("a", "key"),
+        noticed=Notices(world.consortium.journal),
+    )
+    assert answer.status_code == 400
+    assert upstream.seen == []
+    (entry,) = world.consortium.journal.events("site limited")
+    assert "announces what is no reply" in entry.facts["reason"]
+
+
 def test_each_order_that_is_delivered_allows_an_answer() -> None:
     allowances = SiteAllowances(lambda: 1000)
-    assert allowances.take("north", 2500, stored=True)
-    allowances.done("north", 2500, stored=True, taken=True)
-    assert not allowances.take("north", 1, stored=True)
+    assert allowances.take("north", 2500, cost=2500)
+    allowances.done("north", 2500, cost=2500, taken=True)
+    assert not allowances.take("north", 1, cost=1)
     order = Upstream(lambda _: httpx.Response(200, content=pulled(1)))
     call(order, "POST", "/v1/fleet/pull-messages", allowances=allowances)
-    assert allowances.take("north", 1250, stored=True)
-    assert not allowances.take("north", 1, stored=True)
+    assert allowances.take("north", 1250, cost=1250)
+    assert not allowances.take("north", 1, cost=1)
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from common.messages.reply_limits import study_reply_limit
 from server.transport.site_allowance import (
     UNDER_WAY_BYTES,
     UNKNOWN_BYTES,
     LargestReply,
     SiteAllowances,
-    holds_message,
 )
 from tests import consortia
-from tests.supernodes import pulled
 
 ORDER = 1250
 """What one order allows where an answer has 1000 bytes."""
 
 
 def sent(allowances: SiteAllowances, size: int, *, taken: bool = True) -> bool:
-    if not allowances.take("north", size, stored=True):
+    if not allowances.take("north", size, cost=size):
         return False
-    allowances.done("north", size, stored=True, taken=taken)
+    allowances.done("north", size, cost=size, taken=taken)
     return True
 
 
@@ -53,10 +47,10 @@ def test_what_was_not_taken_may_be_sent_again() -> None:
 def test_calls_under_way_count_together_and_each_site_for_itself() -> None:
     allowances = SiteAllowances(lambda: 2**40)
     third = UNDER_WAY_BYTES // 3
-    assert [allowances.take("north", third, stored=False) for _ in range(4)] == [True] * 3 + [False]
-    assert allowances.take("south", third, stored=False)
-    allowances.done("north", third, stored=False, taken=True)
-    assert allowances.take("north", third, stored=False)
+    assert [allowances.take("north", third, cost=0) for _ in range(4)] == [True] * 3 + [False]
+    assert allowances.take("south", third, cost=0)
+    allowances.done("north", third, cost=0, taken=True)
+    assert allowances.take("north", third, cost=0)
 
 
 def test_the_largest_study_counts(world: Any) -> None:
@@ -72,13 +66,3 @@ def test_the_largest_study_counts(world: Any) -> None:
     assert largest() > few
     (world.consortium.folder / "studies" / "large" / "protocol.json").write_text("{")
     assert largest() == UNKNOWN_BYTES
-
-
-@pytest.mark.parametrize("messages", [0, 1, 3])
-def test_an_answer_that_brings_an_order_is_known(messages: int) -> None:
-    assert holds_message(pulled(messages)) == bool(messages)
-
-
-@given(st.binary(max_size=60))
-def test_any_answer_is_read_to_its_end(answer: bytes) -> None:
-    assert holds_message(answer) in {True, False}
