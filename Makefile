@@ -13,7 +13,9 @@ LOCKED = $(PIP) install --no-compile --no-deps --no-build-isolation --require-ha
 define INSTALL
 	$(PYTHON) -m venv $(VENV)
 	$(LOCKED) -r $(LOCK)/build.txt
-	$(LOCKED) -r $(LOCK)/torch-cpu.txt 2> /dev/null || $(LOCKED) -r $(LOCK)/torch.txt -r $(LOCK)/cuda.txt
+	$(LOCKED) -r $(LOCK)/torch-cpu.txt 2> $(VENV)/torch-cpu.log || { tail -n 3 $(VENV)/torch-cpu.log; \
+		echo "No torch for CPUs of the locked digest where pip looks: torch with CUDA is installed."; \
+		$(LOCKED) -r $(LOCK)/torch.txt -r $(LOCK)/cuda.txt; }
 endef
 BEGAN := $(shell date +%s)
 DATA ?=

@@ -28,10 +28,11 @@ DEPLOY: Final = Path(__file__).parent
 LOCK: Final = DEPLOY / "lock"
 
 OTHER_BUILDS: Final = {
-    # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl, of PyTorch's index for CPUs
+    # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
     "torch==2.13.0+cpu": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
 }
-"""Files that the package index does not have; each was compared by whoever added it."""
+"""Files that the package index does not have, as this release was tested with them. Whoever adds one
+compares its digest with that of PyTorch's own index; this one could not be: it was out of reach."""
 
 _CUDA: Final = re.compile(r"(nvidia-|cuda-|triton==)")
 _HELD: Final = ("-c", str(DEPLOY / "constraints.txt"))
