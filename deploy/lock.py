@@ -31,8 +31,8 @@ OTHER_BUILDS: Final = {
     # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
     "torch==2.13.0+cpu": "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
 }
-"""Files that the package index does not have, as this release was tested with them. Whoever adds one
-compares its digest with that of PyTorch's own index; this one could not be: it was out of reach."""
+"""Files that the package index does not have, as this release was tested with them. Whoever adds
+one compares its digest with that of PyTorch's own index, which was out of reach for this one."""
 
 _CUDA: Final = re.compile(r"(nvidia-|cuda-|triton==)")
 _HELD: Final = ("-c", str(DEPLOY / "constraints.txt"))
