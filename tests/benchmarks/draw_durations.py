@@ -1,7 +1,7 @@
 """What a private round's time tells of its draws, and what either way to hide it costs.
 
-Rounds of a small network on cubes of noise, one after the other on one thread: the processor's time that
-each took, and how many patients were drawn. From the same run what it would take if each step were
+Rounds of a small network on cubes of noise, one after another on one thread: the processor's time
+that each took, and how many patients were drawn. From the same run what it would take if each step were
 padded to a public number of patients with throw-away ones, a number that is passed in a whole study
 with a chance of a hundredth of delta; and what it takes where answers wait
 (``client.study.answer_times``). Padding costs that much of the machine; waiting leaves it free.
@@ -78,7 +78,7 @@ def measure(folder: Path) -> Measuring:
         )
         yield line(columns, rows[-1])
     return Result(
-        title=f"{ROUNDS} private rounds on cubes of noise, on one thread (SegResNet tiny, {SIDE}^3)",
+        title=f"{ROUNDS} private rounds on cubes of noise, one thread (SegResNet tiny, {SIDE}^3)",
         columns=columns,
         rows=rows,
         promise=f"answers that wait do not follow the draws: correlation {worst:.2f}, at most 0.2",
