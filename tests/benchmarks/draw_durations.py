@@ -1,9 +1,9 @@
 """What a private round's time tells of its draws, and what either way to hide it costs.
 
 Rounds of a small network on cubes of noise, one after another on one thread: the processor's time
-that each took, and how many patients were drawn. From the same run what it would take if each step were
-padded to a public number of patients with throw-away ones, a number that is passed in a whole study
-with a chance of a hundredth of delta; and what it takes where answers wait
+that each took, and how many patients were drawn. From the same run what it would take if each step
+were padded to a public number of patients with throw-away ones, a number that is passed in a whole
+study with a chance of a hundredth of delta; and what it takes where answers wait
 (``client.study.answer_times``). Padding costs that much of the machine; waiting leaves it free.
 """
 
