@@ -212,7 +212,12 @@ class SimulatedFleet:
         return pack(report, body)
 
     def _approval(self, site: str, order: Order) -> Statement:
-        value = {"study": order.study, "protocol": self._protocol.digest, "site": site}
+        value = {
+            "study": order.study,
+            "protocol": self._protocol.digest,
+            "decision": "approve",
+            "site": site,
+        }
         return self._identities[site].sign(APPROVAL, value)
 
 
