@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from client.imaging.dicom import series_description
+from client.imaging.dicom import contrast_words, series_description
+from client.imaging.dicom.contrast_words import Contrast
 from client.imaging.dicom.series_facts import Facts
 
 SURE: Final = 0.7
@@ -27,7 +28,7 @@ _GRADIENT: Final = 0.65  # of a short gradient echo without a name: it may be an
 _WORDS: Final = 0.8
 _CONFLICT: Final = 0.4
 _UNMARKED: Final = 0.9
-_CONTRADICTED: Final = 0.8
+_CONTRADICTED: Final = 0.98
 _DOUBTFUL: Final = 0.5
 _COMPUTED: Final = 0.9
 _LEAST_EXTENT_MM: Final = 80.0
@@ -212,20 +213,19 @@ def _enhanced(facts: Facts) -> tuple[bool, float, str]:
     """Return whether contrast was given, by how much that lowers the confidence, and why."""
     agent = facts.contrast.strip()
     given = agent.upper() not in _NO_AGENT
-    said = series_description.contrast(series_description.plain(_typed(facts)))
-    if len(said) > 1:
-        return True, _DOUBTFUL, "described as with contrast and as without"
-    typed = next(iter(said), None)
-    if typed is None:
+    said = contrast_words.contrast(_typed(facts))
+    if said in (Contrast.BOTH, Contrast.UNCLEAR):
+        return True, _DOUBTFUL, f"described {said.value}"
+    if said is Contrast.NOTHING:
         if given:
             return True, 1.0, "a contrast agent is recorded"
         if agent:
             return False, 1.0, "no contrast agent was given, it says"
         return False, _UNMARKED, "nothing says that contrast was given"
-    word = "with" if typed else "without"
+    typed = said is Contrast.WITH
     if agent and typed != given:
-        return typed, _CONTRADICTED, f"described as {word} contrast, recorded otherwise"
-    return typed, 1.0, f"described as {word} contrast" + (" and so recorded" if given else "")
+        return typed, _CONTRADICTED, f"described as {said.value}, recorded otherwise"
+    return typed, 1.0, f"described as {said.value}" + (" and so recorded" if given else "")
 
 
 def _is_computed(facts: Facts, text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from client.imaging.dicom import series_description
+from client.imaging.dicom.contrast_words import Contrast, contrast
 from client.imaging.dicom.sequence_recognition import SURE, weigh
 from client.imaging.dicom.series_facts import Facts
 
@@ -34,14 +34,13 @@ SAYS_CONTRAST: dict[bool | None, list[str]] = {
     ("text", "given"), [(text, given) for given, texts in SAYS_CONTRAST.items() for text in texts]
 )
 def test_words_for_contrast_are_known(text: str, given: bool | None) -> None:
-    assert series_description.contrast(series_description.plain(text)) == (
-        {given} if given is not None else set()
-    )
+    said = {True: Contrast.WITH, False: Contrast.WITHOUT, None: Contrast.NOTHING}
+    assert contrast(text) is said[given]
 
 
 @pytest.mark.parametrize("text", ["T1 ohne und mit KM", "T1 w/o and w contrast", "pre T1 post"])
 def test_words_for_both_are_heard_as_both(text: str) -> None:
-    assert series_description.contrast(series_description.plain(text)) == {True, False}
+    assert contrast(text) is Contrast.BOTH
 
 
 def facts(description: str = "", **more: object) -> Facts:

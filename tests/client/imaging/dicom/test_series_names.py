@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client.imaging.dicom.sequence_recognition import SURE, weigh
 from client.imaging.dicom.series_facts import Facts
@@ -46,7 +48,8 @@ class Row(NamedTuple):
 
 def rows() -> list[Row]:
     table = Path(__file__).with_name("series_names.tsv").read_text(encoding="utf-8")
-    return [Row(**one) for one in csv.DictReader(table.splitlines(), delimiter="\t", quotechar=None, quoting=csv.QUOTE_NONE)]
+    lines = csv.DictReader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [Row(**one) for one in lines]
 
 
 def developed(row: Row) -> bool:
@@ -71,3 +74,23 @@ ROWS = rows()
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row.name} {row.agent}" for row in ROWS])
 def test_a_name_is_read(row: Row) -> None:
     assert all_that_happens(row) == {row.must}
+
+
+UNRELATED = ("ax", "SAG", "3D", "iso", "tse", "brain", "p2", "1mm", "512", "Head", "thick")
+
+
+@given(
+    row=st.sampled_from(ROWS),
+    case=st.sampled_from((str.lower, str.upper, str)),
+    separator=st.sampled_from((" ", "_", "  ", "_ ")),
+    first=st.lists(st.sampled_from(UNRELATED), max_size=2),
+    last=st.lists(st.sampled_from(UNRELATED), max_size=2),
+)
+def test_case_separators_and_unrelated_words_change_nothing(
+    *, row: Row, case: Any, separator: str, first: list[str], last: list[str]
+) -> None:
+    words = row.name.replace("_", " ").split()
+    last = last if row.name[-1].isalnum() else []  # a sign at the end is one at the end
+    name = case(separator.join([*first, *words, *last]))
+    changed = row._replace(name=name)
+    assert all_that_happens(changed) == {row.must}, name
