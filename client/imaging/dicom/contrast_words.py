@@ -28,6 +28,7 @@ class Contrast(Enum):
     WITHOUT = "without contrast"
     BOTH = "as with contrast and as without"
     UNCLEAR = "in a way that may or may not mean contrast"
+    PERHAPS = "in a way that may mean contrast"
     NOTHING = "nothing"
 
 
@@ -88,17 +89,21 @@ _WORDS: Final = _lexicon(
         _K.BEHIND_NO: "oncesi once free frei nein none nil neg negativ negative",
         _K.BEHIND_YES: "sonrasi sonra",
         _K.JOIN: "and und et e y en i ve og och oder or ou o'",
-        _K.FILLER: "de del di do da des du d the of podaniu podanie gabe gift agent medium media"
-        " mittel mezzo produit la le el il",
+        _K.FILLER: "de del di do da des du d the of podaniu podanie podaniem gabe gift agent"
+        " medium media mittel mezzo produit la le el il",
         _K.DOUBT: "fraglich evtl eventuell maybe possible possibly vielleicht ggf optional falls",
         _K.EVENT: "op ops operation operativ operative operatorio operatoire operatorisch operacji"
         " surgery surgical surg rt xrt srs radiation radio radiotherapy chemo tx treatment therapy"
         " therapie biopsy biopsie bx resection resektion craniotomy shunt trauma ictal fossa"
+        " tmz temodar gamma gk cyberknife avastin bev embolization coiling clipping implant dbs"
+        " injury seizure chirurgie bestrahlung strahlentherapie radioterapia cirugia cirurgia"
+        " intervento trattamento operatie behandeling zabieg ameliyat"
         " stroke proc processing processed process fosse",
         _K.FEATURE: "fs fat fatsat sat spair spir saturation saturacion saturazione saturacao mt"
         " mtc motion flow comp fc gap ats nav fettsattigung fettunterdruckung vetsuppressie grasa"
         " vetonderdrukking grasso graisse gordura suppression supresion supressao sense"
-        " fettsaettigung fettsat stir angulation",
+        " fettsaettigung fettsat stir angulation grappa"
+        " caipi asset arc",
         _K.NEUTRAL: "ax axi axial axiale axiales assiale aksiyel tra trans transv transversal"
         " transverse transversaal trs sag sagital sagittal sagittale sagital cor coronal coronale"
         " koronal koronar kor obl oblique se es eg tse fse gre ge ffe tfe ir tir fl2d fl3d fl"
@@ -108,7 +113,7 @@ _WORDS: Final = _lexicon(
         " flair dark fluid darkfluid tirm rage cerveau encefalo encephale cabeza testa glowa"
         " hoofd hersenen beyin delayed delay late dyn dynamisch spat min sec slab multi single"
         " volume vol recon rek rot nd dis2d dis3d copy moco clear hi high res resolution sms cs"
-        " wave water standard std routine fast whole full caipi grappa isotropic all"
+        " wave water standard std routine fast whole full isotropic all"
         " weighted w1 wi tumor tumour glioma repeat rpt wdh new neu",
     },
     weak=False,
@@ -131,8 +136,10 @@ _SAYS_WITHOUT: Final = re.compile(
     r"nativ\w*|plain|blanco|unenhanced|nonenhanced|basale?|simple|nc|noncon\w*|kontrastsiz"
     r"|kontrast(?:mittel)?(?:frei|los)\w*|contrastfree|unkontrast\w*|bezkontrast\w*"
 )
-_HINTS: Final = ("c", "iv", "pc", "sc", "cc", "cont")
+_HINTS: Final = ("c", "iv", "pc", "cont")
 """Said alone these may mean contrast, or a plane or something else."""
+_EITHER_WAY: Final = ("sc", "cc")
+"""Said alone: without contrast, with it, or nothing."""
 _DANGLING: Final = ("w", "w/", "s/", "c/", "no", "non", "not")
 """Where they are left with nothing that they speak of, something was meant by them."""
 _QUIET_HINTS: Final = ("k", "kl", "cm", "ev")
@@ -177,6 +184,7 @@ _GLUED_PATTERNS: Final = tuple(
     (re.compile(rf"({first})({then or _AGENT.pattern + '|con|c'})"), kind)
     for first, kind, then in _GLUED
 )
+_PLANES: Final = ("ax", "tra", "trs", "sag", "cor")
 _ENDS: Final = ("fs", "fatsat", "ax", "axial", "tra", "sag", "cor", "3d", "iso")
 _MAY_END: Final = re.compile(r"pre|post|gd|gado?|km|nativ|kontrast|contrast|mdc|inj")
 
@@ -189,13 +197,18 @@ def contrast(name: str) -> Contrast:
     """
     tokens = list(_tokens(name))
     said = set(_phrases(tokens)) | set(_signs(tokens))
+    if len(said) > 1:
+        said.discard(Contrast.PERHAPS)
     if Contrast.UNCLEAR in said:
         return Contrast.UNCLEAR
     if len(said) > 1:
         return Contrast.BOTH
     if said:
         return said.pop()
-    return Contrast.UNCLEAR if _hinted(tokens) else Contrast.NOTHING
+    hints = {one.text for one in tokens if one.kind is _K.HINT}
+    if hints & {*_EITHER_WAY}:
+        return Contrast.UNCLEAR
+    return Contrast.PERHAPS if hints & {*_HINTS} else Contrast.NOTHING
 
 
 def _tokens(name: str) -> Iterator[_Token]:
@@ -259,6 +272,8 @@ def _split(run: str) -> tuple[_Token, ...]:
     for pattern, kind in _GLUED_PATTERNS:
         if found := pattern.fullmatch(run):
             return (_Token(kind, found.group(1)), _Token(_K.AGENT, found.group(2)))
+    if run[:-1] in _PLANES and run[-1] == "c":
+        return (_WORDS[run[:-1]], _Token(_K.HINT, "c"))
     for end in _ENDS:
         for rest in (run.removesuffix(end), run.removeprefix(end)):
             if rest != run and _MAY_END.fullmatch(rest):
@@ -278,7 +293,7 @@ def _known(word: str) -> _Token | None:
         return _Token(_K.WITHOUT, word)
     if _AGENT.fullmatch(word):
         return _Token(_K.AGENT, word)
-    if word in _HINTS or word in _QUIET_HINTS:
+    if word in (*_HINTS, *_EITHER_WAY, *_QUIET_HINTS):
         return _Token(_K.HINT, word)
     if word.isdigit() or re.fullmatch(r"\d+[a-z]{0,3}", word):
         return _Token(_K.NEUTRAL, word)
@@ -363,9 +378,14 @@ def _governs(tokens: Sequence[_Token], place: int) -> tuple[Contrast | None, set
             return Contrast.UNCLEAR, {at}
         return meant, set(_run(tokens, at))
     if token.weak:
-        feature = what is not None and what.kind is _K.FEATURE
-        vague = token.text in _DANGLING and not feature and (what is None or token.text[0] in "wsc")
-        return (Contrast.UNCLEAR if vague and not _others(tokens, place) else None), set()
+        if token.text not in _DANGLING or (what is not None and what.kind is _K.FEATURE):
+            return None, set()
+        followed = place + 1 < len(tokens) and tokens[place + 1].kind in (_K.JOIN, *_PREPOSITIONS)
+        if "/" in token.text or (followed and what is None):  # "w/wo"
+            return Contrast.UNCLEAR, set()
+        if _others(tokens, place) or not (what is None or token.text == "w"):
+            return None, set()
+        return (Contrast.PERHAPS if token.text == "w" else Contrast.UNCLEAR), set()
     if token.kind is _K.ALONG and what is not None and what.text[0].isdigit():
         return None, set()
     if what is None or what.kind in (_K.NEUTRAL, _K.WEIGHTING, _K.WITHOUT, _K.WITH, _K.DOUBT):
@@ -375,7 +395,9 @@ def _governs(tokens: Sequence[_Token], place: int) -> tuple[Contrast | None, set
     if what.kind is _K.FEATURE:
         timed = token.kind in (_K.BEFORE, _K.AFTER) and what.text != "sat"
         return (meant if timed else None), set()
-    return Contrast.UNCLEAR, set()
+    if token.kind is _K.BEFORE:
+        return meant, set()
+    return (Contrast.PERHAPS if token.kind is _K.AFTER else Contrast.UNCLEAR), set()
 
 
 def _others(tokens: Sequence[_Token], place: int) -> bool:
@@ -457,7 +479,3 @@ def _governed(tokens: Sequence[_Token], place: int) -> bool:
         if 0 <= at < len(tokens) and tokens[at].kind in (_K.AGENT, _K.HINT)
     }
     return beside <= agents
-
-
-def _hinted(tokens: Sequence[_Token]) -> bool:
-    return any(one.kind is _K.HINT and one.text in _HINTS for one in tokens)

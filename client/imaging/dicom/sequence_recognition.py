@@ -214,9 +214,10 @@ def _enhanced(facts: Facts) -> tuple[bool, float, str]:
     agent = facts.contrast.strip()
     given = agent.upper() not in _NO_AGENT
     said = contrast_words.contrast(_typed(facts))
-    if said in (Contrast.BOTH, Contrast.UNCLEAR):
+    perhaps = said is Contrast.PERHAPS and not given
+    if perhaps or said in (Contrast.BOTH, Contrast.UNCLEAR):
         return True, _DOUBTFUL, f"described {said.value}"
-    if said is Contrast.NOTHING:
+    if said in (Contrast.NOTHING, Contrast.PERHAPS):
         if given:
             return True, 1.0, "a contrast agent is recorded"
         if agent:

@@ -35,17 +35,17 @@ _OTHER: Final = {
     "diffusion": r"dwi\b|\bdw\b|\bd[wt]i\b|d[iy](?:ff|fu[sz])|\bb ?1000\b|\btrace\w*|\be?adc\b"
     r"|\bfa\b|tensor|fractional aniso|hardi|\bdki\b|拡散|弥散|扩散",
     "perfusion": r"perf|\bdsc\b|\bdce\b|\bp?c?asl\b|\bpwi\b|[gp]bp\b|\bttp\b|\btmax\b"
-    r"|\b(?:r|rel)?(?:cbf|cbv|mtt)\b|dynamic|dynami[ks]|\btwist\b|\btricks\b|灌注|灌流",
+    r"|\b(?:r|rel)?(?:cbf|c?bv|mtt)\b|dynamic|dynami[ks]|\btwist\b|\btricks\b|灌注|灌流",
     "susceptibility or T2*": r"\bswi\w*|\bswan\w*|ven ?bold|\bt2 ?\*|t2 ?star|\bh(?:ae?|e)mo\w*"
-    r"|\bt2w? (?:\w+ )?(?:gre|ffe|fe|fl[23]d|eg)\b|\b(?:gre|ffe|fe|eg) t2|\bfsbb\b|\bbsi\b"
-    r"|\bmedic\b|\bqsm\b|\bffe t2|\bsusc\w*|磁化率|磁敏感",
+    r"|\bt2w? (?:\w+ )?(?:gre|ffe|fe|fl[23]d|eg)\b|\b(?:gre|ffe|fe|eg) t2|\bpha\b"
+    r"|\bfsbb\b|\bmag images\b|\bbsi\b|\bmedic\b|\bqsm\b|\bffe t2|\bsusc\w*|磁化率|磁敏感",
     "angiography": r"\btof\b|angio|\bmra\b|\bmrv\b|venogra|\bpca\b|phase contrast|\bpc [23]d"
     r"|\b[23]d pc\b|血管",
     "functional": r"\bbold\b|fmri|resting state",
-    "spectroscopy": r"spectro|spektro|\bsvs\b|\bcsi\b|\bmrs\b|\bpress\b|\bprobe\b|波谱",
+    "spectroscopy": r"spe[ckt]tro|\bsvs\b|\bcsi\b|\bmrs\b|\bpress\b|\bprobe\b|波谱",
     "a map or another kind of contrast": r"\bt[12] ?map|\bmaps?\b|mapping|\bt1 ?rho|\bmtr\b|\bmtc\b"
     r"|synthetic|\bstir\b|\bdir\b|ciss(?:\b|3d)|fiesta|b ?ffe|true ?fisp|\bmrcp\b|\binv ?[12]\b"
-    r"|elasto",
+    r"|elasto|\bapt\w?\b|\bcest\b",
     "a fat or opposed-phase image": r"dixon.*\b(?:f|fat|opp)\b",
     "a subtraction": r"\bsub\b|subtra|subtrakt|sottraz|soustrac|sustrac|減算|减影",
     "a projection": r"\bmini?p\b|\bmip\b|\btmip\b|projection",
@@ -56,7 +56,9 @@ _OTHER: Final = {
     r"|innenohr|felsenbein",
 }
 _EXCLUDED: Final = {reason: re.compile(pattern) for reason, pattern in _OTHER.items()}
-_REFORMATTED: Final = re.compile(r"\bmpr\b|\breformat\w*|\brecon\b|\brefmt\b|\breconstr\w*")
+_REFORMATTED: Final = re.compile(
+    r"\bmpr\b(?! ns\b)|\breformat\w*|\brecon\b|\brefmt\b|\breconstr\w*"
+)
 
 
 def unaccented(text: str) -> str:
