@@ -88,7 +88,7 @@ _WORDS: Final = _lexicon(
         _K.ALONG: "mit with avec con com met",
         _K.BEHIND_NO: "oncesi once free frei nein none nil neg negativ negative",
         _K.BEHIND_YES: "sonrasi sonra",
-        _K.JOIN: "and und et e y en i ve og och oder or ou o'",
+        _K.JOIN: "and und et e y en i ve og och oder or ou",
         _K.FILLER: "de del di do da des du d the of podaniu podanie podaniem gabe gift agent"
         " medium media mittel mezzo produit la le el il",
         _K.DOUBT: "fraglich evtl eventuell maybe possible possibly vielleicht ggf optional falls",
@@ -144,6 +144,8 @@ _DANGLING: Final = ("w", "w/", "s/", "c/", "no", "non", "not")
 """Where they are left with nothing that they speak of, something was meant by them."""
 _QUIET_HINTS: Final = ("k", "kl", "cm", "ev")
 """Said alone these mean nothing."""
+_TAKE_HINTS: Final = ("w", "w/", "c/", "s/", "no", "non", "po")
+"""Weak prepositions that can be told even before a mere "C" or "IV"."""
 _EVENT_STEMS: Final = ("operat", "chirur", "surg", "ictal", "radio", "treat", "proced")
 _SCRIPT_WITHOUT: Final = re.compile(
     r"造影(?:前|なし|無し?)|無造影|非造影|単純|平扫|平掃|非增强|非增強|增强前"
@@ -184,6 +186,7 @@ _GLUED_PATTERNS: Final = tuple(
     (re.compile(rf"({first})({then or _AGENT.pattern + '|con|c'})"), kind)
     for first, kind, then in _GLUED
 )
+_LONGEST: Final = 256
 _PLANES: Final = ("ax", "tra", "trs", "sag", "cor")
 _ENDS: Final = ("fs", "fatsat", "ax", "axial", "tra", "sag", "cor", "3d", "iso")
 _MAY_END: Final = re.compile(r"pre|post|gd|gado?|km|nativ|kontrast|contrast|mdc|inj")
@@ -192,9 +195,13 @@ _MAY_END: Final = re.compile(r"pre|post|gd|gado?|km|nativ|kontrast|contrast|mdc|
 def contrast(name: str) -> Contrast:
     """Return what the series' ``name``, as it was typed, says of contrast.
 
+    DICOM allows 64 letters; what is far longer is no name, and is not read.
+
     >>> contrast("T1-Gd"), contrast("T1 Gd-"), contrast("AX T1 W/O FS").name
     (<Contrast.WITH: 'with contrast'>, <Contrast.WITHOUT: 'without contrast'>, 'NOTHING')
     """
+    if len(name) > _LONGEST:
+        return Contrast.UNCLEAR
     tokens = list(_tokens(name))
     said = set(_phrases(tokens)) | set(_signs(tokens))
     if len(said) > 1:
@@ -285,7 +292,6 @@ def _split(run: str) -> tuple[_Token, ...]:
 
 def _known(word: str) -> _Token | None:
     if found := _WORDS.get(word) or _WEAK.get(word):
-        # "k" and "e" are words of several kinds; the preposition is the one that needs an agent
         return found
     if _WEIGHTING.fullmatch(word):
         return _Token(_K.WEIGHTING, word)
@@ -374,7 +380,7 @@ def _governs(tokens: Sequence[_Token], place: int) -> tuple[Contrast | None, set
     negative = token.kind in (_K.NO, _K.BEFORE)
     meant = Contrast.WITHOUT if negative else Contrast.WITH
     if at is not None and what is not None and _is_agent(what):
-        if token.weak and what.kind is not _K.AGENT and token.text not in ("w", "w/", "po", "no"):
+        if token.weak and what.kind is not _K.AGENT and token.text not in _TAKE_HINTS:
             return Contrast.UNCLEAR, {at}
         return meant, set(_run(tokens, at))
     if token.weak:
@@ -386,7 +392,7 @@ def _governs(tokens: Sequence[_Token], place: int) -> tuple[Contrast | None, set
         if _others(tokens, place) or not (what is None or token.text == "w"):
             return None, set()
         return (Contrast.PERHAPS if token.text == "w" else Contrast.UNCLEAR), set()
-    if token.kind is _K.ALONG and what is not None and what.text[0].isdigit():
+    if token.kind is _K.ALONG and at == place + 1 and what is not None and what.text[0].isdigit():
         return None, set()
     if what is None or what.kind in (_K.NEUTRAL, _K.WEIGHTING, _K.WITHOUT, _K.WITH, _K.DOUBT):
         return meant, set()

@@ -2,8 +2,9 @@
 
 Two witnesses are heard: what the scanner did (times, pulses, contrast agent) and what a person
 typed. Where both agree the confidence is high; where they contradict each other nothing is
-guessed. The numbers are weights of rules, ordered by how much they can be relied on; they were not
-fitted to data and are no probabilities. Pure.
+guessed. Of contrast the name comes first: an agent may be recorded for the whole examination. The
+numbers are weights of rules, ordered by how much they can be relied on; they were not fitted to
+data and are no probabilities. Pure.
 
 The ranges of the times hold for 0.064 to 3 T. They follow how each contrast comes about (Bernstein,
 King and Zhou, "Handbook of MRI pulse sequences", 2004, chapters 14 to 17), with room for what
@@ -31,6 +32,7 @@ _UNMARKED: Final = 0.9
 _CONTRADICTED: Final = 0.98
 _DOUBTFUL: Final = 0.5
 _COMPUTED: Final = 0.9
+_RECORDED: Final = "a contrast agent is recorded"
 _LEAST_EXTENT_MM: Final = 80.0
 _HEAD: Final = ("", "HEAD", "BRAIN", "SKULL", "HEADNECK", "HEADANDNECK", "KOPF", "SCHAEDEL")
 _BODY: Final = ("SPINE", "NECK", "CHEST", "ABDOMEN", "PELVIS", "KNEE", "BREAST", "HEART", "LIVER")
@@ -73,8 +75,9 @@ class Verdict:
     """What a series was taken for.
 
     ``role`` is one of ``common.regions.MODALITIES`` or ""; ``left_out`` says why a series takes no
-    part at all. ``marked`` is whether anything says that contrast was given or not; ``computed``
-    whether the series was computed from another.
+    part at all. ``marked`` is whether anything says that contrast was given or not, ``recorded``
+    whether only the header's record of an agent says so, which may be that of the whole
+    examination; ``computed`` whether the series was computed from another.
     """
 
     role: str = ""
@@ -83,6 +86,7 @@ class Verdict:
     left_out: str = ""
     marked: bool = False
     computed: bool = False
+    recorded: bool = False
 
 
 def weigh(facts: Facts) -> Verdict:
@@ -103,10 +107,14 @@ def weigh(facts: Facts) -> Verdict:
         role = {"T2": "t2w", "FLAIR": "t2f"}[kind]
         return Verdict(role, round(confidence, 3), reasons, computed=computed)
     enhanced, factor, said = _enhanced(facts)
-    confidence = round(confidence * factor, 3)
-    role = "t1c" if enhanced else "t1n"
-    marked = factor not in (_UNMARKED, _DOUBTFUL)
-    return Verdict(role, confidence, (*reasons, said), marked=marked, computed=computed)
+    return Verdict(
+        "t1c" if enhanced else "t1n",
+        round(confidence * factor, 3),
+        (*reasons, said),
+        marked=factor not in (_UNMARKED, _DOUBTFUL),
+        computed=computed,
+        recorded=said == _RECORDED,
+    )
 
 
 def _left_out(facts: Facts, text: str) -> str:
@@ -219,7 +227,7 @@ def _enhanced(facts: Facts) -> tuple[bool, float, str]:
         return True, _DOUBTFUL, f"described {said.value}"
     if said in (Contrast.NOTHING, Contrast.PERHAPS):
         if given:
-            return True, 1.0, "a contrast agent is recorded"
+            return True, 1.0, _RECORDED
         if agent:
             return False, 1.0, "no contrast agent was given, it says"
         return False, _UNMARKED, "nothing says that contrast was given"

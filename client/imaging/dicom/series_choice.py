@@ -28,6 +28,7 @@ _NEARLY: Final = 1.05  # voxels whose shapes differ by less are equally isotropi
 _SHORT: Final = 0.75
 _MOST_TOLD: Final = 4
 _AFTER: Final = 0.5  # of an unmarked T1 that was acquired after contrast had been given
+_BEFORE: Final = 0.5  # of a T1 with a record alone, before one whose name says contrast
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def choose(study: Study, decide: Decide = lambda _: None) -> Choice:
     decided = {one.uid: role for one in study.series if (role := decide(one)) is not None}
     verdicts = {one.uid: weigh(one.facts) for one in study.series}
     verdicts = _after_contrast(study, verdicts, decided)
+    verdicts = _recorded_for_all(study, verdicts, decided)
     chosen: dict[str, Series] = {}
     better: dict[str, str] = {}
     for role in MODALITIES:
@@ -171,6 +173,34 @@ def _after_contrast(
             reasons = (*verdict.reasons, "it was acquired after contrast had been given")
             confidence = round(verdict.confidence * _AFTER, 3)
             result[one.uid] = replace(verdict, confidence=confidence, reasons=reasons)
+    return result
+
+
+def _recorded_for_all(
+    study: Study, verdicts: Mapping[str, Verdict], decided: Mapping[str, str]
+) -> dict[str, Verdict]:
+    """Doubt each T1 whose record alone says contrast, where another's name says so of a later one.
+
+    Many scanners write the agent into every series of an examination, those before it included.
+    """
+    named = [
+        one.facts.started_s
+        for one in study.series
+        if decided.get(one.uid, verdicts[one.uid].role) == "t1c"
+        and (one.uid in decided or verdicts[one.uid].confidence >= SURE)
+        and not verdicts[one.uid].recorded
+    ]
+    first = min((began for began in named if began is not None), default=None)
+    result = dict(verdicts)
+    for one in study.series:
+        verdict, began = verdicts[one.uid], one.facts.started_s
+        later = began is not None and first is not None and began >= first
+        if verdict.recorded and named and not later:
+            why = "another is described so, and this one may have been acquired before it"
+            confidence = round(verdict.confidence * _BEFORE, 3)
+            result[one.uid] = replace(
+                verdict, confidence=confidence, reasons=(*verdict.reasons, why)
+            )
     return result
 
 

@@ -77,3 +77,32 @@ def test_what_was_looked_at_is_said_once() -> None:
     assert len(found.missing) == 4
     (note,) = found.notes()
     assert note.startswith("t1n, t1c, t2w, t2f: no series for them; 2 were looked at, series 1")
+
+
+AGENT = {"contrast": "Gadovist"}
+POST = {"description": "AX T1 POST", "started_s": 200.0, **AGENT}
+
+
+@pytest.mark.parametrize("started_s", [100.0, None])
+def test_an_agent_recorded_for_the_whole_examination_is_no_word_about_the_first_t1(
+    started_s: float | None,
+) -> None:
+    found = chosen({"started_s": started_s, **AGENT}, POST)
+    first, second = found.judged
+    assert second.used
+    assert not first.used
+    assert "may have been acquired before it" in first.why
+    assert found.candidates("t1n") == (first,)
+
+
+@pytest.mark.parametrize("first", [{"started_s": 300.0}, {"description": "AX T1 PRE"}])
+def test_an_agent_recorded_later_or_against_the_name_raises_no_question(
+    first: dict[str, Any],
+) -> None:
+    found = chosen({**first, **AGENT}, POST)
+    assert not found.candidates("t1n") or "t1n" in found.chosen
+
+
+def test_the_record_decides_where_no_name_does() -> None:
+    found = chosen({"contrast": ""}, {"started_s": 200.0, **AGENT})
+    assert [one.verdict.role for one in found.judged if one.used] == ["t1n", "t1c"]

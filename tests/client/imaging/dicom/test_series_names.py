@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.imaging.dicom.contrast_words import Contrast, contrast
 from client.imaging.dicom.sequence_recognition import SURE, weigh
 from client.imaging.dicom.series_facts import Facts
 
@@ -94,3 +95,77 @@ def test_case_separators_and_unrelated_words_change_nothing(
     name = case(separator.join([*first, *words, *last]))
     changed = row._replace(name=name)
     assert all_that_happens(changed) == {row.must}, name
+
+
+AGENTS_WRITTEN = (
+    "Gd",
+    "KM",
+    "CE",
+    "mdc",
+    "contrast",
+    "GADO",
+    "Kontrastmittel",
+    "CIV",
+    "gadolinium",
+)
+HINTS = ("C", "IV")
+WITHOUT = (
+    "-{}", "{}-", "{}(-)", "{} (-)", "({}-)", "w/o {}", "w/o-{}", "without {}", "wo {}", "ohne {}",
+    "kein {}", "sin {}", "sans {}", "senza {}", "sem {}", "zonder {}", "geen {}", "bez {}",
+    "utan {}", "pre {}", "pre-{}", "vor {}", "avant {}", "prima del {}", "voor {}", "przed {}",
+    "antes de {}", "no {}", "non-{}", "s/{}", "s/ {}", "[-] {}", "\u2013{}", "{}\u2212",
+)  # fmt: skip
+WITH = (
+    "{}", "+{}", "+ {}", "{}+", "{}(+)", "w/{}", "w/ {}", "with {}", "mit {}", "con {}",
+    "avec {}", "com {}", "met {}", "post {}", "post-{}", "nach {}", "après {}", "dopo {}",
+    "tras {}", "após {}", "c/{}", "c/ {}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["T1 {} tra", "{} T1 ax", "T1 sag {}", "AX_T1_{}_FS"])
+@pytest.mark.parametrize("form", WITHOUT)
+def test_every_negation_negates_every_agent(form: str, place: str) -> None:
+    for agent in (*AGENTS_WRITTEN, *HINTS):
+        name = place.format(form.format(agent))
+        assert contrast(name) is Contrast.WITHOUT, name
+
+
+@pytest.mark.parametrize("place", ["T1 {} tra", "{} T1 ax", "T1 sag {}", "AX_T1_{}_FS"])
+@pytest.mark.parametrize("form", WITH)
+def test_every_affirmation_affirms_every_agent(form: str, place: str) -> None:
+    for agent in AGENTS_WRITTEN:
+        name = place.format(form.format(agent))
+        assert contrast(name) is Contrast.WITH, name
+
+
+@pytest.mark.parametrize("agent", AGENTS_WRITTEN)
+def test_a_hyphen_between_letters_joins(agent: str) -> None:
+    for name in (f"T1-{agent}", f"{agent}-T1", f"T1_{agent}-FS", f"T1-{agent}-tra"):
+        assert contrast(name) is Contrast.WITH, name
+
+
+@pytest.mark.parametrize("no", ["ohne {}", "{}-", "-{}", "pre {}", "w/o {}", "sin {}"])
+@pytest.mark.parametrize("yes", ["mit {}", "{}+", "post {}", "w/ {}", "con {}", "nach {}"])
+def test_what_contradicts_itself_is_a_question(no: str, yes: str) -> None:
+    for agent in AGENTS_WRITTEN:
+        for name in (f"T1 {no} {yes}", f"{yes} T1 {no}", f"{no} / {yes} T1"):
+            said = contrast(name.format(agent, agent))
+            assert said in (Contrast.BOTH, Contrast.UNCLEAR), name
+
+
+@pytest.mark.parametrize(
+    "text", ["ohne FS", "w/o fat sat", "without FS", "sans fatsat", "sin FS", "senza FS", "no FS"]
+)
+def test_what_is_negated_need_not_be_contrast(text: str) -> None:
+    assert contrast(f"T1 tra {text}") is Contrast.NOTHING
+    assert contrast(f"T1 tra {text} KM") is Contrast.WITH
+    assert contrast(f"T1 KM {text}") is Contrast.WITH
+
+
+def test_what_is_no_name_is_not_read() -> None:
+    assert contrast("T1 Gd " * 43) is Contrast.UNCLEAR
+
+
+@given(text=st.text(alphabet="t1 gdcw/+-()?.okmpresv_", max_size=256))
+def test_any_name_is_read(text: str) -> None:
+    assert contrast(text) in Contrast
