@@ -142,6 +142,8 @@ _EITHER_WAY: Final = ("sc", "cc")
 """Said alone: without contrast, with it, or nothing."""
 _DANGLING: Final = ("w", "w/", "s/", "c/", "no", "non", "not")
 """Where they are left with nothing that they speak of, something was meant by them."""
+_JOINED_HINT: Final = re.compile(r"(?<=[a-z0-9])-(?:c|iv)(?![a-z0-9])")
+"""In "T1-C" the hyphen may join or negate."""
 _QUIET_HINTS: Final = ("k", "kl", "cm", "ev")
 """Said alone these mean nothing."""
 _TAKE_HINTS: Final = ("w", "w/", "c/", "s/", "no", "non", "po")
@@ -213,7 +215,7 @@ def contrast(name: str) -> Contrast:
     if said:
         return said.pop()
     hints = {one.text for one in tokens if one.kind is _K.HINT}
-    if hints & {*_EITHER_WAY}:
+    if hints & {*_EITHER_WAY} or _JOINED_HINT.search(_DASHES.sub("-", name.lower())):
         return Contrast.UNCLEAR
     return Contrast.PERHAPS if hints & {*_HINTS} else Contrast.NOTHING
 
@@ -270,12 +272,20 @@ def _split(run: str) -> tuple[_Token, ...]:
     if known := _known(run):
         return (known,)
     if found := _WEIGHTING.match(run):
+        weighting = _Token(_K.WEIGHTING, found.group(1))
         for rest in (run[found.end() :], run[found.end(1) :]):  # "t1wc" is "t1w c" or "t1 wc"
-            then = (_Token(_K.AGENT, rest),) if rest == "c" else _split(rest) if rest else ()
+            then = (_Token(_K.AGENT, rest),) if rest == "c" else _words(rest)
             if _tells(then):
-                return (_Token(_K.WEIGHTING, found.group(1)), *then)
-    if (found := re.fullmatch(r"(\w+?)(t[12]w?)", run)) and _tells(first := _split(found.group(1))):
+                return (weighting, *then)
+    if (found := re.fullmatch(r"(\w+?)(t[12]w?)", run)) and _tells(first := _words(found.group(1))):
         return (*first, _Token(_K.WEIGHTING, found.group(2)))
+    return _words(run)
+
+
+def _words(run: str) -> tuple[_Token, ...]:
+    """Return the tokens of a run of letters and digits in which no weighting is."""
+    if known := _known(run):
+        return (known,)
     for pattern, kind in _GLUED_PATTERNS:
         if found := pattern.fullmatch(run):
             return (_Token(kind, found.group(1)), _Token(_K.AGENT, found.group(2)))
@@ -283,9 +293,10 @@ def _split(run: str) -> tuple[_Token, ...]:
         return (_WORDS[run[:-1]], _Token(_K.HINT, "c"))
     for end in _ENDS:
         for rest in (run.removesuffix(end), run.removeprefix(end)):
-            if rest != run and _MAY_END.fullmatch(rest):
-                return (*_split(rest), _WORDS[end]) if run.endswith(end) else _split(rest)
-    if (found := re.fullmatch(r"([a-z]{2,})\d+", run)) and _tells(then := _split(found.group(1))):
+            if rest != run and _MAY_END.fullmatch(rest) and (known := _known(rest)):
+                return (known, _WORDS[end]) if run.endswith(end) else (known,)
+    plain = re.sub(r"(?<=[a-z]{2})\d+$", "", run)
+    if plain != run and _tells(then := _words(plain)):  # "gd1", "post2"
         return then
     return (_Token(_K.UNKNOWN, run),)
 
@@ -301,7 +312,7 @@ def _known(word: str) -> _Token | None:
         return _Token(_K.AGENT, word)
     if word in (*_HINTS, *_EITHER_WAY, *_QUIET_HINTS):
         return _Token(_K.HINT, word)
-    if word.isdigit() or re.fullmatch(r"\d+[a-z]{0,3}", word):
+    if len(word) == 1 or word.isdigit() or re.fullmatch(r"\d+[a-z]{0,3}", word):
         return _Token(_K.NEUTRAL, word)
     if word.startswith(_EVENT_STEMS):
         return _Token(_K.EVENT, word)

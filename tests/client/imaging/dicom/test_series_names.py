@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from client.imaging.dicom.contrast_words import Contrast, contrast
@@ -162,10 +162,25 @@ def test_what_is_negated_need_not_be_contrast(text: str) -> None:
     assert contrast(f"T1 KM {text}") is Contrast.WITH
 
 
+@pytest.mark.parametrize("name", ["T1-C", "BRAVO-C AX", "T1_SE-C"])
+def test_a_hyphen_before_a_mere_c_may_join_or_negate(name: str) -> None:
+    assert {happens(name, agent, **T1) for agent in ("", "Gadovist", "NONE")} == {"ask"}
+
+
+@pytest.mark.parametrize("name", ["T1 C", "T1WI_SAGc", "AX T1 W", "AX T1 POST_XYZ"])
+def test_what_may_mean_contrast_is_decided_by_the_record(name: str) -> None:
+    said = {agent: happens(name, agent, **T1) for agent in ("", "Gadovist", "NONE")}
+    assert said == {"": "ask", "Gadovist": "t1c", "NONE": "ask"}
+
+
 def test_what_is_no_name_is_not_read() -> None:
     assert contrast("T1 Gd " * 43) is Contrast.UNCLEAR
 
 
+@example(text="t1" * 128)
+@example(text="t1w" * 85)
+@example(text="gd " * 85)
+@example(text="post" * 64)
 @given(text=st.text(alphabet="t1 gdcw/+-()?.okmpresv_", max_size=256))
 def test_any_name_is_read(text: str) -> None:
     assert contrast(text) in Contrast
