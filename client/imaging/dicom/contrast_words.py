@@ -8,7 +8,7 @@ from one side only negates it ("Gd-", "-Gd", "Gd (-)"); between two letters or d
 ("T1-Gd"). What contradicts itself, and what only might be meant so, is never decided here.
 
 English, German, French, Spanish, Italian, Portuguese, Dutch, Polish, Turkish, Czech, Swedish and
-Danish, Japanese and Chinese. Pure. What kind of sequence a series is, ``series_description`` says.
+Danish, Japanese and Chinese; the commonest words of Russian, Romanian and Finnish. Pure. What kind of sequence a series is, ``series_description`` says.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ def _lexicon(words: dict[_Kind, str], *, weak: bool) -> dict[str, _Token]:
 
 _WORDS: Final = _lexicon(
     {
-        _K.NO: "ohne kein keine without wo sans senza sin sem zonder geen bez utan uden ø",
-        _K.BEFORE: "pre prae pra vor avant antes prima voor przed before",
-        _K.AFTER: "post nach apres apos dopo after tras despues depois",
+        _K.NO: "ohne kein keine without wo sans senza sin sem zonder geen bez utan uden ø ilman"
+        " fara без",
+        _K.BEFORE: "pre prae pra vor avant antes prima voor przed before før innan до",
+        _K.AFTER: "post nach apres apos dopo after tras despues depois после",
         _K.ALONG: "mit with avec con com met",
-        _K.BEHIND_NO: "oncesi once free frei nein none nil neg negativ negative",
+        _K.BEHIND_NO: "oncesi once free frei nein none nil neg negativ negative yok nelkul",
         _K.BEHIND_YES: "sonrasi sonra",
         _K.JOIN: "and und et e y en i ve og och oder or ou",
         _K.FILLER: "de del di do da des du d the of podaniu podanie podaniem gabe gift agent"
@@ -120,20 +121,20 @@ _WORDS: Final = _lexicon(
 )
 _WEAK: Final = _lexicon(
     {
-        _K.NO: "o k s/ no non not nao u",
+        _K.NO: "o k s s/ no non not nao u",
         _K.BEFORE: "v fore",
         _K.AFTER: "n p na po pos efter e.",
-        _K.ALONG: "m w w/ c/ z med",
+        _K.ALONG: "m w w/ c/ z med \u0441",
     },
     weak=True,
 )
 _AGENT: Final = re.compile(
     r"km|ivkm|kontras[tc]\w*|kontr|contrast\w*|contr|gd|gd(?:dtpa|dota|do3a|bt\w*)|gad\w*|gbca|mdc"
-    r"|civ|ce|pdc|inj|injec\w*|injek\w*|inyec\w*|iniez\w*|enhanced?|enhancement|dotarem|magnevist"
-    r"|prohance|multihance|clariscan|omniscan|vueway|elucirem|primovist"
+    r"|civ|ce|pdc|inj|injec\w*|injek\w*|inyec\w*|iniez\w*|enhanced?|enhancement|dota\w{1,5}|magnevist"
+    r"|prohance|multihance|clariscan|omniscan|vueway|elucirem|primovist|cyclolux|ilacli|контраст\w*|ку"
 )
 _SAYS_WITHOUT: Final = re.compile(
-    r"nativ\w*|plain|blanco|unenhanced|nonenhanced|basale?|simple|nc|noncon\w*|kontrastsiz"
+    r"nati[vf]\w*|нативн\w*|ilacsiz|bianco|blanc|plain|blanco|unenhanced|nonenhanced|basale?|simple|nc|noncon\w*|kontrastsiz"
     r"|kontrast(?:mittel)?(?:frei|los)\w*|contrastfree|unkontrast\w*|bezkontrast\w*"
 )
 _HINTS: Final = ("c", "iv", "pc", "cont")
@@ -148,7 +149,10 @@ _QUIET_HINTS: Final = ("k", "kl", "cm", "ev")
 """Said alone these mean nothing."""
 _TAKE_HINTS: Final = ("w", "w/", "c/", "s/", "no", "non", "po")
 """Weak prepositions that can be told even before a mere "C" or "IV"."""
-_EVENT_STEMS: Final = ("operat", "chirur", "surg", "ictal", "radio", "treat", "proced")
+_EVENT_STEMS: Final = (
+    "operat", "chirur", "surg", "ictal", "radi", "treat", "proced", "chemo", "therap", "bestrahl",
+    "rese", "biops", "trauma", "embol",
+)  # fmt: skip
 _SCRIPT_WITHOUT: Final = re.compile(
     r"造影(?:前|なし|無し?)|無造影|非造影|単純|平扫|平掃|非增强|非增強|增强前"
 )
@@ -156,13 +160,13 @@ _SCRIPT_WITH: Final = re.compile(r"造影|増強|增强|增強|強化|强化|ガ
 _ENGLISH: Final = ("pre", "post", "non", "no", "w", "wo", "without", "with")
 
 _LEX: Final = re.compile(
-    r"(?<![^\s(])[wsc]/|[a-z0-9ø*]+|[\u3040-\u9fff]+|\(\s*[-+]\s*\)|\[\s*[-+]\s*\]|\+\s*/\s*-|-\s*/\s*\+|±"
+    r"(?<![^\s(])[wsc]/|[a-z0-9ø*\u0430-\u044f]+|[\u3040-\u9fff]+|\(\s*[-+]\s*\)|\[\s*[-+]\s*\]|\+\s*/\s*-|-\s*/\s*\+|±"
     r"|[-+/&?\ufffd()\[\],;:|=<>]"
 )
 _DASHES: Final = re.compile(r"[\u2010-\u2015\u2212\ufe63]")
 _INITIALS: Final = re.compile(r"(?<![a-z0-9])(?:[a-z]\.){2,}[a-z]?(?![a-z0-9])")
 _SLASHED: Final = (  # a slash that abbreviates; any other stands between two words
-    (re.compile(r"\bw ?/ ?o(?:ut)?\b"), " without "),
+    (re.compile(r"\bw ?/ ?o(?:ut)?\b|\bw-o\b"), " without "),
     (re.compile(r"\bn/c\b"), " nc "),
     (re.compile(r"\bs/c\b"), " sin contraste "),
     (re.compile(r"\bc/c\b"), " con contraste "),
@@ -371,15 +375,15 @@ def _alone(tokens: Sequence[_Token], place: int, following: _Token | None) -> It
 def _object(tokens: Sequence[_Token], place: int) -> int | None:
     """Return where the word is that the preposition at ``place`` speaks of.
 
-    Past other prepositions: in "vor und nach KM" both speak of the agent.
+    Past a joined preposition: in "vor und nach KM" both speak of the agent.
     """
+    joined = False
     for at in range(place + 1, len(tokens)):
         kind = tokens[at].kind
-        if kind is _K.BREAK or kind in (_K.PLUS, _K.MINUS):
-            return None
+        if kind in (_K.BREAK, _K.PLUS, _K.MINUS) or (kind in _PREPOSITIONS and not joined):
+            return at if tokens[at].text in _QUIET_HINTS and at == len(tokens) - 1 else None
+        joined = joined or kind is _K.JOIN
         if kind not in (_K.JOIN, _K.FILLER, *_PREPOSITIONS):
-            return at
-        if tokens[at].text in _QUIET_HINTS and at == len(tokens) - 1:
             return at
     return None
 
@@ -393,6 +397,11 @@ def _governs(tokens: Sequence[_Token], place: int) -> tuple[Contrast | None, set
     if at is not None and what is not None and _is_agent(what):
         if token.weak and what.kind is not _K.AGENT and token.text not in _TAKE_HINTS:
             return Contrast.UNCLEAR, {at}
+        if token.text in ("s", "z"):  # "z kontrastem", "s kontrastem": with; "z. contrast": without
+            along = what.text.endswith("em")
+            meant = Contrast.WITH if along else Contrast.WITHOUT
+            if token.text == "z" and not along:
+                meant = Contrast.UNCLEAR
         return meant, set(_run(tokens, at))
     if token.weak:
         if token.text not in _DANGLING or (what is not None and what.kind is _K.FEATURE):
