@@ -8,7 +8,8 @@ from one side only negates it ("Gd-", "-Gd", "Gd (-)"); between two letters or d
 ("T1-Gd"). What contradicts itself, and what only might be meant so, is never decided here.
 
 English, German, French, Spanish, Italian, Portuguese, Dutch, Polish, Turkish, Czech, Swedish and
-Danish, Japanese and Chinese; the commonest words of Russian, Romanian and Finnish. Pure. What kind of sequence a series is, ``series_description`` says.
+Danish, Japanese and Chinese; the commonest words of Russian, Romanian and Finnish. Pure. What kind
+of sequence a series is, ``series_description`` says.
 """
 
 from __future__ import annotations

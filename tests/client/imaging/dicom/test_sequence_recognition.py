@@ -25,13 +25,15 @@ SAYS_CONTRAST: dict[bool | None, list[str]] = {
         "non-contrast", "sans injection", "avant gado", "senza mdc", "basale", "sin contraste",
         "sem contraste", "s/c", "zonder contrast", "blanco", "voor contrast", "単純", "造影前",
         "平扫", "pre contrast", "T1 prä KM",
-        "T1 ilaçsız", "T1 KONTRAST YOK", "T1 in bianco", "T1 à blanc", "T1 natif", "T1 FØR KONTRAST",
+        "T1 ilaçsız", "T1 KONTRAST YOK", "T1 in bianco", "T1 à blanc", "T1 natif",
+        "T1 FØR KONTRAST",
         "T1 fara contrast", "T1 без контраста", "T1 до контраста", "T1 нативная", "AX T1 W-O GAD",
         "T1 s contraste", "T1 mit FS ohne KM", "T1 vKM", "T1 -Gadovist", "KM: nein T1",
     ],
     None: [
         "T1 tra", "posterior fossa", "T1 post op", "T1 pre-op", "T1COR", "T1 CUBE", "sagittal",
-        "t1_mprage_sag_p2_iso", "T1 post Chemotherapie", "T1 post RT", "MPRAGE w/ GRAPPA", "T1 basal ganglia",
+        "t1_mprage_sag_p2_iso", "T1 post Chemotherapie", "T1 post RT", "MPRAGE w/ GRAPPA",
+        "T1 basal ganglia",
     ],
 }  # fmt: skip
 

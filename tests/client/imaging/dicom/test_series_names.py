@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ AGENTS_WRITTEN = (
     "gadolinium",
 )
 HINTS = ("C", "IV")
+PLACES = ("T1 {} tra", "{} T1 ax", "T1 sag {}", "AX_T1_{}_FS")
 WITHOUT = (
     "-{}", "{}-", "{}(-)", "{} (-)", "({}-)", "w/o {}", "w/o-{}", "without {}", "wo {}", "ohne {}",
     "kein {}", "sin {}", "sans {}", "senza {}", "sem {}", "zonder {}", "geen {}", "bez {}",
@@ -122,18 +124,16 @@ WITH = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("place", ["T1 {} tra", "{} T1 ax", "T1 sag {}", "AX_T1_{}_FS"])
 @pytest.mark.parametrize("form", WITHOUT)
-def test_every_negation_negates_every_agent(form: str, place: str) -> None:
-    for agent in (*AGENTS_WRITTEN, *HINTS):
+def test_every_negation_negates_every_agent(form: str) -> None:
+    for agent, place in itertools.product((*AGENTS_WRITTEN, *HINTS), PLACES):
         name = place.format(form.format(agent))
         assert contrast(name) is Contrast.WITHOUT, name
 
 
-@pytest.mark.parametrize("place", ["T1 {} tra", "{} T1 ax", "T1 sag {}", "AX_T1_{}_FS"])
 @pytest.mark.parametrize("form", WITH)
-def test_every_affirmation_affirms_every_agent(form: str, place: str) -> None:
-    for agent in AGENTS_WRITTEN:
+def test_every_affirmation_affirms_every_agent(form: str) -> None:
+    for agent, place in itertools.product(AGENTS_WRITTEN, PLACES):
         name = place.format(form.format(agent))
         assert contrast(name) is Contrast.WITH, name
 
