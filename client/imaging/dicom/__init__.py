@@ -10,7 +10,8 @@ and go no further than that::
     studies               instances -> studies and series
     slice_geometry        whether a series is one whole volume, by highdicom's rules
     series_facts          what is known of how a series was acquired
-    series_description    what descriptions in several languages say
+    series_description    which kind of sequence a series' name says, in several languages
+    contrast_words        whether the name says that contrast was given: its grammar; pure
     sequence_recognition  facts -> sequence, with a confidence and reasons; pure
     series_choice         which series of a study stand for its sequences; pure
     volume                a series' voxels and affine

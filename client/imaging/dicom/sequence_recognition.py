@@ -2,8 +2,9 @@
 
 Two witnesses are heard: what the scanner did (times, pulses, contrast agent) and what a person
 typed. Where both agree the confidence is high; where they contradict each other nothing is
-guessed. The numbers are weights of rules, ordered by how much they can be relied on; they were not
-fitted to data and are no probabilities. Pure.
+guessed. Of contrast the name comes first: an agent may be recorded for the whole examination. The
+numbers are weights of rules, ordered by how much they can be relied on; they were not fitted to
+data and are no probabilities. Pure.
 
 The ranges of the times hold for 0.064 to 3 T. They follow how each contrast comes about (Bernstein,
 King and Zhou, "Handbook of MRI pulse sequences", 2004, chapters 14 to 17), with room for what
@@ -15,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from client.imaging.dicom import series_description
+from client.imaging.dicom import contrast_words, series_description
+from client.imaging.dicom.contrast_words import Contrast
 from client.imaging.dicom.series_facts import Facts
 
 SURE: Final = 0.7
@@ -27,9 +29,10 @@ _GRADIENT: Final = 0.65  # of a short gradient echo without a name: it may be an
 _WORDS: Final = 0.8
 _CONFLICT: Final = 0.4
 _UNMARKED: Final = 0.9
-_CONTRADICTED: Final = 0.8
+_CONTRADICTED: Final = 0.98
 _DOUBTFUL: Final = 0.5
 _COMPUTED: Final = 0.9
+_RECORDED: Final = "a contrast agent is recorded"
 _LEAST_EXTENT_MM: Final = 80.0
 _HEAD: Final = ("", "HEAD", "BRAIN", "SKULL", "HEADNECK", "HEADANDNECK", "KOPF", "SCHAEDEL")
 _BODY: Final = ("SPINE", "NECK", "CHEST", "ABDOMEN", "PELVIS", "KNEE", "BREAST", "HEART", "LIVER")
@@ -72,8 +75,9 @@ class Verdict:
     """What a series was taken for.
 
     ``role`` is one of ``common.regions.MODALITIES`` or ""; ``left_out`` says why a series takes no
-    part at all. ``marked`` is whether anything says that contrast was given or not; ``computed``
-    whether the series was computed from another.
+    part at all. ``marked`` is whether anything says that contrast was given or not, ``recorded``
+    whether only the header's record of an agent says so, which may be that of the whole
+    examination; ``computed`` whether the series was computed from another.
     """
 
     role: str = ""
@@ -82,6 +86,7 @@ class Verdict:
     left_out: str = ""
     marked: bool = False
     computed: bool = False
+    recorded: bool = False
 
 
 def weigh(facts: Facts) -> Verdict:
@@ -102,10 +107,14 @@ def weigh(facts: Facts) -> Verdict:
         role = {"T2": "t2w", "FLAIR": "t2f"}[kind]
         return Verdict(role, round(confidence, 3), reasons, computed=computed)
     enhanced, factor, said = _enhanced(facts)
-    confidence = round(confidence * factor, 3)
-    role = "t1c" if enhanced else "t1n"
-    marked = factor not in (_UNMARKED, _DOUBTFUL)
-    return Verdict(role, confidence, (*reasons, said), marked=marked, computed=computed)
+    return Verdict(
+        "t1c" if enhanced else "t1n",
+        round(confidence * factor, 3),
+        (*reasons, said),
+        marked=factor not in (_UNMARKED, _DOUBTFUL),
+        computed=computed,
+        recorded=said == _RECORDED,
+    )
 
 
 def _left_out(facts: Facts, text: str) -> str:
@@ -212,20 +221,20 @@ def _enhanced(facts: Facts) -> tuple[bool, float, str]:
     """Return whether contrast was given, by how much that lowers the confidence, and why."""
     agent = facts.contrast.strip()
     given = agent.upper() not in _NO_AGENT
-    said = series_description.contrast(series_description.plain(_typed(facts)))
-    if len(said) > 1:
-        return True, _DOUBTFUL, "described as with contrast and as without"
-    typed = next(iter(said), None)
-    if typed is None:
+    said = contrast_words.contrast(_typed(facts))
+    perhaps = said is Contrast.PERHAPS and not given
+    if perhaps or said in (Contrast.BOTH, Contrast.UNCLEAR):
+        return True, _DOUBTFUL, f"described {said.value}"
+    if said in (Contrast.NOTHING, Contrast.PERHAPS):
         if given:
-            return True, 1.0, "a contrast agent is recorded"
+            return True, 1.0, _RECORDED
         if agent:
             return False, 1.0, "no contrast agent was given, it says"
         return False, _UNMARKED, "nothing says that contrast was given"
-    word = "with" if typed else "without"
+    typed = said is Contrast.WITH
     if agent and typed != given:
-        return typed, _CONTRADICTED, f"described as {word} contrast, recorded otherwise"
-    return typed, 1.0, f"described as {word} contrast" + (" and so recorded" if given else "")
+        return typed, _CONTRADICTED, f"described as {said.value}, recorded otherwise"
+    return typed, 1.0, f"described as {said.value}" + (" and so recorded" if given else "")
 
 
 def _is_computed(facts: Facts, text: str) -> bool:

@@ -28,6 +28,7 @@ _NEARLY: Final = 1.05  # voxels whose shapes differ by less are equally isotropi
 _SHORT: Final = 0.75
 _MOST_TOLD: Final = 4
 _AFTER: Final = 0.5  # of an unmarked T1 that was acquired after contrast had been given
+_BEFORE: Final = 0.5  # of a T1 with a record alone, before one whose name says contrast
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Choice:
             if one.verdict.left_out and not one.used
         ]
         looked = f"{len(self.judged)} were looked at{''.join(left_out[:_MOST_TOLD])}"
-        absent = [f"{role}: no series for it; {looked}" for role in self.missing]
+        it = "it" if len(self.missing) == 1 else "them"
+        absent = [f"{', '.join(self.missing)}: no series for {it}; {looked}"] * bool(self.missing)
         return (*absent, *lacking, *short)
 
     def code(self) -> str:
@@ -127,7 +129,9 @@ def choose(study: Study, decide: Decide = lambda _: None) -> Choice:
     decided = {one.uid: role for one in study.series if (role := decide(one)) is not None}
     verdicts = {one.uid: weigh(one.facts) for one in study.series}
     verdicts = _after_contrast(study, verdicts, decided)
+    verdicts = _recorded_for_all(study, verdicts, decided)
     chosen: dict[str, Series] = {}
+    better: dict[str, str] = {}
     for role in MODALITIES:
         named = [one for one in study.series if decided.get(one.uid) == role and not one.fault]
         free = [
@@ -139,10 +143,16 @@ def choose(study: Study, decide: Decide = lambda _: None) -> Choice:
             and not one.fault
             and not one.missing
         ]
-        if best := named or free:
-            chosen[role] = min(best, key=lambda one: _rank(one, verdicts[one.uid], best))
+        if pool := named or free:
+            ranks = {one.uid: _rank(one, verdicts[one.uid], pool) for one in pool}
+            chosen[role] = min(pool, key=lambda one: ranks[one.uid])
+            best = ranks[chosen[role].uid]
+            better |= {uid: _better(best, rank) for uid, rank in ranks.items() if rank != best}
     used = {one.uid: role for role, one in chosen.items()}
-    judged = [_judged(one, verdicts[one.uid], decided, used, chosen) for one in study.series]
+    judged = [
+        _judged(one, verdicts[one.uid], decided, used=used, chosen=chosen, better=better)
+        for one in study.series
+    ]
     return Choice(tuple(judged), chosen)
 
 
@@ -166,6 +176,44 @@ def _after_contrast(
     return result
 
 
+def _recorded_for_all(
+    study: Study, verdicts: Mapping[str, Verdict], decided: Mapping[str, str]
+) -> dict[str, Verdict]:
+    """Doubt each T1 whose record alone says contrast, where another's name says so of a later one.
+
+    Many scanners write the agent into every series of an examination, those before it included.
+    """
+    named = [
+        one.facts.started_s
+        for one in study.series
+        if decided.get(one.uid, verdicts[one.uid].role) == "t1c"
+        and (one.uid in decided or verdicts[one.uid].confidence >= SURE)
+        and not verdicts[one.uid].recorded
+    ]
+    first = min((began for began in named if began is not None), default=None)
+    result = dict(verdicts)
+    for one in study.series:
+        verdict, began = verdicts[one.uid], one.facts.started_s
+        later = began is not None and first is not None and began >= first
+        if verdict.recorded and named and not later:
+            why = "another is described so, and this one may have been acquired before it"
+            confidence = round(verdict.confidence * _BEFORE, 3)
+            result[one.uid] = replace(
+                verdict, confidence=confidence, reasons=(*verdict.reasons, why)
+            )
+    return result
+
+
+_REASONS: Final = (
+    "this one was computed from other images",
+    "of this one nothing says that it is without contrast",
+    "its voxels are more isotropic",
+    "it was acquired later",
+    "it has the higher number",
+)
+"""Why the better of two series is better, by the first part of their ranks that differs."""
+
+
 def _rank(one: Series, verdict: Verdict, others: list[Series]) -> tuple[float, ...]:
     """Order by: original, said to be without contrast, isotropic, late.
 
@@ -182,12 +230,19 @@ def _rank(one: Series, verdict: Verdict, others: list[Series]) -> tuple[float, .
     )
 
 
+def _better(best: tuple[float, ...], other: tuple[float, ...]) -> str:
+    """Return why a series that ranks ``best`` is used and not one that ranks as ``other``."""
+    return next(why for why, a, b in zip(_REASONS, best, other, strict=True) if a != b)
+
+
 def _judged(
     one: Series,
     verdict: Verdict,
     decided: Mapping[str, str],
+    *,
     used: Mapping[str, str],
     chosen: Mapping[str, Series],
+    better: Mapping[str, str],
 ) -> Judged:
     role = decided.get(one.uid)
     if role is not None:
@@ -208,17 +263,6 @@ def _judged(
         why = "; ".join(verdict.reasons) + "; not sure enough to be taken unasked"
         return Judged(one, verdict, False, why)
     best = chosen[verdict.role]
-    why = f"series {best.name} is used instead: {_better(best, one, verdict)}"
-    return Judged(one, verdict, False, why)
-
-
-def _better(best: Series, other: Series, verdict: Verdict) -> str:
-    if verdict.computed:
-        return "this one was computed from other images"
-    if verdict.role == "t1n" and not verdict.marked:
-        return "of this one nothing says that it is without contrast"
-    if best.facts.anisotropy * _NEARLY < other.facts.anisotropy:
-        return "its voxels are more isotropic"
-    if (best.facts.started_s or 0) > (other.facts.started_s or 0):
-        return "it is the latest whole one"
-    return "a person chose it, or it is the original"
+    by_person = decided.get(best.uid) == verdict.role and role is None
+    reason = "a person chose it" if by_person else better.get(one.uid, "they are alike")
+    return Judged(one, verdict, False, f"series {best.name} is used instead: {reason}")

@@ -14,30 +14,9 @@ from typing import Final
 _SCRIPTS: Final = re.compile(  # where Latin letters meet Japanese or Chinese ones
     r"(?<=[a-z0-9])(?=[\u3040-\u9fff])|(?<=[\u3040-\u9fff])(?=[a-z0-9])"
 )
-_AGENT: Final = (
-    r"(?:km|kontrast\w*|contrast\w*|gad\w*|gd|mdc|mezzo di contrasto|inj\w*|ce|iv|c|produit)"
-)
-_WITHOUT: Final = re.compile(
-    rf"\b(?:ohne|without|wo|w o|sans|senza|sin|sem|zonder|non?|o|s) (?:iv |di )?{_AGENT}\b"
-    r"|\b(?:pre|prae|pra|avant|antes|prima|voor|vor|before)(?! ?op\b)"
-    rf"(?: de| del| di)? ?{_AGENT}?\b"
-    r"|\bnativ\w*|\bnative?\b|\bplain\b|\bblanco\b|\bunenhanced\b|\bbasale?\b(?! gang)|\bwo\b"
-    r"|\bsimple\b|\bprecontrast|\bprekm|\bpregd|\bnoncontrast|\bwithout\b|\bohne\b|\bsenza\b"
-    r"|\bsans\b"
-    r"|造影前|単純|非造影|平扫|平掃|非增强|非増強|增强前"
-)
-_WITH: Final = re.compile(
-    r"\b(?:km|kontrast\w*|contrast\w*|gd|gad\w*|ce|mdc|mezzo di contrasto|enhanced"
-    r"|post(?:gd|gad\w*|contrast\w*|km|c)?(?! ?op)|inj(?:ection|ecte\w*|ektion)?"
-    r"|civ|wc|w c|[enp]km|dotarem|magnevist|prohance|multihance"
-    r"|clariscan|omniscan|vueway|elucirem|po contrast\w*)\b"
-    r"|\bt1(?:c|ce|gd|gad\w*|km)\b|\bt1\+|\bpos (?:contraste?|gad\w*|gd|inj\w*|c)\b"
-    r"|\+ ?(?:c|gd|km|iv|ce|gad\w*)\b"
-    r"|\bc ?\+|造影|増強|增强|強化|强化|ガド"
-)
-
+_LETTERS: Final = str.maketrans("ıİłŁ", "iIlL")  # these do not decompose
 _PREFIX: Final = (
-    r"(?<![a-z0-9])(?:ax|axi|axial|tra|sag|cor|[23]d|se|tse|fse|gre|fs|post|pre|ir|[esd])?"
+    r"(?<![a-z0-9])(?:ax|axi|axial|tra|sag|cor|[23]d|se|tse|fse|gre|fs|post|pre|gd|ce|km|ir|[esd])?"
 )
 _T1: Final = re.compile(
     rf"{_PREFIX}t1(?!\d| ?map| ?rho)|mp ?rage|\bbravo\b|fspgr|\bspgr\b|\bvibe\b|mdeft|\bmp2rage"
@@ -49,50 +28,52 @@ _PROTON: Final = re.compile(r"\b(?:pd|pdw|dp|proton\w*|densit\w* protoni\w*|rho)
 
 _OTHER: Final = {
     "a localiser": r"locali[sz]|\bloc\b|scout|survey|\b3 ?plane|\b3 ?pl\b|plan scan|reperage"
-    r"|smart ?brain|topogram|locator|lokali|localizzatore|\bposdisp\b|位置決め|スカウト|定位",
+    r"|smart ?brain|topogram|scanogram|locator|lokali|localizzatore|\bposdisp\b"
+    r"|\b(?:ue?bersicht|overzicht|przeglad)\w*|位置決め|スカウト|定位",
     "a calibration scan": r"\bcal\b|calibrat|kalibr|\basset\b|sense ?ref|ref ?scan|\bshim|prescan"
-    r"|field ?map|\bb0 ?map|\bb1 ?map|coil ?sens",
-    "diffusion": r"dwi\b|\bdw\b|\bd[wt]i\b|diff|\bb ?1000\b|\btrace\w*|\be?adc\b|\bfa\b|tensor"
-    r"|hardi|\bdki\b|拡散|弥散|扩散",
+    r"|\bref (?:head|brain)\b|field ?map|\bb0 ?map|\bb1 ?map|coil ?sens",
+    "diffusion": r"dwi\b|\bdw\b|\bd[wt]i\b|d[iy](?:ff|fu[sz])|\bb ?1000\b|\btrace\w*|\be?adc\b"
+    r"|\bfa\b|tensor|fractional aniso|hardi|\bdki\b|拡散|弥散|扩散",
     "perfusion": r"perf|\bdsc\b|\bdce\b|\bp?c?asl\b|\bpwi\b|[gp]bp\b|\bttp\b|\btmax\b"
-    r"|\b(?:r|rel)?(?:cbf|cbv|mtt)\b|dynamic|dynami[ks]|\btwist\b|\btricks\b|灌注|灌流",
-    "susceptibility or T2*": r"\bswi\w*|\bswan\w*|ven ?bold|\bt2 ?\*|t2 ?star|\bhemo\b|\bmedic\b"
-    r"|\bqsm\b|\bffe t2|\bsusc\w*|磁化率|磁敏感",
+    r"|\b(?:r|rel)?(?:cbf|c?bv|mtt)\b|dynamic|dynami[ks]|\btwist\b|\btricks\b|灌注|灌流",
+    "susceptibility or T2*": r"\bswi\w*|\bswan\w*|ven ?bold|\bt2 ?\*|t2 ?star|\bh(?:ae?|e)mo\w*"
+    r"|\bt2w? (?:\w+ )?(?:gre|ffe|fe|fl[23]d|eg)\b|\b(?:gre|ffe|fe|eg) t2|\bpha\b"
+    r"|\bfsbb\b|\bmag images\b|\bbsi\b|\bmedic\b|\bqsm\b|\bffe t2|\bsusc\w*|磁化率|磁敏感",
     "angiography": r"\btof\b|angio|\bmra\b|\bmrv\b|venogra|\bpca\b|phase contrast|\bpc [23]d"
     r"|\b[23]d pc\b|血管",
     "functional": r"\bbold\b|fmri|resting state",
-    "spectroscopy": r"spectro|spektro|\bsvs\b|\bcsi\b|\bmrs\b|\bpress\b|波谱",
-    "a map or another kind of contrast": r"\bt[12] ?map|mapping|\bt1 ?rho|\bmtr\b|\bmtc\b|synthetic"
-    r"|\bstir\b|\bdir\b|\bciss\b|fiesta|b ?ffe|true ?fisp|\bmrcp\b|\binv ?[12]\b|elasto",
+    "spectroscopy": r"spe[ckt]tro|\bsvs\b|\bcsi\b|\bmrs\b|\bpress\b|\bprobe\b|波谱",
+    "a map or another kind of contrast": r"\bt[12] ?map|\bmaps?\b|mapping|\bt1 ?rho|\bmtr\b|\bmtc\b"
+    r"|synthetic|\bstir\b|\bdir\b|ciss(?:\b|3d)|fiesta|b ?ffe|true ?fisp|\bmrcp\b|\binv ?[12]\b"
+    r"|elasto|\bapt\w?\b|\bcest\b",
     "a fat or opposed-phase image": r"dixon.*\b(?:f|fat|opp)\b",
     "a subtraction": r"\bsub\b|subtra|subtrakt|sottraz|soustrac|sustrac|減算|减影",
     "a projection": r"\bmini?p\b|\bmip\b|\btmip\b|projection",
-    "a report or screenshot": r"report|screen|screenshot|capture|dose info|protocol page|befund",
+    "a report or screenshot": r"report|screen|screenshot|capture|dose info|protocol page|befund"
+    r"|processed images",
     "another part of the body": r"spine|spinal|lumbar|thoracic|cervical|\b[chblwt]ws\b|wirbel"
     r"|\bneck\b|rachis|colonna|columna|coluna|abdomen|orbit|hypophys|pituitar|sella|\biac\b"
     r"|innenohr|felsenbein",
 }
 _EXCLUDED: Final = {reason: re.compile(pattern) for reason, pattern in _OTHER.items()}
-_REFORMATTED: Final = re.compile(r"\bmpr\b|\breformat\w*|\brecon\b|\brefmt\b|\breconstr\w*")
+_REFORMATTED: Final = re.compile(
+    r"\bmpr\b(?! ns\b)|\breformat\w*|\brecon\b|\brefmt\b|\breconstr\w*"
+)
+
+
+def unaccented(text: str) -> str:
+    """Return ``text`` in lower case, without accents, Latin letters apart from others."""
+    text = unicodedata.normalize("NFKC", text).translate(_LETTERS).lower().replace("_", " ")
+    text = re.sub(r"\bpós\b", "post", text)
+    text = "".join(
+        one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one)
+    )
+    return _SCRIPTS.sub(" ", unicodedata.normalize("NFKC", text))
 
 
 def plain(text: str) -> str:
     """Return ``text`` made plain, with a space at both ends of each word."""
-    text = unicodedata.normalize("NFKC", text).lower()
-    text = re.sub(r"\bpós\b", "post", text).replace("w/o", "without")
-    text = "".join(
-        one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one)
-    )
-    text = unicodedata.normalize("NFKC", text)
-    text = _SCRIPTS.sub(" ", text)
-    return " ".join(re.sub(r"[^\w+*]|_", " ", text).split())
-
-
-def contrast(text: str) -> set[bool]:
-    """Return what plain ``text`` says of contrast: given, not given, nothing, or both at once."""
-    rest, without = _WITHOUT.subn(" ", text)
-    said = {False} if without else set()
-    return said | {True} if _WITH.search(rest) else said
+    return " ".join(re.sub(r"[^\w+*]", " ", unaccented(text)).split())
 
 
 def weightings(text: str) -> set[str]:

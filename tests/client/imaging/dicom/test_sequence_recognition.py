@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from client.imaging.dicom import series_description
+from client.imaging.dicom.contrast_words import Contrast, contrast
 from client.imaging.dicom.sequence_recognition import SURE, weigh
 from client.imaging.dicom.series_facts import Facts
 
@@ -15,6 +15,9 @@ SAYS_CONTRAST: dict[bool | None, list[str]] = {
         "T1ce", "T1GD", "t1c", "apres gado", "après injection", "con mdc", "dopo mdc",
         "con contraste", "com contraste", "pós contraste", "pos gadolinio", "na gadolinium",
         "met contrast", "造影後", "T1 増強", "T1增强", "CE T1", "enhanced", "POST-GAD", "T1 p.KM",
+        "T1 ILAÇLI", "T1 z kontrastem", "T1 s kontrastem", "T1 с контрастом", "T1 после контраста",
+        "T1 Dotagraf", "AX T1 POST PRE-OP", "T1 pre-op post Gd", "T1 w contrast w/o fs",
+        "T1 fs mit KM", "T1 post i.v. Kontrast", "T1 tra +K", "T1 PO I.V.", "AX T1 FS GAD/C+",
     ],
     False: [
         "T1 simple", "PRE-CONTRASTE", "s/mdc", "T1 vor KM", "T1 native pre contrast",
@@ -22,10 +25,15 @@ SAYS_CONTRAST: dict[bool | None, list[str]] = {
         "non-contrast", "sans injection", "avant gado", "senza mdc", "basale", "sin contraste",
         "sem contraste", "s/c", "zonder contrast", "blanco", "voor contrast", "単純", "造影前",
         "平扫", "pre contrast", "T1 prä KM",
+        "T1 ilaçsız", "T1 KONTRAST YOK", "T1 in bianco", "T1 à blanc", "T1 natif",
+        "T1 FØR KONTRAST",
+        "T1 fara contrast", "T1 без контраста", "T1 до контраста", "T1 нативная", "AX T1 W-O GAD",
+        "T1 s contraste", "T1 mit FS ohne KM", "T1 vKM", "T1 -Gadovist", "KM: nein T1",
     ],
     None: [
         "T1 tra", "posterior fossa", "T1 post op", "T1 pre-op", "T1COR", "T1 CUBE", "sagittal",
-        "t1_mprage_sag_p2_iso",
+        "t1_mprage_sag_p2_iso", "T1 post Chemotherapie", "T1 post RT", "MPRAGE w/ GRAPPA",
+        "T1 basal ganglia",
     ],
 }  # fmt: skip
 
@@ -34,14 +42,23 @@ SAYS_CONTRAST: dict[bool | None, list[str]] = {
     ("text", "given"), [(text, given) for given, texts in SAYS_CONTRAST.items() for text in texts]
 )
 def test_words_for_contrast_are_known(text: str, given: bool | None) -> None:
-    assert series_description.contrast(series_description.plain(text)) == (
-        {given} if given is not None else set()
-    )
+    said = {True: Contrast.WITH, False: Contrast.WITHOUT, None: Contrast.NOTHING}
+    assert contrast(text) is said[given]
 
 
-@pytest.mark.parametrize("text", ["T1 ohne und mit KM", "T1 w/o and w contrast", "pre T1 post"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "T1 ohne und mit KM",
+        "T1 w/o and w contrast",
+        "pre T1 post",
+        "T1 sin/con contraste",
+        "T1 natif et gado",
+        "T1 vor/nach KM",
+    ],
+)
 def test_words_for_both_are_heard_as_both(text: str) -> None:
-    assert series_description.contrast(series_description.plain(text)) == {True, False}
+    assert contrast(text) is Contrast.BOTH
 
 
 def facts(description: str = "", **more: object) -> Facts:
