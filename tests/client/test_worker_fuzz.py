@@ -204,11 +204,9 @@ def orders(hostile: Hostile, count: int, *, seed: int) -> Iterator[tuple[str, De
 
 
 @pytest.mark.parametrize(
-    "count",
-    [
-        300,
-        pytest.param(100_000, marks=pytest.mark.slow),
-    ],
+    ("count", "seed"),
+    # 100,000 in all, a quarter of an hour.
+    [(300, 20), *(pytest.param(25_000, seed, marks=pytest.mark.slow) for seed in range(4))],
 )
 def test_no_order_ends_the_worker(
     site: Site,
@@ -216,13 +214,14 @@ def test_no_order_ends_the_worker(
     protocol: StudyProtocol,
     monkeypatch: pytest.MonkeyPatch,
     count: int,
+    seed: int,
 ) -> None:
     approve(site, consortium, protocol)
     real: dict[str, Content] = {
         kind: order(consortium.identity, protocol, kind, number=1)  # type: ignore[arg-type]
         for kind in KINDS
     }
-    node = RawSuperNode(orders(Hostile(consortium, real, site.name), count, seed=20))
+    node = RawSuperNode(orders(Hostile(consortium, real, site.name), count, seed=seed))
     monkeypatch.setattr(Worker, "_client", lambda *_, **__: node.client())
     monkeypatch.setattr("client.worker.time.sleep", lambda _: None)
     monkeypatch.setattr(flower_app, "_sites", {})

@@ -47,9 +47,6 @@ ORDERS = 500
 LIMIT = reply_limit({"w": (1000,)}, MessageOptions())
 ORDER = Order(kind="train", study="demo", round=1, protocol="{}")
 REPORT = Report(kind="train", study="demo", round=1, status="done")
-CASES = [case for case in HOSTILE if case != "a wide tree"]
-"""A tree of 100,000 objects keeps the SuperLink's database locked for seconds: what a call may
-announce is the gateway's to limit."""
 
 PUSHED = (httpx.HTTPError, ObjectPushError, ValueError, RuntimeError)
 """What a site hears that pushes what the SuperLink does not take."""
@@ -122,7 +119,7 @@ class Liar:
     def _stored(self, honest: Deflated) -> Deflated:
         if self.honest:
             return honest
-        case = self.rng.choice([*CASES, "spoilt", "spoilt"])
+        case = self.rng.choice([*HOSTILE, "spoilt", "spoilt"])
         if case != "spoilt":
             return HOSTILE[case][0](honest)
         wrong: list[tuple[str, int, Any]] = [
