@@ -28,7 +28,7 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.imaging import grid, raw_preprocessing
+from client.imaging import grid, label_codings, raw_preprocessing
 from client.imaging.case import Case
 from client.imaging.image_reading import read_image
 from client.imaging.missing_sequences import ABSENT
@@ -141,7 +141,7 @@ def prepare(
     labels = None
     if case.label is not None:
         drawn_on = _drawn_on(case, volumes, aligned)
-        values = _labels(case.label, case.label_map, volumes[drawn_on], titles[drawn_on])
+        values = _labels(case, volumes[drawn_on], titles[drawn_on])
         turned = grid.to_canonical(values, volumes[drawn_on].affine)
         if drawn_on in aligned.moved:
             volume = aligned.volumes[drawn_on]
@@ -290,10 +290,24 @@ def _check_grid(volume: Volume, title: str, reference: Volume, other: str) -> No
 def _grid_fault(volume: Volume, reference: Volume) -> str | None:
     if volume.data.shape != reference.data.shape:
         return f"{volume.data.shape} voxels against {reference.data.shape}"
-    if not np.allclose(volume.affine, reference.affine, rtol=0, atol=grid.SAME_MM):
-        worst = np.abs(volume.affine - reference.affine).max()
-        return f"their affines differ by up to {worst:.3g}"
+    apart_mm = grid.apart_mm(volume.affine, reference.affine, volume.data.shape)
+    if apart_mm > grid.SAME_VOXELS * min(reference.spacing_mm):
+        return f"their corners lie up to {apart_mm:.3g} mm apart"
     return None
+
+
+def _check_mask_grid(mask: Volume, path: Path, reference: Volume, other: str) -> None:
+    """Raise CaseError (``case-grid``) unless a mask lies on the grid of the image ``other``."""
+    if _grid_fault(mask, reference) is not None and grid.is_default(mask.affine, reference.affine):
+        if mask.data.shape == reference.data.shape:
+            raise CaseError(
+                f"{path} has lost its place in space: its header holds what a program writes that "
+                f"knows no better. It has as many voxels as {other}, each way.",
+                do="If it was drawn on that image, copy the image's header onto it, for instance "
+                f"with FSL's `fslcpgeom {other} {path}`, and look at both in a viewer.",
+                code="case-grid",
+            )
+    _check_grid(mask, str(path), reference, other)
 
 
 def _brain(images: list[NDArray[np.float32]], case: Case) -> NDArray[np.bool_]:
@@ -336,32 +350,13 @@ def _z_score(
     return scored
 
 
-def _labels(
-    path: Path, label_map: Mapping[int, int], reference: Volume, other: str
-) -> NDArray[np.uint8]:
-    """Read a tumour mask into the values of LABELS; raise CaseError."""
-    volume = _turned(read_volume(path, empty_ok=True), reference)
-    _check_grid(volume, str(path), reference, other)
-    labels = np.zeros(volume.data.shape, np.uint8)
-    meaning: dict[int, float] = {}
-    tumour = volume.data[volume.data != 0]
-    for value in np.unique(tumour):
-        key = round(float(value))
-        if abs(float(value) - key) > 1e-3 or (key != 0 and key not in label_map):
-            known = ", ".join(str(one) for one in sorted(label_map))
-            fault = f"holds the value {value:g}; only 0, {known} have a meaning there"
-        elif (label := label_map.get(key, 0)) and label in meaning:
-            fault = f"holds both {meaning[label]:g} and {value:g}, which would mean the same"
-        else:
-            meaning[label] = float(value)
-            labels[volume.data == value] = label
-            continue
-        raise CaseError(
-            f"{path} {fault}.",
-            do="Correct the mask, or say what its values mean in a manifest (column labels).",
-            code="case-label",
-        )
-    return labels
+def _labels(case: Case, reference: Volume, other: str) -> NDArray[np.uint8]:
+    """Read the tumour mask of a case that has one, into the values of LABELS; raise CaseError."""
+    path = case.label or Path()
+    mask = read_volume(path, empty_ok=True)
+    volume = _turned(mask, reference)
+    _check_mask_grid(volume, path, reference, other)
+    return label_codings.decode(volume.data, case.label_map, path, settled=case.label_settled)
 
 
 def _turned(mask: Volume, reference: Volume) -> Volume:
@@ -371,9 +366,11 @@ def _turned(mask: Volume, reference: Volume) -> Volume:
     """
     here = grid.canonical_affine(mask.affine, mask.data.shape)
     there = grid.canonical_affine(reference.affine, reference.data.shape)
-    if not np.allclose(here, there, rtol=0, atol=grid.SAME_MM):
+    turned = grid.to_canonical(mask.data, mask.affine)
+    apart_mm = grid.apart_mm(here, there, turned.shape)
+    if apart_mm > grid.SAME_VOXELS * min(reference.spacing_mm):
         return mask
-    data = grid.from_canonical(grid.to_canonical(mask.data, mask.affine), reference.affine)
+    data = grid.from_canonical(turned, reference.affine)
     return Volume(data, reference.affine)
 
 
