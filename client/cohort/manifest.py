@@ -1,9 +1,9 @@
 """A CSV manifest: for cohorts whose files are named in no known way.
 
 Columns: patient, t1n, t1c, t2w, t2f; if wanted also session, label (the mask) and labels (what
-the mask's values mean, as in ``NCR=1 ED=2 ET=4 background=5`` or ``brats-2024``); others are ignored. An empty cell
-says that the case lacks that sequence. Paths are relative to the manifest and may not leave its
-folder, not even through a link. Separated by comma, semicolon or tab; UTF-8.
+the mask's values mean, as in ``NCR=1 ED=2 ET=4 background=5`` or ``brats-2024``); others are
+ignored. An empty cell says that the case lacks that sequence. Paths are relative to the manifest
+and may not leave its folder, not even through a link. Separated by comma, semicolon or tab; UTF-8.
 """
 
 from __future__ import annotations

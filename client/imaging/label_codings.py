@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -27,29 +26,28 @@ from common.errors import CaseError
 from common.regions import LABELS
 
 Coding = Mapping[int, int]
-"""From a mask's value to a label of ``common.regions.LABELS``, or to 0 for background."""
+"""From a mask's value to a label of ``common.regions.LABELS``, or to 0 for background. A plain dict
+at run time: cases travel to other processes."""
 
-BRATS_2018: Final[Coding] = MappingProxyType({1: 1, 2: 2, 4: 3})
-BRATS_2023: Final[Coding] = MappingProxyType({1: 1, 2: 2, 3: 3})
+BRATS_2018: Final[Coding] = {1: 1, 2: 2, 4: 3}
+BRATS_2023: Final[Coding] = {1: 1, 2: 2, 3: 3}
 
-CODINGS: Final[Mapping[str, Coding]] = MappingProxyType(
-    {
-        "brats-2018": BRATS_2018,
-        "brats-2023": BRATS_2023,
-        "brats-2024": MappingProxyType({1: 1, 2: 2, 3: 3, 4: 0}),
-        "brats-ped-2024": MappingProxyType({1: 3, 2: 1, 3: 1, 4: 2}),
-    }
-)
+CODINGS: Final[Mapping[str, Coding]] = {
+    "brats-2018": BRATS_2018,
+    "brats-2023": BRATS_2023,
+    "brats-2024": {1: 1, 2: 2, 3: 3, 4: 0},
+    "brats-ped-2024": {1: 3, 2: 1, 3: 1, 4: 2},
+}
 """The codings that have a name. A resection cavity is background; of children's tumours what does
 not enhance and what is cystic both count as NCR, so that the regions are right."""
 
-PRESUMED: Final[Coding] = MappingProxyType({1: 1, 2: 2, 3: 3})
+PRESUMED: Final[Coding] = {1: 1, 2: 2, 3: 3}
 """Where nothing says what the values mean."""
 
-PRESUMED_OLD_NAMES: Final[Coding] = MappingProxyType({1: 1, 2: 2})
+PRESUMED_OLD_NAMES: Final[Coding] = {1: 1, 2: 2}
 """The same for files named as until 2021: 3 and 4 are both in use under such names."""
 
-NONE: Final[Coding] = MappingProxyType({})
+NONE: Final[Coding] = {}
 """For data sets whose names say that their values mean something else."""
 
 _READINGS: Final = {

@@ -42,6 +42,8 @@ from common.study.protocol import (
 )
 
 _MOST_NONZERO: Final = 0.75  # a stripped brain fills about a fifth of its field
+_BACKGROUND_SHARE: Final = 0.95
+_BACKGROUND_SPREAD: Final = 1e-3
 _WIDEST_BRAIN_MM: Final = 500.0
 _SAME_GRID: Final = "Register the sequences and the mask to one grid first."
 
@@ -237,9 +239,12 @@ def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw_preprocessing.Al
     for name in others:
         _check_grid(volumes[name], case.images[name].title, native, case.images[first].title)
     affine = grid.canonical_affine(native.affine, native.data.shape)
-    images = {
-        name: Volume(grid.to_canonical(volumes[name].data, native.affine), affine) for name in names
-    }
+    images, backgrounds = {}, {}
+    for name in names:
+        data, background = stripped_background(volumes[name].data)
+        images[name] = Volume(grid.to_canonical(data, native.affine), affine)
+        if background is not None:
+            backgrounds[name] = background
     return raw_preprocessing.Aligned(
         name=first,
         volumes=images,
@@ -247,9 +252,43 @@ def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw_preprocessing.Al
         brain=_brain([image.data for image in images.values()], case),
         history=(
             {"step": "reorient", "from": "".join(aff2axcodes(native.affine)), "to": "RAS"},
+            *([_background_warning(backgrounds)] if backgrounds else []),
             {"step": "brain", "rule": "nonzero in any sequence, largest part, holes filled"},
         ),
     )
+
+
+def stripped_background(data: NDArray[np.float32]) -> tuple[NDArray[np.float32], float | None]:
+    """Return ``data`` with a background of 0, and the value that it had; None where it was 0.
+
+    Programs leave -0.9 around a brain that they scored, or 1e-4 of ringing. That is background
+    where nearly all the field's outermost voxels have one value, to a thousandth of the range; the
+    values then count from it. Air around a head that was not stripped is noisier by far.
+    """
+    faces = np.concatenate(
+        [np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)]
+    )
+    if np.count_nonzero(faces) < _BACKGROUND_SHARE * faces.size:
+        return data, None
+    value = float(np.median(faces))
+    range_ = float(np.percentile(data, 99.9)) - value
+    near = _BACKGROUND_SPREAD * range_
+    if not range_ > 0 or np.mean(np.abs(faces - value) <= near) < _BACKGROUND_SHARE:
+        return data, None
+    counted = data - np.float32(value)
+    counted[np.abs(counted) <= near] = 0
+    return counted, value
+
+
+def _background_warning(backgrounds: Mapping[str, float]) -> dict[str, Any]:
+    said = ", ".join(f"{value:.3g} in {name}" for name, value in backgrounds.items())
+    return {
+        "step": "quality",
+        "warnings": [
+            f"The background is not 0 but {said}; it was taken as background, to "
+            f"{_BACKGROUND_SPREAD:g} of the range."
+        ],
+    }
 
 
 def _sampled(
@@ -298,15 +337,18 @@ def _grid_fault(volume: Volume, reference: Volume) -> str | None:
 
 def _check_mask_grid(mask: Volume, path: Path, reference: Volume, other: str) -> None:
     """Raise CaseError (``case-grid``) unless a mask lies on the grid of the image ``other``."""
-    if _grid_fault(mask, reference) is not None and grid.is_default(mask.affine, reference.affine):
-        if mask.data.shape == reference.data.shape:
-            raise CaseError(
-                f"{path} has lost its place in space: its header holds what a program writes that "
-                f"knows no better. It has as many voxels as {other}, each way.",
-                do="If it was drawn on that image, copy the image's header onto it, for instance "
-                f"with FSL's `fslcpgeom {other} {path}`, and look at both in a viewer.",
-                code="case-grid",
-            )
+    if (
+        mask.data.shape == reference.data.shape
+        and _grid_fault(mask, reference) is not None
+        and grid.is_default(mask.affine, reference.affine)
+    ):
+        raise CaseError(
+            f"{path} has lost its place in space: its header holds what a program writes that "
+            f"knows no better. It has as many voxels as {other}, each way.",
+            do="If it was drawn on that image, copy the image's header onto it, for instance with "
+            f"FSL's `fslcpgeom {other} {path}`, and look at both in a viewer.",
+            code="case-grid",
+        )
     _check_grid(mask, str(path), reference, other)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -140,6 +141,7 @@ def test_a_layout_is_found(tmp_path: Path, name: str) -> None:
     for case in cohort.cases:
         assert tuple(case.images) == MODALITIES
         assert case.label_map == label_map
+        assert pickle.dumps(case)  # other processes prepare it
         assert len({(image.path, image.index) for image in case.images.values()}) == 4
 
 

@@ -1,4 +1,4 @@
-"""A header that cannot be believed is refused with the reason; one that is merely rounded is not."""
+"""A header that cannot be believed is refused with the reason; a rounded one is not."""
 
 from __future__ import annotations
 

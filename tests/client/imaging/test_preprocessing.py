@@ -14,6 +14,7 @@ from client.imaging import grid
 from client.imaging.label_codings import BRATS_2018, BRATS_2023, PRESUMED
 from client.imaging.missing_sequences import ABSENT, PARTIAL, present
 from client.imaging.nifti import read_volume
+from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, digest, prepare, to_native
 from common.errors import CaseError
 from common.regions import MODALITIES, labels_to_regions, regions_to_labels
@@ -284,9 +285,33 @@ def test_affines_that_differ_by_rounding_are_one_grid(make_case: MakeCase) -> No
     assert prepare(case, OPTIONS).image.shape[0] == 4
 
 
+BACKGROUNDS = {
+    # what was done to images that are 0 around the brain
+    "scored": lambda image: (image - 300) / 40,
+    "a constant": lambda image: image + 7,
+    "ringing": lambda image: np.where(image == 0, RINGING, image),
+    "negative": lambda image: np.where(image == 0, -2000, image),
+}
+RINGING = np.random.default_rng(5).normal(0, 1e-4, anatomy()[1].shape)
+
+
+@pytest.mark.parametrize("name", BACKGROUNDS)
+def test_a_background_that_is_not_0_is_background(make_case: MakeCase, name: str) -> None:
+    plain = prepare(make_case(), OPTIONS)
+    images = anatomy()[0].copy()
+    images[:3] = [BACKGROUNDS[name](image) for image in images[:3]]
+    found = prepare(make_case(images=images.astype(np.float32)), OPTIONS)
+    np.testing.assert_allclose(found.image, plain.image, atol=1e-3)
+    (warning,) = warnings_of(found.history)
+    assert "background is not 0" in warning
+    assert all(one in warning for one in MODALITIES[:3])
+    assert "t2f" not in warning
+    assert warnings_of(plain.history) == []
+
+
 def test_a_head_that_is_not_stripped_is_refused(make_case: MakeCase) -> None:
     images, _ = anatomy()
-    images += 5  # noise in the air
+    images += np.abs(np.random.default_rng(3).normal(0, 5, images.shape))  # noise in the air
     with pytest.raises(CaseError, match="not skull-stripped") as caught:
         prepare(make_case(images=images), OPTIONS)
     assert caught.value.code == "case-not-stripped"
