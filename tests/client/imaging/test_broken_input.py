@@ -147,7 +147,7 @@ NIFTI: dict[str, tuple[Break, str, str]] = {
     "colours": (content("t2w", lambda _: STRUCTURED), "case-shape", "not plain numbers"),
     "a shape of petabytes": (
         header(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "case-shape", "voxels, more than"),
-    "a sequence on another grid": (moved(mm=1.0), "case-grid", "on different grids"),
+    "a sequence on another grid": (moved(mm=5.0), "case-grid", "on different grids"),
     "a sequence of another shape": (
         content("t2w", lambda d: d[:-1]), "case-grid", "voxels against"),
     "a missing sequence": (lambda root, _: at(root).unlink(), "case-sequence", "lacks t2w"),
@@ -166,7 +166,7 @@ NIFTI: dict[str, tuple[Break, str, str]] = {
     "a mask value that means nothing": (value(9, "seg"), "case-label", "holds the value 9"),
     "a mask value between two": (value(1.5, "seg"), "case-label", "holds the value 1.5"),
     "a mask with NaN": (value(np.nan, "seg"), "case-values", "NaN"),
-    "a mask on another grid": (moved(mm=1.0, name="seg"), "case-grid", "seg"),
+    "a mask on another grid": (moved(mm=5.0, name="seg"), "case-grid", "seg"),
     "a mask of another shape": (content("seg", lambda d: d[:-1] * 0), "case-grid", "seg"),
     "a folder named as a file": (replaced(lambda path: path.mkdir()), "case-sequence", "t2w"),
     "a link that leads nowhere": (
