@@ -75,6 +75,9 @@ def header(name: str = "t2w", **fields: Any) -> Break:
     return spoil
 
 
+AIR = np.random.default_rng(1).uniform(5, 30, voxels().shape)
+
+
 def content(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Break:
     return lambda root, _: save(root / "case-00001-000", name, make(voxels()))
 
@@ -161,7 +164,7 @@ NIFTI: dict[str, tuple[Break, str, str]] = {
     "an image of nothing": (content("t2w", np.zeros_like), "case-empty", "every voxel is 0"),
     "a flat image": (content("t2w", lambda d: np.sign(d) * 7), "case-contrast", "is flat"),
     "a head with its skull and air": (
-        lambda root, _: [save(root / "case-00001-000", n, voxels() + 9) for n in FILES[:4]],
+        lambda root, _: [save(root / "case-00001-000", n, voxels() + AIR) for n in FILES[:4]],
         "case-not-stripped", "not skull-stripped"),
     "a mask value that means nothing": (value(9, "seg"), "case-label", "holds the value 9"),
     "a mask value between two": (value(1.5, "seg"), "case-label", "holds the value 1.5"),
