@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from client.imaging import grid, raw_preprocessing
-from client.imaging.case import LABELS_BRATS_2023, Case, Image
+from client.imaging.case import Case, Image
+from client.imaging.label_codings import BRATS_2023
 from client.imaging.nifti import Volume, write_volume
 from client.imaging.registration import Registration
 from client.phantoms.profiles import PROFILES
@@ -41,7 +42,7 @@ def write(folder: Path, made: RawCase, *, label_on: str | None = "t1c") -> Case:
         session="000",
         images={name: Image(Path(f"{stem}-{name}.nii.gz")) for name in MODALITIES},
         label=Path(f"{stem}-seg.nii.gz") if label_on is not None else None,
-        label_map=LABELS_BRATS_2023,
+        label_map=BRATS_2023,
     )
 
 

@@ -96,7 +96,8 @@ def segment_case(
     watch = Stopwatch()
     read = read or {name: read_image(image) for name, image in case.images.items()}
     watch.done("load")
-    prepared = prepare(case, options, read=read)
+    # A mask in the patient's folder is no part of what is segmented, whatever it holds.
+    prepared = prepare(replace(case, label=None), options, read=read)
     seen = {name: read[name].data for name in SHOWN if name in read}
     del read  # the others are not needed while the network works
     if options.input == "brats":  # of raw input the brain was judged when it was found

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from client.cohort.case_assembly import LABEL, Finding
-from client.imaging.case import LABELS_BRATS_2018, LABELS_BRATS_2023, LABELS_EITHER, Image
+from client.imaging.case import Image
+from client.imaging.label_codings import PRESUMED, by_brats_name
 
 KNOWN: Final = (
     "BraTS 2018 to 2021: NAME_t1.nii.gz, NAME_t1ce.nii.gz, NAME_t2.nii.gz, NAME_flair.nii.gz, "
-    "NAME_seg.nii.gz (1 necrosis, 2 oedema, 4 enhancing)",
+    "NAME_seg.nii.gz (1 necrosis, 2 oedema; 4 enhancing only where NAME is one of BraTS's)",
     "BraTS 2023 and later: NAME-t1n.nii.gz, NAME-t1c.nii.gz, NAME-t2w.nii.gz, NAME-t2f.nii.gz, "
     "NAME-seg.nii.gz (1 necrosis, 2 oedema, 3 enhancing)",
     "Medical Segmentation Decathlon, Task01: dataset.json with imagesTr and labelsTr",
@@ -28,7 +29,7 @@ KNOWN: Final = (
 )
 """The layouts that a cohort's folder may have, for people."""
 
-_ENDING: Final = r"\.nii(\.gz)?$"
+_ENDING: Final = r"(?i:\.nii(\.gz)?)$"
 _BRATS_2018: Final = re.compile(
     rf"^(?:(?P<case>.+)_)?(?P<role>t1|t1ce|t2|flair|seg){_ENDING}", re.IGNORECASE
 )
@@ -57,16 +58,14 @@ _ANATOMY_TOOLS: Final = re.compile(r"^(fmriprep|smriprep|freesurfer|fastsurfer|s
 
 def brats(path: Path) -> Finding | None:
     """Return what ``path`` is by BraTS's names; None when it is not named so."""
-    for pattern, roles, label_map in (
-        (_BRATS_2023, _ROLES_2023, LABELS_BRATS_2023),
-        (_BRATS_2018, _ROLES_2018, LABELS_BRATS_2018),
-    ):
+    for pattern, roles in ((_BRATS_2023, _ROLES_2023), (_BRATS_2018, _ROLES_2018)):
         if match := pattern.match(path.name):
             name = match["case"] or path.parent.name
             patient, session = time_point(name)
             layout = "brats-2023" if pattern is _BRATS_2023 else "brats-2018"
             if layout == "brats-2018" and name.lower().startswith("brats2021"):
                 layout = "brats-2021"
+            label_map, settled = by_brats_name(name, old=pattern is _BRATS_2018)
             return Finding(
                 layout=layout,
                 place=path.parent,
@@ -75,6 +74,7 @@ def brats(path: Path) -> Finding | None:
                 role=roles[match["role"].lower()],
                 image=Image(path),
                 label_map=label_map,
+                label_settled=settled,
             )
     return None
 
@@ -99,6 +99,12 @@ def in_bids(path: Path, root: Path) -> bool:
         or path.parent.name in ("anat", *_BIDS_OTHER)
         or "derivatives" in path.relative_to(root).parts[:-1]
     )
+
+
+def derived_anatomy(folder: Path, root: Path) -> bool:
+    """Say whether ``folder`` holds what a tool derived, such as FreeSurfer's subjects."""
+    folders = folder.relative_to(root).parts
+    return "derivatives" in folders or any(_ANATOMY_TOOLS.match(one) for one in folders)
 
 
 def bids(path: Path, root: Path) -> Finding | None:
@@ -134,5 +140,6 @@ def bids(path: Path, root: Path) -> Finding | None:
         session=match["session"] or "",
         role=role,
         image=Image(path),
-        label_map=LABELS_EITHER,
+        label_map=PRESUMED,
+        label_settled=False,
     )

@@ -50,6 +50,7 @@ class Finding:
     role: str
     image: Image
     label_map: Mapping[int, int]
+    label_settled: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -106,6 +107,7 @@ def _case(root: Path, group: list[Finding]) -> Case | Refusal:
         images={name: by_role[name][0].image for name in MODALITIES if name in by_role},
         label=label[0].image.path if label else None,
         label_map=label[0].label_map if label else first.label_map,
+        label_settled=label[0].label_settled if label else first.label_settled,
         notes=first.notes,
     )
     for role, several in by_role.items():

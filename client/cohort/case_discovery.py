@@ -8,13 +8,15 @@ Files are found by name; voxels are read only by ``client.imaging``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from client.cohort import brats_and_bids, decathlon, manifest
 from client.cohort.case_assembly import LABEL, Finding, Found, Refusal, assemble, relative
+from client.cohort.declared_labels import Declared, declared, with_coding
 from client.imaging.case import Case
 from common.errors import CaseError
 from common.foreign_text import printable
@@ -26,10 +28,27 @@ if TYPE_CHECKING:  # DICOM's libraries are loaded where there is a file that may
 Decide: TypeAlias = "Callable[[Series], str | None]"
 """What a person decided about a DICOM series: a sequence, "none", or None where nobody did."""
 
+_NOTHING_SAID: Final[Mapping[str, str]] = MappingProxyType({})
+
 _NOT_DICOM: Final = (
     ".bval", ".bvec", ".csv", ".gz", ".htm", ".html", ".jpeg", ".jpg", ".json", ".md", ".nii",
     ".pdf", ".png", ".toml", ".tsv", ".txt", ".xlsx", ".xml",
 )  # fmt: skip
+
+_NIFTI: Final = (".nii", ".nii.gz")
+
+_OTHER_IMAGES: Final = {
+    ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage", ".mhd": "MetaImage",
+    ".mgz": "FreeSurfer's format", ".mgh": "FreeSurfer's format", ".mnc": "MINC",
+    ".nii.bz2": "NIfTI packed by bzip2", ".nii.xz": "NIfTI packed by xz",
+    ".nii.zst": "NIfTI packed by Zstandard", ".head": "AFNI's format", ".par": "Philips PAR/REC",
+    ".gipl": "GIPL", ".img": "Analyze or a NIfTI pair", ".img.gz": "Analyze or a NIfTI pair",
+}  # fmt: skip
+"""Endings of volumes that are not read, with what they are. A .img may be DICOM: it counts as that
+of a pair where a .hdr of its name lies beside it."""
+
+UNREAD: Final = ("case-name", "case-format")
+"""Codes of files that have no part in a case, but may be one's sequence."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +78,15 @@ def undecided(_: Series) -> None:
     """Say of each DICOM series that nobody decided which sequence it is."""
 
 
-def read_cohort(root: Path, *, decide: Decide = undecided) -> Cohort:
+def read_cohort(
+    root: Path, *, decide: Decide = undecided, labels: Mapping[str, str] = _NOTHING_SAID
+) -> Cohort:
     """Find the cases below ``root``; raise CaseError when there is no usable one.
 
-    ``decide`` says which sequence a person takes a DICOM series for.
+    ``decide`` says which sequence a person takes a DICOM series for, ``labels`` which coding the
+    masks of a folder have (``client.cohort.declared_labels``, whose StateError it raises).
     """
-    cases, refused, names = _read(root, decide)
+    cases, refused, names = _read(root, decide, labels=labels)
     if not cases:
         reasons = "".join(f"\n  {printable(r.case)} {_said(r)}" for r in refused[:10])
         known = "".join(f"\n  {line}" for line in brats_and_bids.KNOWN)
@@ -87,7 +109,7 @@ def read_case(folder: Path, *, decide: Decide = undecided) -> Case:
     than one, or one that cannot be used.
     """
     cases, refused, _ = _read(folder, decide, nameless_ok=True)
-    spoilt = [one for one in refused if one.code != "case-name"]
+    spoilt = [one for one in refused if one.code not in UNREAD]
     names = sorted({case.name for case in cases} | {one.case for one in spoilt})
     if len(names) > 1:
         raise CaseError(
@@ -121,14 +143,18 @@ def read_studies(root: Path, *, decide: Decide = undecided) -> list[Judgement]:
 
 
 def _read(
-    root: Path, decide: Decide, *, nameless_ok: bool = False
+    root: Path,
+    decide: Decide,
+    *,
+    nameless_ok: bool = False,
+    labels: Mapping[str, str] = _NOTHING_SAID,
 ) -> tuple[list[Case], list[Refusal], set[str]]:
     root = root.absolute()
     if root.is_file() and root.suffix.lower() == ".zip":
         from client.cohort.dicom import find
 
         zipped = list(find([root], (), root.parent, decide, nameless_ok=nameless_ok))
-        return _assembled(root.parent, zipped)
+        return _assembled(root.parent, zipped, {})
     if not root.is_dir():
         raise CaseError(
             f"{root} is not a folder.", do="Check the path and the mount.", code="case-none"
@@ -141,17 +167,21 @@ def _read(
             do="Check that this user may read it.",
             code="case-file",
         ) from error
+    said = declared(root, labels)
     if tables:
-        return _assembled(root, [one for table in tables for one in manifest.find(table)])
+        listed = [one for table in tables for one in manifest.find(table)]
+        return _assembled(root, listed, said)
     scanned: list[Path] = []
     found = list(_walk(root, scanned))
     if scanned:
         found = _with_dicom(root, found, scanned, decide, nameless_ok=nameless_ok)
-    return _assembled(root, found)
+    return _assembled(root, found, said)
 
 
-def _assembled(root: Path, found: list[Found]) -> tuple[list[Case], list[Refusal], set[str]]:
-    findings = [one for one in found if isinstance(one, Finding)]
+def _assembled(
+    root: Path, found: list[Found], said: Declared
+) -> tuple[list[Case], list[Refusal], set[str]]:
+    findings = [with_coding(one, root, said) for one in found if isinstance(one, Finding)]
     refused = [one for one in found if isinstance(one, Refusal)]
     cases, more, names = assemble(root, findings)
     cases, doubtful = _certain(root, cases, refused + more)
@@ -174,15 +204,16 @@ def _certain(
             one
             for one in refused
             if one.case == case.name
-            or (one.code == "case-name" and one.file.rpartition("/")[0] in folders)
+            or (one.code in UNREAD and one.file.rpartition("/")[0] in folders)
         )
         other = next(beside, None) if case.missing else None
         if other is None:
             kept.append(case)
             continue
+        why = f" ({other.reason})" if other.code == "case-format" else ""
         reason = (
-            f"no file for {', '.join(case.missing)}, and this one is not used; if it is none of "
-            "them, take it out of the folder"
+            f"no file for {', '.join(case.missing)}, and this one is not used{why}; if it is none "
+            "of them, take it out of the folder"
         )
         doubtful.append(Refusal(case.name, other.file, reason, "case-sequence"))
     return kept, doubtful
@@ -211,6 +242,20 @@ def _may_be_dicom(name: str) -> bool:
     return not name.startswith(".") and not name.lower().endswith(_NOT_DICOM)
 
 
+def _other_image(name: str, beside: Collection[str]) -> str:
+    """Return what kind of volume that is not read ``name`` is by its ending, "" if it is none."""
+    lower = name.lower()
+    ending = next((one for one in _OTHER_IMAGES if lower.endswith(one)), "")
+    if name.startswith(".") or not ending:
+        return ""
+    if ending in (".img", ".img.gz", ".head", ".par"):
+        partners = {".head": ".brik", ".par": ".rec"}
+        stem = lower.removesuffix(ending) + partners.get(ending, ".hdr")
+        if not any(one.lower().removesuffix(".gz") == stem for one in beside):
+            return ""
+    return _OTHER_IMAGES[ending]
+
+
 def _folders(root: Path, faults: list[OSError]) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield each folder below ``root`` once, links followed, with its folders and files."""
     seen: set[Path] = set()
@@ -235,8 +280,12 @@ def _walk(root: Path, scanned: list[Path]) -> Iterator[Found]:
             task = here
             tasks[here] = []
         for name in sorted(names):
-            if name.startswith(".") or not name.endswith((".nii", ".nii.gz")):
-                if task is None and _may_be_dicom(name):
+            if name.startswith(".") or not name.lower().endswith(_NIFTI):
+                kind = _other_image(name, names)
+                if kind and not brats_and_bids.derived_anatomy(here, root):
+                    reason = f"{kind} is not read: convert it to .nii.gz"
+                    yield Refusal(here.name, relative(here / name, root), reason, "case-format")
+                elif not kind and task is None and _may_be_dicom(name):
                     scanned.append(here / name)
                 continue
             if task is not None:

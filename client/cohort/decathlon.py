@@ -48,7 +48,7 @@ def find(folder: Path, files: list[Path], root: Path) -> Iterator[Found]:
             reason = "lies outside imagesTr, imagesTs and labelsTr"
             yield Refusal(path.parent.name, relative(path, root), reason, "case-name")
             continue
-        name = re.sub(r"\.nii(\.gz)?$", "", path.name)
+        name = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
         roles = {LABEL: None} if kind == "labelsTr" else channels
         for role, index in roles.items():
             yield Finding(

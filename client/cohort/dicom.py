@@ -2,7 +2,7 @@
 
 A mask is a NIfTI file named as in BraTS or BIDS (``seg.nii.gz``, ``NAME_seg.nii.gz``), in the
 study's folder or below it, in a folder around that one study, or beside a zip file of the same
-name. Its enhancing tumour is 3 or 4.
+name. Unless the hospital says otherwise its enhancing tumour is 3; a 4 asks.
 
 A study is used whole or not at all: where one of its files cannot be read, nobody knows what is
 missing. It may lack a sequence, if t1c or t2f is there and none of its series could be the one that
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final
 
 from client.cohort.case_assembly import Finding, Found, Refusal, relative
-from client.imaging.case import LABELS_EITHER
 from client.imaging.dicom.file_scan import is_zip, scan
 from client.imaging.dicom.series_choice import Choice, Decide, choose
 from client.imaging.dicom.studies import Study, studies
+from client.imaging.label_codings import PRESUMED
 from common.errors import CaseError
 from common.records.regular_files import open_regular
 
@@ -178,7 +178,8 @@ def _findings(one: Judgement, masks: Sequence[Finding]) -> Iterator[Finding]:
             session=one.session,
             role=role,
             image=image,
-            label_map=LABELS_EITHER,
+            label_map=PRESUMED,
+            label_settled=False,
             notes=notes,
         )
     for mask in masks:
@@ -188,7 +189,8 @@ def _findings(one: Judgement, masks: Sequence[Finding]) -> Iterator[Finding]:
             place=one.study.place / one.name,
             patient=one.study.patient,
             session=one.session,
-            label_map=LABELS_EITHER,
+            label_map=PRESUMED,
+            label_settled=False,
         )
 
 

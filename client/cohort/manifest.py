@@ -1,9 +1,9 @@
 """A CSV manifest: for cohorts whose files are named in no known way.
 
 Columns: patient, t1n, t1c, t2w, t2f; if wanted also session, label (the mask) and labels (what
-the mask's values mean, as in ``NCR=1 ED=2 ET=4 background=5``); others are ignored. An empty cell
-says that the case lacks that sequence. Paths are relative to the manifest and may not leave its
-folder, not even through a link. Separated by comma, semicolon or tab; UTF-8.
+the mask's values mean, as in ``NCR=1 ED=2 ET=4 background=5`` or ``brats-2024``); others are
+ignored. An empty cell says that the case lacks that sequence. Paths are relative to the manifest
+and may not leave its folder, not even through a link. Separated by comma, semicolon or tab; UTF-8.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from client.cohort.case_assembly import LABEL, Finding, Found, Refusal
-from client.imaging.case import LABELS_EITHER, Image
+from client.imaging.case import Image
+from client.imaging.label_codings import PRESUMED, parse
 from client.imaging.limits import MOST_TABLE_BYTES
 from common.errors import CaseError
 from common.records.regular_files import open_regular, read_regular
-from common.regions import LABELS, MODALITIES
+from common.regions import MODALITIES
 
 _REQUIRED: Final = ("patient", *MODALITIES)
 _NAME: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -76,7 +77,8 @@ def _row(root: Path, where: str, row: dict[str, str]) -> Iterator[Found]:
         yield Refusal(case, where, "has more or fewer cells than the first line", "case-manifest")
         return
     try:
-        label_map = _label_map(cells.get("labels", ""))
+        said = cells.get("labels", "")
+        label_map = parse(said) if said else PRESUMED
         images = {
             role: _inside(root, cells[role]) for role in (*MODALITIES, LABEL) if cells.get(role)
         }
@@ -86,7 +88,16 @@ def _row(root: Path, where: str, row: dict[str, str]) -> Iterator[Found]:
     if not images:
         yield Refusal(case, where, f"no file for {', '.join(MODALITIES)}", "case-sequence")
     for role, file in images.items():
-        yield Finding("manifest", root / where, patient, session, role, Image(file), label_map)
+        yield Finding(
+            "manifest",
+            root / where,
+            patient,
+            session,
+            role,
+            Image(file),
+            label_map,
+            label_settled=bool(said),
+        )
 
 
 def _inside(root: Path, text: str) -> Path:
@@ -98,23 +109,9 @@ def _inside(root: Path, text: str) -> Path:
         raise ValueError(f"the path {text} leads nowhere") from error
     if not inside:
         raise ValueError(f"the path {text} leaves the cohort's folder")
-    if not path.name.endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{text} is not a .nii or .nii.gz file")
     return path
-
-
-def _label_map(text: str) -> dict[int, int]:
-    """Read ``NCR=1 ED=2 ET=4``; raise ValueError."""
-    if not text:
-        return dict(LABELS_EITHER)
-    known = {"background": 0, **LABELS}
-    result: dict[int, int] = {}
-    for part in re.split(r"[\s,;]+", text):
-        name, _, value = part.partition("=")
-        if name not in known or not value.isascii() or not value.isdigit() or int(value) in result:
-            raise ValueError(f"labels must read like NCR=1 ED=2 ET=3, not {text}")
-        result[int(value)] = known[name]
-    return result
 
 
 def _header(path: Path) -> list[str]:

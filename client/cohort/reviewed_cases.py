@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.cohort.case_discovery import Cohort
-from client.imaging.case import LABELS_BRATS_2023, Case, Image
+from client.imaging.case import Case, Image
 from client.imaging.image_reading import read_image
+from client.imaging.label_codings import BRATS_2023
 from client.imaging.nifti import write_volume
 from client.site.folder import Site
 from client.site.pseudonyms import patients_key, pseudonym, withdrawn
@@ -156,7 +157,7 @@ def _case(place: Path, one: _File) -> Case:
             name: Image(path) for name in MODALITIES if (path := place / f"{name}.nii.gz").exists()
         },
         label=place / _MASK,
-        label_map=LABELS_BRATS_2023,
+        label_map=BRATS_2023,
         reviewed=True,
     )
 

@@ -89,7 +89,7 @@ def cohort_of(site: Site) -> Cohort:
     """
     reviewed = reviewed_cases(site)
     try:
-        cohort = read_cohort(site.data, decide=decisions(site))
+        cohort = read_cohort(site.data, decide=decisions(site), labels=site.settings.labels)
     except CaseError as error:
         if not reviewed or error.code != "case-none" or not site.data.is_dir():
             raise

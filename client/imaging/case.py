@@ -11,19 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from client.imaging.missing_sequences import NEEDED
 from common.regions import MODALITIES
-
-LABELS_BRATS_2018: Final = {1: 1, 2: 2, 4: 3}
-"""Mask values of BraTS 2018 to 2021 (enhancing tumour is 4) as labels of ``common.regions``."""
-
-LABELS_BRATS_2023: Final = {1: 1, 2: 2, 3: 3}
-"""Mask values of BraTS since 2023."""
-
-LABELS_EITHER: Final = {1: 1, 2: 2, 3: 3, 4: 3}
-"""For masks that do not say: enhancing tumour is 3 or 4. A mask that holds both is refused."""
 
 
 @dataclass(frozen=True, order=True)
@@ -62,8 +52,8 @@ class Image:
 class Case:
     """One scan session of one patient.
 
-    ``label_map`` maps a mask value to a label of ``common.regions.LABELS``, or to 0 for a value
-    that counts as background.
+    ``label_map`` is the coding of the mask's values (``client.imaging.label_codings``);
+    ``label_settled`` is false where nothing said that it is the right one.
     """
 
     patient: str
@@ -71,6 +61,7 @@ class Case:
     images: Mapping[str, Image] = field(hash=False)
     label: Path | None
     label_map: Mapping[int, int] = field(hash=False)
+    label_settled: bool = True
     notes: tuple[str, ...] = ()
     """What a person should know about how the sequences were chosen."""
     reviewed: bool = False

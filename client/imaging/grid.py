@@ -22,7 +22,11 @@ Affine = NDArray[np.float64]
 Box = tuple[slice, slice, slice]
 
 SAME_MM: Final = 1e-3
-"""Affines and spacings that differ by less are the same."""
+"""Spacings that differ by less are the same."""
+
+SAME_VOXELS: Final = 0.25
+"""Grids whose corners lie no farther apart than this share of the smallest spacing are the same:
+headers are rounded, to 3 decimals by some tools, and no label moves to the next voxel."""
 
 FWHM_PER_SIGMA: Final = 2 * np.sqrt(2 * np.log(2))
 
@@ -31,6 +35,26 @@ def spacing_of(affine: Affine) -> NDArray[np.float64]:
     """Return the distance between voxel centres along each axis, in millimetres."""
     lengths: NDArray[np.float64] = np.linalg.norm(affine[:3, :3], axis=0)
     return lengths
+
+
+def apart_mm(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
+    """Return how far the corner voxels of an image of ``shape`` lie apart under two affines."""
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], np.float64)
+    corners[:, :3] *= np.array(shape[:3]) - 1
+    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
+
+
+def is_default(affine: Affine, reference: Affine) -> bool:
+    """Say whether ``affine`` is what programs write that know no place in space.
+
+    That is: axes along the world's in their order, sides of 1 mm or those of ``reference``, and the
+    first voxel at the origin.
+    """
+    sides = np.abs(affine[:3, :3])
+    upright = np.allclose(sides, np.diag(np.diag(sides)), atol=1e-6)
+    unit = np.allclose(np.diag(sides), 1, atol=1e-6)
+    same = np.allclose(np.diag(sides), spacing_of(reference), rtol=1e-4)
+    return bool(upright and (unit or same) and np.allclose(affine[:3, 3], 0, atol=1e-6))
 
 
 def canonical_affine(affine: Affine, shape: tuple[int, ...]) -> Affine:

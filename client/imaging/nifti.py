@@ -26,6 +26,7 @@ from nibabel.volumeutils import apply_read_scaling
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import DTypeLike, NDArray
 
+from client.imaging import header_space
 from client.imaging.limits import (
     MOST_GZIP_MEMBERS,
     MOST_HEADER_BYTES,
@@ -98,6 +99,7 @@ def read_volume(
                 dtype=np.dtype(dtype),
                 size=os.fstat(file.fileno()).st_size,
                 packed=packed,
+                mask=empty_ok,
             )
     except FileNotFoundError:
         raise CaseError(f"{path} does not exist.", do="Check the path.", code="case-file") from None
@@ -122,7 +124,7 @@ def checked(
 
     Raises CaseError: ``case-affine``, ``case-values`` or ``case-empty``, as ``read_volume`` does.
     """
-    _check_affine(affine, path)
+    header_space.check_affine(affine, path)
     return _volume(path, _as_dtype(data, np.dtype(dtype), path), affine, empty_ok=empty_ok)
 
 
@@ -211,16 +213,17 @@ class Gunzipped:
 
 
 def _read(
-    stream: Stream, path: Path, index: int | None, *, dtype: np.dtype[Any], size: int, packed: bool
+    stream: Stream,
+    path: Path,
+    index: int | None,
+    *,
+    dtype: np.dtype[Any],
+    size: int,
+    packed: bool,
+    mask: bool,
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Return voxels (X, Y, Z) as ``dtype`` and the affine; ``size`` is the file's on the disk."""
     header = _header(stream)
-    if not header["sform_code"] and not header["qform_code"]:
-        raise CaseError(
-            f"{path} does not say how it lies in space (neither sform nor qform is set).",
-            do="Convert it again from its DICOM series, for instance with dcm2niix.",
-            code="case-affine",
-        )
     stored = header.get_data_dtype()
     if stored.kind not in "iuf":
         raise CaseError(
@@ -246,8 +249,7 @@ def _read(
         raise _over_limit(path, fault)
     if not packed and size < end:
         raise EOFError(f"its header speaks of {end} bytes and it has {size}")
-    affine = np.asarray(header.get_best_affine(), np.float64)
-    _check_affine(affine, path)
+    affine = header_space.affine_mm(header, path, mask=mask)
     slope, inter = header.get_slope_inter()
     _skip(stream, offset - begun + channel * count * stored.itemsize)
     flat = np.empty(count, dtype)
@@ -322,22 +324,6 @@ def _channel(shape: tuple[int, ...], path: Path, index: int | None) -> int:
     else:
         return index or 0
     raise CaseError(f"{path} {fault}.", do=_CONVERT, code="case-shape")
-
-
-def _check_affine(affine: NDArray[np.float64], path: Path) -> None:
-    fault = ""
-    if not np.isfinite(affine).all():
-        fault = "holds values that are not finite"
-    else:
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
-        if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
-            fault = "is zero or flat: it has no inverse"
-    if fault:
-        raise CaseError(
-            f"{path} cannot be placed in space: its affine {fault}.",
-            do="Convert it again from its DICOM series, for instance with dcm2niix.",
-            code="case-affine",
-        )
 
 
 def _as_dtype(data: NDArray[Any], dtype: np.dtype[Any], path: Path) -> NDArray[Any]:

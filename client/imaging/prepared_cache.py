@@ -166,7 +166,11 @@ class PreparedCache:
         facts = {
             "images": [image and [self._sha256(image), image.index] for image in images],
             "label": case.label
-            and [self._sha256(Image(case.label)), sorted(case.label_map.items())],
+            and [
+                self._sha256(Image(case.label)),
+                sorted(case.label_map.items()),
+                *([] if case.label_settled else ["unsettled"]),
+            ],
             "preprocessing": self._digest,
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -28,7 +28,7 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from client.imaging import grid, raw_preprocessing
+from client.imaging import grid, label_codings, raw_preprocessing
 from client.imaging.case import Case
 from client.imaging.image_reading import read_image
 from client.imaging.missing_sequences import ABSENT
@@ -42,6 +42,8 @@ from common.study.protocol import (
 )
 
 _MOST_NONZERO: Final = 0.75  # a stripped brain fills about a fifth of its field
+_BACKGROUND_SHARE: Final = 0.95
+_BACKGROUND_SPREAD: Final = 1e-3
 _WIDEST_BRAIN_MM: Final = 500.0
 _SAME_GRID: Final = "Register the sequences and the mask to one grid first."
 
@@ -141,7 +143,7 @@ def prepare(
     labels = None
     if case.label is not None:
         drawn_on = _drawn_on(case, volumes, aligned)
-        values = _labels(case.label, case.label_map, volumes[drawn_on], titles[drawn_on])
+        values = _labels(case, volumes[drawn_on], titles[drawn_on])
         turned = grid.to_canonical(values, volumes[drawn_on].affine)
         if drawn_on in aligned.moved:
             volume = aligned.volumes[drawn_on]
@@ -237,9 +239,12 @@ def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw_preprocessing.Al
     for name in others:
         _check_grid(volumes[name], case.images[name].title, native, case.images[first].title)
     affine = grid.canonical_affine(native.affine, native.data.shape)
-    images = {
-        name: Volume(grid.to_canonical(volumes[name].data, native.affine), affine) for name in names
-    }
+    images, backgrounds = {}, {}
+    for name in names:
+        data, background = stripped_background(volumes[name].data)
+        images[name] = Volume(grid.to_canonical(data, native.affine), affine)
+        if background is not None:
+            backgrounds[name] = background
     return raw_preprocessing.Aligned(
         name=first,
         volumes=images,
@@ -247,9 +252,43 @@ def _as_it_is(volumes: Mapping[str, Volume], case: Case) -> raw_preprocessing.Al
         brain=_brain([image.data for image in images.values()], case),
         history=(
             {"step": "reorient", "from": "".join(aff2axcodes(native.affine)), "to": "RAS"},
+            *([_background_warning(backgrounds)] if backgrounds else []),
             {"step": "brain", "rule": "nonzero in any sequence, largest part, holes filled"},
         ),
     )
+
+
+def stripped_background(data: NDArray[np.float32]) -> tuple[NDArray[np.float32], float | None]:
+    """Return ``data`` with a background of 0, and the value that it had; None where it was 0.
+
+    Programs leave -0.9 around a brain that they scored, or 1e-4 of ringing. That is background
+    where nearly all the field's outermost voxels have one value, to a thousandth of the range; the
+    values then count from it. Air around a head that was not stripped is noisier by far.
+    """
+    faces = np.concatenate(
+        [np.take(data, end, axis).ravel() for axis in range(3) for end in (0, -1)]
+    )
+    if np.count_nonzero(faces) < _BACKGROUND_SHARE * faces.size:
+        return data, None
+    value = float(np.median(faces))
+    range_ = float(np.percentile(data, 99.9)) - value
+    near = _BACKGROUND_SPREAD * range_
+    if not range_ > 0 or np.mean(np.abs(faces - value) <= near) < _BACKGROUND_SHARE:
+        return data, None
+    counted = data - np.float32(value)
+    counted[np.abs(counted) <= near] = 0
+    return counted, value
+
+
+def _background_warning(backgrounds: Mapping[str, float]) -> dict[str, Any]:
+    said = ", ".join(f"{value:.3g} in {name}" for name, value in backgrounds.items())
+    return {
+        "step": "quality",
+        "warnings": [
+            f"The background is not 0 but {said}; it was taken as background, to "
+            f"{_BACKGROUND_SPREAD:g} of the range."
+        ],
+    }
 
 
 def _sampled(
@@ -290,10 +329,27 @@ def _check_grid(volume: Volume, title: str, reference: Volume, other: str) -> No
 def _grid_fault(volume: Volume, reference: Volume) -> str | None:
     if volume.data.shape != reference.data.shape:
         return f"{volume.data.shape} voxels against {reference.data.shape}"
-    if not np.allclose(volume.affine, reference.affine, rtol=0, atol=grid.SAME_MM):
-        worst = np.abs(volume.affine - reference.affine).max()
-        return f"their affines differ by up to {worst:.3g}"
+    apart_mm = grid.apart_mm(volume.affine, reference.affine, volume.data.shape)
+    if apart_mm > grid.SAME_VOXELS * min(reference.spacing_mm):
+        return f"their corners lie up to {apart_mm:.3g} mm apart"
     return None
+
+
+def _check_mask_grid(mask: Volume, path: Path, reference: Volume, other: str) -> None:
+    """Raise CaseError (``case-grid``) unless a mask lies on the grid of the image ``other``."""
+    if (
+        mask.data.shape == reference.data.shape
+        and _grid_fault(mask, reference) is not None
+        and grid.is_default(mask.affine, reference.affine)
+    ):
+        raise CaseError(
+            f"{path} has lost its place in space: its header holds what a program writes that "
+            f"knows no better. It has as many voxels as {other}, each way.",
+            do="If it was drawn on that image, copy the image's header onto it, for instance with "
+            f"FSL's `fslcpgeom {other} {path}`, and look at both in a viewer.",
+            code="case-grid",
+        )
+    _check_grid(mask, str(path), reference, other)
 
 
 def _brain(images: list[NDArray[np.float32]], case: Case) -> NDArray[np.bool_]:
@@ -336,32 +392,13 @@ def _z_score(
     return scored
 
 
-def _labels(
-    path: Path, label_map: Mapping[int, int], reference: Volume, other: str
-) -> NDArray[np.uint8]:
-    """Read a tumour mask into the values of LABELS; raise CaseError."""
-    volume = _turned(read_volume(path, empty_ok=True), reference)
-    _check_grid(volume, str(path), reference, other)
-    labels = np.zeros(volume.data.shape, np.uint8)
-    meaning: dict[int, float] = {}
-    tumour = volume.data[volume.data != 0]
-    for value in np.unique(tumour):
-        key = round(float(value))
-        if abs(float(value) - key) > 1e-3 or (key != 0 and key not in label_map):
-            known = ", ".join(str(one) for one in sorted(label_map))
-            fault = f"holds the value {value:g}; only 0, {known} have a meaning there"
-        elif (label := label_map.get(key, 0)) and label in meaning:
-            fault = f"holds both {meaning[label]:g} and {value:g}, which would mean the same"
-        else:
-            meaning[label] = float(value)
-            labels[volume.data == value] = label
-            continue
-        raise CaseError(
-            f"{path} {fault}.",
-            do="Correct the mask, or say what its values mean in a manifest (column labels).",
-            code="case-label",
-        )
-    return labels
+def _labels(case: Case, reference: Volume, other: str) -> NDArray[np.uint8]:
+    """Read the tumour mask of a case that has one, into the values of LABELS; raise CaseError."""
+    path = case.label or Path()
+    mask = read_volume(path, empty_ok=True)
+    volume = _turned(mask, reference)
+    _check_mask_grid(volume, path, reference, other)
+    return label_codings.decode(volume.data, case.label_map, path, settled=case.label_settled)
 
 
 def _turned(mask: Volume, reference: Volume) -> Volume:
@@ -371,9 +408,11 @@ def _turned(mask: Volume, reference: Volume) -> Volume:
     """
     here = grid.canonical_affine(mask.affine, mask.data.shape)
     there = grid.canonical_affine(reference.affine, reference.data.shape)
-    if not np.allclose(here, there, rtol=0, atol=grid.SAME_MM):
+    turned = grid.to_canonical(mask.data, mask.affine)
+    apart_mm = grid.apart_mm(here, there, turned.shape)
+    if apart_mm > grid.SAME_VOXELS * min(reference.spacing_mm):
         return mask
-    data = grid.from_canonical(grid.to_canonical(mask.data, mask.affine), reference.affine)
+    data = grid.from_canonical(turned, reference.affine)
     return Volume(data, reference.affine)
 
 

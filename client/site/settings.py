@@ -24,6 +24,14 @@ name = {name}
 # Folder with the patients' scans: DICOM studies, BraTS, Decathlon or BIDS, or a CSV manifest.
 data = {data}
 
+[labels]
+# What the values of the tumour masks mean, for a folder of the data or, as ".", for all of it:
+# "brats-2018" (4 is enhancing), "brats-2023" (3 is enhancing), "brats-2024" (after surgery: 4 is
+# the cavity, which counts as background), "brats-ped-2024" (children), or in words, such as
+# "NCR=1 ED=2 ET=4 background=5". A mask whose values can be read in two ways is refused until this
+# says it: another value than 1, 2 and 3, or 1 alone.
+# "." = "brats-2018"
+
 [policy]
 # The most that all studies together may ever cost one patient (epsilon at the study's delta).
 # A patient who has spent it is left out; the others go on.
@@ -183,6 +191,8 @@ class SiteSettings(_Frozen):
 
     name: SiteName
     data: str = Field(min_length=1)
+    labels: dict[str, str] = {}
+    """The coding of the masks of each folder (``client.cohort.declared_labels``)."""
     policy: Policy = Policy()
     machine: Machine = Machine()
     network: Network = Network()

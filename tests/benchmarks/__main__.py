@@ -28,6 +28,7 @@ from tests.benchmarks import (
     draw_durations,
     familiarity,
     missing_sequences,
+    plausibility,
     poisoning,
     prediction,
     preparation,
@@ -61,6 +62,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
     "familiarity": Benchmark(familiarity.measure, minutes=3),
     "draw_durations": Benchmark(draw_durations.measure, minutes=1),
     "missing_sequences": Benchmark(missing_sequences.measure, minutes=6),
+    "plausibility": Benchmark(plausibility.measure, minutes=6),
 }
 _QUIET_S: Final = 60.0
 """After so long without a line, one says that the work goes on."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -22,10 +22,11 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from client.cohort.quality.sequence_plausibility import Plausibility, look
 from client.imaging import grid
 from client.imaging.missing_sequences import NEEDED
 from client.imaging.nifti import Volume
-from client.imaging.preprocessing import Prepared
+from client.imaging.preprocessing import Prepared, stripped_background
 from common.regions import MODALITIES, REGIONS, labels_to_regions
 
 _FACES: Final = ("left", "right", "posterior", "anterior", "inferior", "superior")
@@ -98,6 +99,7 @@ class CaseMeasures:
     dot product of 1."""
     missing: tuple[str, ...] = ()
     reference: str = "t1c"
+    plausibility: Plausibility = field(default_factory=Plausibility)
 
 
 def measure(
@@ -128,6 +130,7 @@ def measure(
         sketch=_sketch(first),
         missing=tuple(one for one in MODALITIES if one not in volumes),
         reference=reference,
+        plausibility=look(prepared.image, tuple(volumes), prepared.labels, prepared.affine),
     )
 
 
@@ -136,6 +139,7 @@ def _brain_of(volume: Volume, inside: NDArray[np.bool_], affine: grid.Affine) ->
 
     How the head moved between sequences is left out: a few millimetres do not matter here.
     """
+    volume = Volume(stripped_background(volume.data)[0], volume.affine)
     if np.count_nonzero(volume.data) < _HEAD_SHARE * volume.data.size:
         return volume
     to_inside = np.linalg.inv(affine) @ volume.affine

@@ -16,6 +16,7 @@ from typing import Final, Literal
 import numpy as np
 
 from client.cohort.quality.case_measurements import CaseMeasures
+from client.cohort.quality.sequence_plausibility import EXCHANGED, MIRRORED, PLATEAU
 
 Kind = Literal["doubt", "note"]
 
@@ -102,8 +103,36 @@ def _of_case(case: CaseMeasures) -> Iterator[Remark]:
             )
         if coarsest > _COARSE_MM:
             yield say("note", "coarse", f"{name} has voxels of up to {coarsest:.1f} mm.")
+    yield from _of_sequences(case, say)
     if case.mask is not None:
         yield from _of_mask(case, say)
+
+
+def _of_sequences(case: CaseMeasures, say: Callable[[Kind, str, str], Remark]) -> Iterator[Remark]:
+    found = case.plausibility
+    for one, other, likeness in found.alike:
+        yield say(
+            "doubt",
+            "same-sequence",
+            f"{one} and {other} are the same image (correlation {likeness:.3f} in the brain; two "
+            "sequences stay below 0.95): put the right file there, or leave one of them out.",
+        )
+    for name, share in found.plateau.items():
+        if share > PLATEAU:
+            yield say(
+                "doubt",
+                "plateau",
+                f"{name} holds one value over {share:.0%} of the brain (sound images: below 1%): a "
+                "part was not scanned, erased or clipped. Look at it, and export it again.",
+            )
+    if found.t2_over_t1 < EXCHANGED:
+        yield say(
+            "doubt",
+            "exchanged",
+            f"t1n and t2w seem to be exchanged: fluid is dark in what is called t2w and bright in "
+            f"t1n (skewness differs by {found.t2_over_t1:.1f}; above 0.6 where they are not). "
+            "Look at both, and rename them.",
+        )
 
 
 def _of_mask(case: CaseMeasures, say: Callable[[Kind, str, str], Remark]) -> Iterator[Remark]:
@@ -120,6 +149,14 @@ def _of_mask(case: CaseMeasures, say: Callable[[Kind, str, str], Remark]) -> Ite
             "mask-outside",
             f"{mask.outside_brain:.0%} of the mask lies outside the brain: a mask of another case, "
             "or one that was shifted or mirrored.",
+        )
+    if case.plausibility.mask_over_mirror < MIRRORED:
+        yield say(
+            "doubt",
+            "mask-mirrored",
+            "The mask seems to lie on the wrong side: FLAIR and T2 are brighter where its mirror "
+            f"image lies, by {-case.plausibility.mask_over_mirror:.1f} (in its own place a tumour "
+            "is brighter by more than 0.5). Lay it over the FLAIR, and convert it again.",
         )
     if mask.parts > _MOST_PARTS:
         yield say("doubt", "mask-parts", f"The mask is in {mask.parts} pieces.")

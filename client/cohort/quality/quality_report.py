@@ -99,5 +99,9 @@ def as_json(case: CaseMeasures) -> dict[str, Any]:
         }
         for name, measured in case.sequences.items()
     }
+    value["plausibility"] = {
+        key: None if isinstance(one, float) and math.isnan(one) else one
+        for key, one in dataclasses.asdict(case.plausibility).items()
+    }
     value["mask"] = None if case.mask is None else dataclasses.asdict(case.mask)
     return value

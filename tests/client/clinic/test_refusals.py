@@ -89,6 +89,12 @@ def rgb(call: Call) -> None:
     nib.save(nib.Nifti1Image(colours, image.affine), call.file())
 
 
+def in_air(data: np.ndarray) -> np.ndarray:
+    """Lay a scanner's noise over all of the field."""
+    noise: np.ndarray = data + np.random.default_rng(1).uniform(5, 50, data.shape)
+    return noise
+
+
 def on_another_grid(call: Call) -> None:
     image = nib.load(call.file())
     affine = image.affine.copy()
@@ -237,7 +243,7 @@ REFUSED: dict[str, tuple[Spoil, int, str, str]] = {
         lambda c: c.change(lambda d: ellipsoid(d, 0.003), *SEQUENCES),
         15, "case-brain", "no brain"),
     "a head with its skull and air": (
-        lambda c: c.change(lambda d: d + 9, *SEQUENCES),
+        lambda c: c.change(in_air, *SEQUENCES),
         15, "case-not-stripped", "not skull-stripped"),
     "an empty volume": (
         lambda c: c.change(np.zeros_like), 15, "case-empty", "every voxel is 0"),

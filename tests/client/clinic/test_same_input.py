@@ -55,7 +55,7 @@ def raw(data: Path, patch: pytest.MonkeyPatch) -> Path:
 def dicom(data: Path, patch: pytest.MonkeyPatch) -> Path:
     folder = write_study(data / "study")
     mask = np.zeros(voxels().shape, np.uint8)
-    mask[7:10, 6:9, 5:8] = 4
+    mask[7:10, 6:9, 5:8] = 3
     nib.save(nib.Nifti1Image(mask, oblique()), folder / "a-seg.nii.gz")
     return folder
 

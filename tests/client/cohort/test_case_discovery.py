@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -22,7 +23,7 @@ from client.cohort.case_discovery import read_case, read_cohort
 from client.cohort.patient_split import split
 from client.imaging.nifti import write_volume
 from client.imaging.preprocessing import prepare
-from common.errors import CaseError
+from common.errors import CaseError, StateError
 from common.regions import MODALITIES
 from common.study.protocol import PreprocessingOptions
 
@@ -122,8 +123,8 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str, list[str], int, dict[int, 
     "one folder": (flat_uncompressed, "brats-2023", ["PAT-001", "PAT-002"], 2, {1: 1, 2: 2, 3: 3}),
     "bare names": (bare_names, "brats-2023", ["patient-a"], 1, {1: 1, 2: 2, 3: 3}),
     "Decathlon": (decathlon, "decathlon", ["BRATS_001", "BRATS_485"], 1, {1: 2, 2: 1, 3: 3}),
-    "BIDS": (bids, "bids", ["sub-01-ses-a", "sub-02"], 2, {1: 1, 2: 2, 3: 3, 4: 3}),
-    "manifest": (manifest, "manifest", ["p1-1", "p2"], 1, {1: 1, 2: 2, 3: 3, 4: 3}),
+    "BIDS": (bids, "bids", ["sub-01-ses-a", "sub-02"], 2, {1: 1, 2: 2, 3: 3}),
+    "manifest": (manifest, "manifest", ["p1-1", "p2"], 1, {1: 1, 2: 2, 3: 3}),
 }
 
 
@@ -140,6 +141,7 @@ def test_a_layout_is_found(tmp_path: Path, name: str) -> None:
     for case in cohort.cases:
         assert tuple(case.images) == MODALITIES
         assert case.label_map == label_map
+        assert pickle.dumps(case)  # other processes prepare it
         assert len({(image.path, image.index) for image in case.images.values()}) == 4
 
 
@@ -448,3 +450,116 @@ def test_a_file_of_another_name_beside_a_whole_case_changes_nothing(tmp_path: Pa
     touch(folder / "localizer.nii.gz")
     assert read_case(folder).missing == ()
     assert len(read_cohort(tmp_path).cases) == 3
+
+
+OTHER_FORMATS = {
+    # files beside the case's, which of them is named, words
+    "NRRD": (("t1c.nrrd",), "t1c.nrrd", "NRRD"),
+    "MetaImage": (("t1c.MHA",), "t1c.MHA", "MetaImage"),
+    "FreeSurfer": (("t1c.mgz",), "t1c.mgz", "FreeSurfer"),
+    "a pair": (("t1c.hdr", "t1c.img"), "t1c.img", "Analyze"),
+    "AFNI": (("t1c+orig.HEAD", "t1c+orig.BRIK.gz"), "t1c+orig.HEAD", "AFNI"),
+    "another packing": (("t1c.nii.bz2",), "t1c.nii.bz2", "bzip2"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_an_image_that_is_not_read_is_named_once(tmp_path: Path, name: str) -> None:
+    files, named, words = OTHER_FORMATS[name]
+    brats_2023(tmp_path)
+    for file in files:
+        touch(tmp_path / "PAT-7" / file)
+    cohort = read_cohort(tmp_path)
+    assert len(cohort.cases) == 3
+    (refusal,) = cohort.refused
+    assert (refusal.case, refusal.code) == ("PAT-7", "case-format")
+    assert refusal.file == f"PAT-7/{named}"
+    assert words in refusal.reason
+    assert ".nii.gz" in refusal.reason
+
+
+def test_a_sequence_in_a_format_that_is_not_read_is_not_missing(tmp_path: Path) -> None:
+    brats_2023(tmp_path)
+    folder = tmp_path / "BraTS-GLI-00002-000"
+    stem = folder / "BraTS-GLI-00002-000-t1c"
+    Path(f"{stem}.nii.gz").rename(f"{stem}.mgz")
+    for read in (read_cohort, read_case):
+        try:
+            found = read(tmp_path if read is read_cohort else folder)
+            said = "".join(one.reason for one in found.refused)
+        except CaseError as error:
+            said = error.message
+        assert "no file for t1c, and this one is not used (FreeSurfer's format" in said
+
+
+def test_what_is_no_patients_image_is_not_named(tmp_path: Path) -> None:
+    brats_2023(tmp_path)
+    touch(tmp_path / "derivatives" / "freesurfer" / "sub-1" / "mri" / "aseg.mgz")
+    touch(tmp_path / "BraTS-GLI-00002-000" / "._t1c.mgz")
+    touch(tmp_path / "BraTS-GLI-00002-000" / "notes.head")
+    assert read_cohort(tmp_path).refused == ()
+
+
+@pytest.mark.parametrize("build", [brats_2021, brats_2023, bids, decathlon, manifest])
+def test_endings_in_capitals_are_read(tmp_path: Path, build: Callable[[Path], None]) -> None:
+    build(tmp_path / "lower")
+    build(tmp_path / "upper")
+    for path in [*(tmp_path / "upper").rglob("*.nii*")]:
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    table = tmp_path / "upper" / "cohort.csv"
+    if table.exists():
+        table.write_text(table.read_text().replace(".nii.gz", ".NII.GZ"))
+    lower, upper = (read_cohort(tmp_path / one) for one in ("lower", "upper"))
+    assert [case.name for case in upper.cases] == [case.name for case in lower.cases]
+    assert len(upper.labelled) == len(lower.labelled)
+    assert upper.refused == ()
+
+
+def test_what_a_hospital_says_of_its_folders_masks_counts(tmp_path: Path) -> None:
+    brats_2023(tmp_path / "a")
+    bids(tmp_path / "b")
+    decathlon(tmp_path / "c")
+    after = {"b": "brats-2024", ".": "NCR=7 ED=8 ET=9", "b/derivatives/raters/sub-01": "ET=1"}
+    cases = {case.patient: case for case in read_cohort(tmp_path, labels=after).cases}
+    assert cases["BraTS-GLI-00001"].label_map == {7: 1, 8: 2, 9: 3}
+    assert cases["sub-02"].label_map == {1: 1, 2: 2, 3: 3, 4: 0}
+    assert cases["sub-01"].label_map == {1: 3}
+    assert cases["BRATS_001"].label_map == {1: 2, 2: 1, 3: 3}  # its dataset.json says it
+    assert all(case.label_settled for case in cases.values() if case.label)
+    assert not read_cohort(tmp_path / "b").labelled[0].label_settled
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"nowhere": "brats-2024"}, "no folder of"),
+        ({"..": "brats-2024"}, "no folder of"),
+        ({".": "brats-2025"}, "labels must be one of"),
+    ],
+)
+def test_what_is_said_of_no_folder_is_refused(
+    tmp_path: Path, said: dict[str, str], words: str
+) -> None:
+    brats_2023(tmp_path)
+    with pytest.raises(StateError, match=words) as caught:
+        read_cohort(tmp_path, labels=said)
+    assert caught.value.code == "labels"
+
+
+@pytest.mark.parametrize("name", ["BraTS-PED-00001-000", "BraTS-MEN-RT-0001-1"])
+def test_other_tumours_masks_have_no_meaning_until_it_is_said(tmp_path: Path, name: str) -> None:
+    case_files(tmp_path / name, name, NEW)
+    (case,) = read_cohort(tmp_path).cases
+    assert (case.label_map, case.label_settled) == ({}, False)
+    (case,) = read_cohort(tmp_path, labels={name: "brats-ped-2024"}).cases
+    assert (case.label_map, case.label_settled) == ({1: 3, 2: 1, 3: 1, 4: 2}, True)
+
+
+def test_a_manifest_may_name_a_coding(tmp_path: Path) -> None:
+    for file in "abcdm":
+        touch(tmp_path / f"{file}.nii")
+    row = "p1,1,a.nii,b.nii,c.nii,d.nii,m.nii,{}\n"
+    for text, settled in (("brats-2024", True), ("", False)):
+        touch(tmp_path / "list.csv", HEADER.strip() + ",labels\n" + row.format(text))
+        (case,) = read_cohort(tmp_path).cases
+        assert (4 in case.label_map, case.label_settled) == (settled, settled)

@@ -40,7 +40,7 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path / "scans" / "study")
 
 
-def write_mask(path: Path, value: int = 4) -> Path:
+def write_mask(path: Path, value: int = 3) -> Path:
     mask = np.zeros(voxels().shape, np.uint8)
     mask[7:10, 6:9, 5:8] = value
     nib.save(nib.Nifti1Image(mask, oblique()), path)

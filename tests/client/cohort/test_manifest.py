@@ -32,7 +32,7 @@ ROWS = {
     "a path for a name": (HEADER, ROW.replace("p1", "../p1"), "letters, digits"),
     "too many cells": (HEADER, "p1,1,a.nii,b.nii,c.nii,d.nii,,x\n", "more or fewer"),
     "too few cells": (HEADER, "p1,1,a.nii\n", "more or fewer"),
-    "bad labels": (HEADER.strip() + ",labels\n", ROW.strip() + ",tumour=1\n", "must read like"),
+    "bad labels": (HEADER.strip() + ",labels\n", ROW.strip() + ",tumour=1\n", "or read like NCR=1"),
 }
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from client.imaging.case import LABELS_BRATS_2023, Case, Image
+from client.imaging.case import Case, Image
+from client.imaging.label_codings import BRATS_2023, Coding
 from common.regions import MODALITIES
 
 SHAPE = (40, 36, 30)
@@ -40,7 +41,7 @@ def make_case(tmp_path: Path) -> MakeCase:
         images: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         labelled: bool = True,
-        label_map: dict[int, int] = LABELS_BRATS_2023,
+        label_map: Coding = BRATS_2023,
     ) -> Case:
         default_images, default_labels = anatomy()
         images = default_images if images is None else images

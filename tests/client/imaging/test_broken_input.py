@@ -75,6 +75,9 @@ def header(name: str = "t2w", **fields: Any) -> Break:
     return spoil
 
 
+AIR = np.random.default_rng(1).uniform(5, 30, voxels().shape)
+
+
 def content(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Break:
     return lambda root, _: save(root / "case-00001-000", name, make(voxels()))
 
@@ -147,7 +150,7 @@ NIFTI: dict[str, tuple[Break, str, str]] = {
     "colours": (content("t2w", lambda _: STRUCTURED), "case-shape", "not plain numbers"),
     "a shape of petabytes": (
         header(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]), "case-shape", "voxels, more than"),
-    "a sequence on another grid": (moved(mm=1.0), "case-grid", "on different grids"),
+    "a sequence on another grid": (moved(mm=5.0), "case-grid", "on different grids"),
     "a sequence of another shape": (
         content("t2w", lambda d: d[:-1]), "case-grid", "voxels against"),
     "a missing sequence": (lambda root, _: at(root).unlink(), "case-sequence", "lacks t2w"),
@@ -161,12 +164,12 @@ NIFTI: dict[str, tuple[Break, str, str]] = {
     "an image of nothing": (content("t2w", np.zeros_like), "case-empty", "every voxel is 0"),
     "a flat image": (content("t2w", lambda d: np.sign(d) * 7), "case-contrast", "is flat"),
     "a head with its skull and air": (
-        lambda root, _: [save(root / "case-00001-000", n, voxels() + 9) for n in FILES[:4]],
+        lambda root, _: [save(root / "case-00001-000", n, voxels() + AIR) for n in FILES[:4]],
         "case-not-stripped", "not skull-stripped"),
     "a mask value that means nothing": (value(9, "seg"), "case-label", "holds the value 9"),
     "a mask value between two": (value(1.5, "seg"), "case-label", "holds the value 1.5"),
     "a mask with NaN": (value(np.nan, "seg"), "case-values", "NaN"),
-    "a mask on another grid": (moved(mm=1.0, name="seg"), "case-grid", "seg"),
+    "a mask on another grid": (moved(mm=5.0, name="seg"), "case-grid", "seg"),
     "a mask of another shape": (content("seg", lambda d: d[:-1] * 0), "case-grid", "seg"),
     "a folder named as a file": (replaced(lambda path: path.mkdir()), "case-sequence", "t2w"),
     "a link that leads nowhere": (

@@ -11,9 +11,10 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from scipy import ndimage
 
 from client.imaging import grid
-from client.imaging.case import LABELS_BRATS_2018, LABELS_EITHER
+from client.imaging.label_codings import BRATS_2018, BRATS_2023, PRESUMED
 from client.imaging.missing_sequences import ABSENT, PARTIAL, present
 from client.imaging.nifti import read_volume
+from client.imaging.plausibility import warnings_of
 from client.imaging.preprocessing import Prepared, digest, prepare, to_native
 from common.errors import CaseError
 from common.regions import MODALITIES, labels_to_regions, regions_to_labels
@@ -158,7 +159,8 @@ def test_debris_is_cut_off_and_holes_belong_to_the_brain(make_case: MakeCase) ->
 
 
 @pytest.mark.parametrize(
-    ("map_", "enhancing"), [(LABELS_BRATS_2018, 4), (LABELS_EITHER, 4), (LABELS_EITHER, 3)]
+    ("map_", "enhancing"),
+    [(BRATS_2018, 4), (BRATS_2023, 3), (PRESUMED, 3), ({1: 1, 2: 2, 5: 3}, 5)],
 )
 def test_mask_values_are_translated(
     make_case: MakeCase, map_: dict[int, int], enhancing: int
@@ -170,9 +172,7 @@ def test_mask_values_are_translated(
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize(
-    ("value", "map_"), [(4, {1: 1, 2: 2, 3: 3}), (7, LABELS_EITHER), (2.5, LABELS_EITHER)]
-)
+@pytest.mark.parametrize(("value", "map_"), [(7, PRESUMED), (7, {4: 3}), (2.5, PRESUMED)])
 def test_an_unknown_mask_value_is_named(
     make_case: MakeCase, value: float, map_: dict[int, int]
 ) -> None:
@@ -183,20 +183,10 @@ def test_an_unknown_mask_value_is_named(
     assert caught.value.code == "case-label"
 
 
-def test_a_mask_that_could_mean_two_things_is_refused(make_case: MakeCase) -> None:
-    _, labels = anatomy()
-    labels[labels == 2] = 4
-    with pytest.raises(CaseError, match="both 3 and 4") as caught:
-        prepare(make_case(labels=labels, label_map=LABELS_EITHER), OPTIONS)
-    assert caught.value.code == "case-label"
-
-
 def test_a_value_mapped_to_background_is_background(make_case: MakeCase) -> None:
     _, labels = anatomy()
     labels[3, 3, 3] = 5
-    prepared = prepare(
-        make_case(labels=labels, label_map={**LABELS_BRATS_2018, 3: 3, 5: 0}), OPTIONS
-    )
+    prepared = prepare(make_case(labels=labels, label_map={**BRATS_2018, 3: 3, 5: 0}), OPTIONS)
     np.testing.assert_array_equal(back(prepared) == 0, np.isin(labels, (0, 5)))
 
 
@@ -227,11 +217,48 @@ def test_files_on_different_grids_are_refused(make_case: MakeCase, which: str, f
     if fault == "shape":
         data = data[:-1]
     else:
-        affine[0, 3] += 0.01
+        affine[0, 3] += 0.3
     nib.save(nib.Nifti1Image(data, affine), path)
     with pytest.raises(CaseError, match=which) as caught:
         prepare(case, OPTIONS)
     assert caught.value.code == "case-grid"
+
+
+@pytest.mark.parametrize("which", ["t2w", "seg"])
+@pytest.mark.parametrize("off_mm", [1e-4, 2e-3, 0.1])
+def test_a_rounded_header_is_the_same_grid(make_case: MakeCase, which: str, off_mm: float) -> None:
+    case = make_case()
+    expected = prepare(case, OPTIONS)
+    path = case.label if which == "seg" else case.images[which].path
+    assert path is not None
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[:3, 3] += off_mm
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    found = prepare(case, OPTIONS)
+    np.testing.assert_array_equal(found.image, expected.image)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+LOST = {
+    "identity": np.eye(4),
+    "SimpleITK's": np.diag([-1.0, -1.0, 1.0, 1.0]),
+    "the voxel size alone": np.diag([2.0, 2.0, 2.5, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_mask_that_lost_its_header_is_told_what_to_do(make_case: MakeCase, name: str) -> None:
+    case = make_case(spacing_mm=(2.0, 2.0, 2.5))
+    data = np.asarray(nib.load(case.label).dataobj)
+    nib.save(nib.Nifti1Image(data, LOST[name]), case.label)
+    with pytest.raises(CaseError, match="has lost its place in space") as caught:
+        prepare(case, OPTIONS)
+    assert caught.value.code == "case-grid"
+    assert "fslcpgeom" in caught.value.do
+    nib.save(nib.Nifti1Image(data[:-1], LOST[name]), case.label)
+    with pytest.raises(CaseError, match="on different grids"):
+        prepare(case, OPTIONS)
 
 
 @pytest.mark.parametrize("codes", ["LPS", "SAR", "PIL"])
@@ -258,9 +285,33 @@ def test_affines_that_differ_by_rounding_are_one_grid(make_case: MakeCase) -> No
     assert prepare(case, OPTIONS).image.shape[0] == 4
 
 
+BACKGROUNDS = {
+    # what was done to images that are 0 around the brain
+    "scored": lambda image: (image - 300) / 40,
+    "a constant": lambda image: image + 7,
+    "ringing": lambda image: np.where(image == 0, RINGING, image),
+    "negative": lambda image: np.where(image == 0, -2000, image),
+}
+RINGING = np.random.default_rng(5).normal(0, 1e-4, anatomy()[1].shape)
+
+
+@pytest.mark.parametrize("name", BACKGROUNDS)
+def test_a_background_that_is_not_0_is_background(make_case: MakeCase, name: str) -> None:
+    plain = prepare(make_case(), OPTIONS)
+    images = anatomy()[0].copy()
+    images[:3] = [BACKGROUNDS[name](image) for image in images[:3]]
+    found = prepare(make_case(images=images.astype(np.float32)), OPTIONS)
+    np.testing.assert_allclose(found.image, plain.image, atol=1e-3)
+    (warning,) = warnings_of(found.history)
+    assert "background is not 0" in warning
+    assert all(one in warning for one in MODALITIES[:3])
+    assert "t2f" not in warning
+    assert warnings_of(plain.history) == []
+
+
 def test_a_head_that_is_not_stripped_is_refused(make_case: MakeCase) -> None:
     images, _ = anatomy()
-    images += 5  # noise in the air
+    images += np.abs(np.random.default_rng(3).normal(0, 5, images.shape))  # noise in the air
     with pytest.raises(CaseError, match="not skull-stripped") as caught:
         prepare(make_case(images=images), OPTIONS)
     assert caught.value.code == "case-not-stripped"

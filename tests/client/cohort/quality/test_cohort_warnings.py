@@ -10,6 +10,7 @@ import pytest
 
 from client.cohort.quality.case_measurements import CaseMeasures, MaskMeasures, SequenceMeasures
 from client.cohort.quality.cohort_warnings import remarks
+from client.cohort.quality.sequence_plausibility import Plausibility
 from common.regions import MODALITIES
 
 SEQUENCE = SequenceMeasures(
@@ -70,6 +71,30 @@ def test_nothing_is_said_of_sound_cases() -> None:
         ({"mask": mask(outside_brain=0.3)}, "mask-outside", "doubt", "30% of the mask"),
         ({"mask": mask(parts=90)}, "mask-parts", "doubt", "90 pieces"),
         (
+            {"plausibility": Plausibility(alike=(("t1n", "t1c", 0.999),))},
+            "same-sequence",
+            "doubt",
+            "t1n and t1c are the same image (correlation 0.999",
+        ),
+        (
+            {"plausibility": Plausibility(plateau={"t1n": 0.01, "t2f": 0.21})},
+            "plateau",
+            "doubt",
+            "t2f holds one value over 21% of the brain",
+        ),
+        (
+            {"plausibility": Plausibility(t2_over_t1=-1.2)},
+            "exchanged",
+            "doubt",
+            "t1n and t2w seem to be exchanged",
+        ),
+        (
+            {"plausibility": Plausibility(mask_over_mirror=-0.8)},
+            "mask-mirrored",
+            "doubt",
+            "wrong side",
+        ),
+        (
             {"mask": mask(volume_ml={"WT": 5.0, "TC": 0.0, "ET": 0.0})},
             "no-enhancing",
             "note",
@@ -98,6 +123,8 @@ def test_each_fault_has_its_sentence(
         {"cut_off": {"superior": 0.05}},
         {"t1c": {"shift_mm": 5.0, "spacing_mm": (3, 3, 3)}},
         {"mask": None},
+        {"plausibility": Plausibility(plateau={"t1n": 0.02}, t2_over_t1=-0.1)},
+        {"plausibility": Plausibility(mask_over_mirror=-0.1, t2_over_t1=3.0)},
     ],
 )
 def test_what_may_be_chance_is_not_remarkable(changes: dict[str, Any]) -> None:
