@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from email.utils import format_datetime
 from pathlib import Path
 
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from tests import children
 
 ROOT: Final = Path(__file__).parents[1]

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -160,14 +159,6 @@ def script(name: str) -> str:
             do="Install gliofed with the extra for this role, such as gliofed[site].",
         )
     return str(path)
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _start(child: Child) -> subprocess.Popen[bytes]:

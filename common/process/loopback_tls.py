@@ -29,7 +29,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import StateError
-from common.process.child_processes import free_port
 from common.records.atomic_files import write_secret
 
 HOST: Final = "127.0.0.1"
@@ -49,6 +48,14 @@ _OWN_AUTHORITY: Final = x509.KeyUsage(
     decipher_only=False,
 )
 _BACKLOG: Final = 128
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class LoopbackAddress:
         Raises StateError (code ``not-serving``) if it was never made.
         """
         try:
-            return replace(self, port=int(self.noted.read_text()))
+            return replace(self, port=int(self.noted.read_text(encoding="ascii")))
         except (OSError, ValueError):
             raise StateError(
                 f"{self.noted} does not say where the {self.name} listens.",

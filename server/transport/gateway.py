@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import socket
 import ssl
 import sys
@@ -385,6 +384,8 @@ def serve(consortium: Consortium) -> None:
 
 def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
     """Have the system grant as many open files as the limits need, or take fewer connections."""
+    import resource
+
     wanted = limits.unknown + limits.known + _CALLS_ON + _OWN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

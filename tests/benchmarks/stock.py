@@ -32,7 +32,8 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from common.process.child_processes import Child, Supervisor, free_port, script
+from common.process.child_processes import Child, Supervisor, script
+from common.process.loopback_tls import free_port
 from server.consortium import provisioning
 from tests.deployment.stack import until
 

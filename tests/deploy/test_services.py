@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from server.consortium.provisioning import Consortium
 from tests import children
 from tests.deployment.stack import until

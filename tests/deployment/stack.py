@@ -25,7 +25,7 @@ from client.phantoms.cohort import write_cohort
 from client.phantoms.profiles import PROFILES
 from client.site.folder import Site
 from client.study.round_training import starting_weights
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from common.records.journal import Journal
 from common.records.weights import save
 from common.study.protocol import read_protocol

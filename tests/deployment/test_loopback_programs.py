@@ -17,10 +17,11 @@ import httpx
 import pytest
 
 from client.site.folder import Site
-from common.process.child_processes import FLOWER_ENVIRONMENT, die_with_parent, free_port
-from common.process.loopback_tls import LoopbackAddress
+from common.process.child_processes import FLOWER_ENVIRONMENT
+from common.process.loopback_tls import LoopbackAddress, free_port
 from server.commands import supervisor as coordinators
 from server.consortium.provisioning import Consortium
+from tests import children
 from tests.deployment.stack import until
 
 _LISTEN = "0A"
@@ -29,13 +30,8 @@ _LISTEN = "0A"
 @contextmanager
 def started(command: list[str], home: Path) -> Iterator[int]:
     environment = {**os.environ, **FLOWER_ENVIRONMENT, "FLWR_HOME": str(home)}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=die_with_parent,
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = children.start(command, env=environment, **quiet)
     try:
         yield process.pid
     finally:

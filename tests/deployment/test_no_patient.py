@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from common.process.child_processes import free_port, script
+from common.process.child_processes import script
+from common.process.loopback_tls import free_port
 from tests.deployment.stack import Stack, running_stack, until
 from tests.names import names_in, names_of
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -22,15 +23,15 @@ from client.site.pseudonyms import patients_key, pseudonym
 from client.study import round_training
 from client.study.withdrawal import withdraw
 from common.errors import CaseError, ConsentError, StateError
-from tests.consortia import STUDY, World, answer, edit, events, order
+from tests.consortia import STUDY, World, answer, approve, edit, events, order, tiny_protocol
 
 OLD, NEW = "train_on_reviews = false", "train_on_reviews = true"
 
 
-def named(train: bool, *, after: str = "REV") -> str:
-    """Return a patient who falls into training in the study, or who does not."""
+def named(train: bool, *, after: str = "REV", study: str = STUDY) -> str:
+    """Return a patient who falls into training in a study, or who does not."""
     names = (f"{after}-{number:05d}" for number in range(1000))
-    return next(name for name in names if (position(STUDY, name) < 0.7) is train)
+    return next(name for name in names if (position(study, name) < 0.7) is train)
 
 
 @pytest.fixture
@@ -39,13 +40,18 @@ def willing(world: World) -> Site:
 
 
 def reviewed(site: Site, folder: Path, patient: str) -> tuple[Case, np.ndarray, np.ndarray]:
-    """Return a case of a new patient, and a mask: a copy of one of the cohort under that name."""
+    """Return a case of a new patient, and a mask: almost a copy of one of the cohort."""
     source = min(path for path in site.data.iterdir() if path.is_dir())
     folder = folder / f"{patient}-000"
     folder.mkdir(parents=True)
     for path in source.glob("*.nii.gz"):
         role = path.name.rpartition("-")[2]
-        shutil.copy(path, folder / f"{patient}-000-{role}")
+        image = nibabel.load(path)
+        data = np.asanyarray(image.dataobj).copy()
+        if role != "seg.nii.gz":
+            data[0, 0, 0] += 1  # the same voxels would be the same patient
+        made = nibabel.Nifti1Image(data, image.affine, image.header)
+        nibabel.save(made, folder / f"{patient}-000-{role}")
     mask = read_volume(folder / f"{patient}-000-seg.nii.gz", dtype=np.uint8)
     (folder / f"{patient}-000-seg.nii.gz").unlink()
     return read_case(folder), mask.data, mask.affine
@@ -58,14 +64,15 @@ def given(site: Site, folder: Path, patient: str, **changes: object) -> Path:
 
 
 def test_it_is_in_the_next_round(world: World, willing: Site, tmp_path: Path) -> None:
-    patient = named(True)
-    before = round_training.training_patients(willing, willing.protocol(STUDY))
+    protocol = tiny_protocol(study="next")  # all rounds of the other one are done
+    approve(willing, world.consortium, protocol)
+    patient = named(True, study=protocol.study)
+    before = round_training.training_patients(willing, protocol)
     place = given(willing, tmp_path / "clinic", patient)
     hidden = pseudonym(patients_key(willing), patient)
-    after = round_training.training_patients(willing, willing.protocol(STUDY))
+    after = round_training.training_patients(willing, protocol)
     assert set(after) == set(before) | {hidden}
     shutil.rmtree(tmp_path / "clinic")  # the site has its own copy
-    protocol = willing.protocol(STUDY)
     report, arrays = answer(
         Participation(willing),
         order(

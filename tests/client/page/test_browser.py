@@ -49,6 +49,7 @@ def test_it_watches_the_training_and_stops_it(
         one_step.set()
         stop.check_not_halted(of)
 
+    monkeypatch.setattr("client.study.round_training._prepare", lambda *_: None)
     monkeypatch.setattr("client.site.preemption.check_not_halted", look)
     work = threading.Thread(target=lambda: reports.append(answer(Participation(site), content)[0]))
     asked: list[str] = []

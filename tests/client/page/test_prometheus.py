@@ -8,7 +8,7 @@ from client.page.prometheus import SiteFigures
 from client.page.site_status import Readings
 from client.site import stop
 from client.site.folder import Site
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from common.records.atomic_files import write_json
 from common.web.prometheus import expose, registry
 from tests.consortia import STUDY

@@ -274,7 +274,7 @@ def test_a_budget_of_3_is_spent_to_its_last_step(tmp_path: Path) -> None:
     for caps in ((cap, loose), (loose, cap), (cap, cap), (cap, loose)):
         reserve(1, caps)
     for caps in ((cap, loose), (loose, cap)):
-        with pytest.raises(PrivacyError, match="0 steps are left") as error:
+        with pytest.raises(PrivacyError, match="does not allow 1 more steps") as error:
             reserve(1, caps)
         assert error.value.code == "privacy-cap"
     with Ledger(tmp_path / "ledger", accountant=PldAccountant()) as ledger:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from client.networks.registry import build, state_arrays
+from client.privacy import dp_sgd
 from client.privacy.clipping import clip, clipper
 from client.privacy.dp_sgd import (
     CountingCharge,
@@ -249,16 +250,18 @@ def test_budget_stops_before_the_step() -> None:
     assert (len(touched), charge.confirmed) == (2, 2)
 
 
-def test_failing_step_stays_charged() -> None:
+def test_failing_step_stays_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one of a patient's data, which is a zero: one of the step itself."""
     charge = CountingCharge()
 
-    def fail() -> Prepared:
+    def fail(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
+    monkeypatch.setattr(dp_sgd, "noise", fail)
     with pytest.raises(RuntimeError):
         train_privately(
             build(TINY, seed=0),
-            [[fail]],
+            [],
             OPTIONS,
             privacy(sampling_rate=1.0),
             charge,

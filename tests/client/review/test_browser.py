@@ -17,7 +17,7 @@ import uvicorn
 from client.imaging.nifti import read_volume
 from client.review.pages import application
 from client.review.session import Desk
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from common.web.auth import Door, issue, link
 from tests.programs import needed
 from tests.reviews import GRIDS, tumour, write_result

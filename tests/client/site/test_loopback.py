@@ -34,7 +34,7 @@ from client.site.folder import Site
 from client.worker import Worker
 from common.doctor.tls_probe import reach
 from common.errors import CaseError, FederationError
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from tests import doors
 
 ROOT: Final = Path(__file__).parents[3]
@@ -49,8 +49,7 @@ SILENT: Final = {
     "client.clinic.service.tensors": "makes and reads messages",
     "client.clinic.pacs.dimse": "by sockets of its own, which know of no proxy",
     "client.review.page_process": "serves",
-    "common.process.child_processes": "looks for a free port",
-    "common.process.loopback_tls": "listens, and makes certificates",
+    "common.process.loopback_tls": "listens, looks for a free port, and makes certificates",
     "common.web.http_server": "serves",
     "common.web.prometheus": "serves",
 }

@@ -100,11 +100,13 @@ def test_training_ends_before_its_next_step_and_nothing_leaves(
             stop.stop(of, by="Bo")
         stop.check_not_halted(of)
 
+    monkeypatch.setattr("client.study.round_training._prepare", lambda *_: None)
     monkeypatch.setattr("client.site.preemption.check_not_halted", after_one_step)
     report, arrays = hospital.ask("train")
     assert (report.code, arrays) == ("site-stopped", {})
     assert len(looked) == 2, "it went on"
-    assert hospital.steps() == (1 if protocol.private else 0), "what was taken stays spent"
+    spent = 1 if protocol.private else protocol.training.local_steps  # those as a whole, ahead
+    assert hospital.steps() == spent, "what was taken stays spent"
     assert not list((site.folder / "outbox").rglob("*.safetensors"))
 
 
@@ -112,11 +114,13 @@ def test_training_ends_before_its_next_step_and_nothing_leaves(
 def test_what_is_ready_when_the_stop_comes_does_not_leave(
     hospital: Hospital, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if kind == "evaluate":
+        hospital.ask("train")  # scores leave of a round that was trained
     hold = Participation._hold
 
-    def stopped_meanwhile(self: Participation, site: Site, *rest: Any) -> None:
-        stop.stop(site, by="Bo")
-        hold(self, site, *rest)
+    def stopped_meanwhile(self: Participation, **how: bool) -> None:
+        stop.stop(hospital.site, by="Bo")
+        hold(self, **how)
 
     monkeypatch.setattr(Participation, "_hold", stopped_meanwhile)
     report, arrays = hospital.ask(kind)

@@ -36,7 +36,7 @@ def served(consortium: Consortium, site: Site) -> AbstractContextManager[int]:
 
 @pytest.fixture
 def consortium(tmp_path: Path) -> Consortium:
-    from common.process.child_processes import free_port
+    from common.process.loopback_tls import free_port
 
     folder = tmp_path / "coordinator"
     return provisioning.init(folder, name="Northern", host="127.0.0.1", port=free_port())

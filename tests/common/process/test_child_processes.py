@@ -16,11 +16,11 @@ from common.process import child_processes
 from common.process.child_processes import (
     Child,
     Supervisor,
-    free_port,
     repeating,
     script,
     stop_on_signals,
 )
+from common.process.loopback_tls import free_port
 from tests import children
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from common.errors import StateError
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from server.commands import supervisor
 from server.consortium import certificates, key_rotation, provisioning
 from server.consortium.provisioning import Consortium

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from common.errors import StateError
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from server.consortium import listen_address
 from server.consortium.listen_address import Listening, bound, interface, refusal
 from tests import faulty_doors

@@ -10,7 +10,7 @@ import pytest
 
 from client.runtime.order_handler import Participation
 from common.doctor.findings import Finding
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from common.records.atomic_files import held
 from server.commands import coordinator
 from server.consortium import provisioning

@@ -138,7 +138,7 @@ def test_sites_that_kept_scores_or_costs_to_themselves_are_named(world: Any) -> 
     world.hospitals["b"].replies.update(train=bare, evaluate=bare)
     world.run()
     page = markdown(told(world))
-    assert "- without a score in round 1: b (not in its reply)" in page
+    assert "- without a score in round 1: b (not reported)" in page
     assert "did not say what it cost: b." in page
 
 

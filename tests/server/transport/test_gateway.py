@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import StateError
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from server.consortium import provisioning
 from server.consortium.provisioning import Consortium
 from server.consortium.superlink_address import Hub

@@ -37,7 +37,7 @@ from client.imaging.case import Case, Image
 from client.imaging.nifti import Volume
 from common import posix
 from common.errors import IdentityError, ModelError, StateError
-from common.process.child_processes import free_port
+from common.process.loopback_tls import free_port
 from server.release.revocation import revoke, write_revocations
 from tests.client.clinic.service.conftest import PLAIN, Serve, client, headers, inputs, volumes
 from tests.client.conftest import Run
