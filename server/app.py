@@ -19,5 +19,5 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Serve the consortium whose folder the executor put into the run's settings."""
     consortium = Consortium.open(Path(str(context.run_config["consortium"])))
-    fleet = SignedFleet(GridFleet(grid), consortium.identity, consortium.sites)
+    fleet = SignedFleet(GridFleet(grid), lambda: consortium.identity, consortium.sites)
     schedule(consortium, fleet)

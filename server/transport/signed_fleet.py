@@ -6,6 +6,7 @@ another order, or that was changed on its way, is refused before anything of it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.errors import IdentityError, UpdateError
@@ -20,10 +21,10 @@ from server.rounds.fleet import Delivery, Fleet
 
 @dataclass
 class SignedFleet:
-    """The sites that ``fleet`` reaches."""
+    """The sites that ``fleet`` reaches; ``identity()`` is the coordinator's, which may change."""
 
     fleet: Fleet
-    identity: Identity
+    identity: Callable[[], Identity]
     sites: Sites
     _sent: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -34,7 +35,7 @@ class SignedFleet:
         self, site: str, kind: OrderKind, content: Content, *, ttl_s: float, limit: ReplyLimit
     ) -> str:
         nonce = new_nonce()
-        own = signed(content, self.identity, kind="order", site=site, nonce=nonce)
+        own = signed(content, self.identity(), kind="order", site=site, nonce=nonce)
         ticket = self.fleet.send(site, kind, own, ttl_s=ttl_s, limit=limit)
         self._sent[ticket] = site, nonce
         return ticket

@@ -472,8 +472,8 @@ def test_there_are_no_more_connections_than_open_files(
     monkeypatch: pytest.MonkeyPatch, hard: int, unknown: int, known: int
 ) -> None:
     asked = []
-    monkeypatch.setattr(gateway.resource, "getrlimit", lambda _: (100, hard))
-    monkeypatch.setattr(gateway.resource, "setrlimit", lambda _, pair: asked.append(pair))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: asked.append(pair))
     limits = gateway._within_descriptors(gateway.LIMITS)
     assert (limits.unknown, limits.known) == (unknown, known)
     assert all(soft <= hard or hard == resource.RLIM_INFINITY for soft, _ in asked)

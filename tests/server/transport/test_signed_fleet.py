@@ -29,7 +29,9 @@ def collected(
         keys = {consortium.identity.public}
         return answer(content, nonce_of(content, keys, kind="order", site=site.name))
 
-    fleet = SignedFleet(MemoryFleet({site.name: reply}), consortium.identity, consortium.sites)
+    fleet = SignedFleet(
+        MemoryFleet({site.name: reply}), lambda: consortium.identity, consortium.sites
+    )
     assert fleet.online() == {site.name}
     delivery = fleet.collect(
         fleet.send(site.name, "offer", pack(ORDER, None), ttl_s=60.0, limit=NOTHING)
@@ -53,6 +55,27 @@ def test_the_sites_own_answer_comes_through(consortium: Consortium, site: Site) 
     delivery = collected(consortium, site, lambda _, nonce: by(site.identity, site.name, nonce))
     assert delivery.failure == ""
     assert delivery.content is not None
+
+
+def test_a_new_key_of_the_coordinator_signs_from_the_next_order_on(
+    consortium: Consortium, site: Site, tmp_path: Path
+) -> None:
+    signers: list[str] = []
+    keys = [consortium.identity, Identity.create(tmp_path / "next")]
+
+    def reply(_: str, content: Content) -> Content:
+        nonce = nonce_of(content, {keys[0].public}, kind="order", site=site.name)
+        signers.append(keys[0].public)
+        return by(site.identity, site.name, nonce)
+
+    fleet = SignedFleet(MemoryFleet({site.name: reply}), lambda: keys[0], consortium.sites)
+    for _ in range(2):
+        ticket = fleet.send(site.name, "offer", pack(ORDER, None), ttl_s=60.0, limit=NOTHING)
+        delivery = fleet.collect(ticket)
+        assert delivery is not None
+        assert delivery.content is not None
+        keys.reverse()
+    assert len(set(signers)) == 2
 
 
 def test_an_impostors_answer_is_refused(consortium: Consortium, site: Site, tmp_path: Path) -> None:
