@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -146,3 +147,17 @@ def world(finished: Path, tmp_path: Path) -> World:
         Site.open(root / "north"),
         (root / "release-1", root / "release-2"),
     )
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """Whoever waits for a pipe's other end is interrupted, and the test fails."""
+
+    def waited(*_: object) -> None:
+        raise TimeoutError("it waits for the other end of a pipe")
+
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

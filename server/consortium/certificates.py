@@ -129,10 +129,6 @@ def new_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     return cast(ec.EllipticCurvePrivateKey, key)

@@ -37,7 +37,6 @@ from common.doctor.machine_checks import (
 from common.doctor.tls_probe import PATIENCE_S, Reached, reach
 from common.errors import StateError
 from common.process.exit_reason import last_words
-from common.process.loopback_tls import HOST
 from common.records.atomic_files import is_held
 from common.records.journal import Entry
 from common.versions import proven, skew
@@ -47,7 +46,7 @@ from server.consortium.listen_address import Listening
 from server.consortium.provisioning import Consortium
 from server.consortium.published_study import Study
 from server.consortium.sites import versions_said
-from server.reporting.health import SILENT_S, problem_of
+from server.reporting.health import SILENT_S, problem_of, reach_superlink
 
 LIBRARIES: Final = ("flwr", "numpy", "starlette", "uvicorn", "httpx", "cryptography")
 UNIT: Final = "gliofed-server.service"
@@ -98,13 +97,7 @@ def _serving(consortium: Consortium, *, patience_s: float) -> list[Finding]:
     here = reach(
         settings.host, at.port, authority=authority, patience_s=patience_s, address=at.here
     )
-    superlink = reach(
-        HOST,
-        hub.port,
-        authority=hub.certificate,
-        own=(hub.certificate, hub.key),
-        patience_s=patience_s,
-    )
+    superlink = reach_superlink(hub, patience_s=patience_s)
     outside = reach(settings.host, settings.port, authority=authority, patience_s=patience_s)
     return [
         of_listening("gateway", here, log=log / "gateway.log"),

@@ -19,6 +19,7 @@ from common.process.loopback_tls import HOST
 from common.records.atomic_files import is_held
 from server.consortium.certificate_expiry import closed, outlook
 from server.consortium.provisioning import Consortium
+from server.consortium.superlink_address import Hub
 
 SILENT_S: Final = 60.0
 """The executor reaches the SuperLink every ten seconds, and waits for one that is started anew."""
@@ -48,13 +49,7 @@ def check(consortium: Consortium, *, patience_s: float = _PATIENCE_S) -> Finding
         address=at.here,
     )
     _answered("gateway", str(at), gateway, log=log / "gateway.log")
-    superlink = reach(
-        HOST,
-        hub.port,
-        authority=hub.certificate,
-        own=(hub.certificate, hub.key),
-        patience_s=patience_s,
-    )
+    superlink = reach_superlink(hub, patience_s=patience_s)
     _answered("SuperLink", hub.address, superlink, log=log / "superlink.log")
     silent_s = hub.reached_s_ago()
     if silent_s is None or silent_s > SILENT_S:
@@ -63,6 +58,17 @@ def check(consortium: Consortium, *, patience_s: float = _PATIENCE_S) -> Finding
     for trouble in consortium.threads.troubles():
         raise StateError(trouble, do=f"See {log / 'executor.log'}.", code="thread")
     return outlook(folder)
+
+
+def reach_superlink(hub: Hub, *, patience_s: float) -> Reached:
+    """Go up to the SuperLink, as the coordinator's own processes do."""
+    return reach(
+        HOST,
+        hub.port,
+        authority=hub.certificate,
+        own=(hub.certificate, hub.key),
+        patience_s=patience_s,
+    )
 
 
 def problem_of(found: Reached) -> str:

@@ -44,11 +44,10 @@ class SignedFleet:
         delivery = self.fleet.collect(ticket)
         if delivery is None:
             return None
-        sent = self._sent.pop(ticket, None)
-        if delivery.content is None or sent is None:
+        site, nonce = self._sent.pop(ticket, ("", ""))
+        if (content := delivery.content) is None:
             return delivery
-        (site, nonce), content = sent, delivery.content
-        keys = self.sites.identity_keys(site)
+        keys = self.sites.identity_keys(site)  # none for what was not sent here
         try:
             if within(lambda: nonce_of(content, keys, kind="reply", site=site)) != nonce:
                 raise IdentityError("The reply is to an order before this one.", code="replayed")

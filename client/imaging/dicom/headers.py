@@ -50,7 +50,7 @@ class DeflatedError(ValueError):
     """A file that is packed as a whole: its header cannot be read without unpacking all of it."""
 
 
-class _Unpacking:
+class _RefusingZlib:
     """Stands where pydicom has zlib, which would unpack a file without a limit."""
 
     MAX_WBITS: Final = zlib.MAX_WBITS
@@ -60,7 +60,7 @@ class _Unpacking:
         raise DeflatedError("deflated")
 
 
-pydicom.filereader.zlib = _Unpacking  # type: ignore[assignment,attr-defined]  # for all who read DICOM here
+pydicom.filereader.zlib = _RefusingZlib  # type: ignore[assignment,attr-defined]  # for all who read DICOM here
 
 DAMAGED: Final = (
     ArithmeticError, AssertionError, AttributeError, BytesLengthException, EOFError,
@@ -119,7 +119,7 @@ class Instance:
     facts: Facts
 
 
-class Sparing:
+class LimitedStream:
     """A stream whose header is read within limits: of the length of a value, and of items.
 
     An item of a sequence takes 8 bytes in a file and a thousand in memory.
@@ -194,7 +194,7 @@ def damaged(part: Part, why: str) -> CaseError:
 def _read(part: Part, stream: BinaryIO) -> Instance | None:
     stream.seek(0)
     dataset = pydicom.dcmread(
-        Sparing(stream),
+        LimitedStream(stream),
         force=True,
         stop_before_pixels=True,
         specific_tags=list(_TAGS),

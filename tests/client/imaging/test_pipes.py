@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,7 @@ from client.imaging.nifti import read_volume
 from client.imaging.prepared_cache import content_sha256
 from common.errors import CaseError, GliofedError, ModelError
 
-
-@pytest.fixture(autouse=True)
-def at_once() -> Iterator[None]:
-    """Whoever waits for a pipe's other end is interrupted, and the test fails."""
-
-    def waited(*_: object) -> None:
-        raise TimeoutError("it waits for the other end of a pipe")
-
-    before = signal.signal(signal.SIGALRM, waited)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 READERS: dict[str, tuple[Callable[[Path], object], type[GliofedError] | type[OSError]]] = {

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,7 @@ from common.records.atomic_files import read_json
 from common.records.regular_files import open_regular, read_regular
 from common.records.weights import load
 
-
-@pytest.fixture(autouse=True)
-def at_once() -> Iterator[None]:
-    """Whoever waits for a pipe's other end is interrupted, and the test fails."""
-
-    def waited(*_: object) -> None:
-        raise TimeoutError("it waits for the other end of a pipe")
-
-    before = signal.signal(signal.SIGALRM, waited)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 def pipe(path: Path) -> None:

@@ -91,6 +91,16 @@ def test_an_impostors_answer_is_refused(consortium: Consortium, site: Site, tmp_
     assert refusal(order_itself) == "signature"
 
 
+def test_an_answer_to_what_was_not_sent_here_is_refused(consortium: Consortium, site: Site) -> None:
+    own = by(site.identity, site.name, new_nonce())
+    memory = MemoryFleet({site.name: lambda *_: own})
+    ticket = memory.send(site.name, "offer", pack(ORDER, None), ttl_s=60.0, limit=NOTHING)
+    fleet = SignedFleet(memory, lambda: consortium.identity, consortium.sites)
+    delivery = fleet.collect(ticket)
+    assert delivery is not None
+    assert refusal(delivery) == "signature"
+
+
 def test_a_site_that_was_revoked_meanwhile_is_not_heard(consortium: Consortium, site: Site) -> None:
     def answer(_: Content, nonce: str) -> Content:
         (consortium.folder / "sites" / f"{site.name}.json").unlink()
